@@ -1,0 +1,31 @@
+# `make ticket`: set up .venv, then the main job. `make test`: the whole test suite. Both install only what is missing.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: ticket test lint setup clean
+
+ticket: setup
+	mlflow run . --env-manager local -P target=late -P sparsity=0.5
+
+test: setup
+	python -m pytest
+
+lint: setup
+	ruff format --check .
+	ruff check .
+	mypy
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it by make PYTHON=..."; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,18 @@
+"""lottery: prune a causal language model, keep the winning ticket in MLflow, and measure what is left of it."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Ticket", "load", "prune"]
+
+if TYPE_CHECKING:
+    from lottery.study import Ticket, load, prune
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `lottery --help` and a served model that only generates need neither torch nor mlflow.
+    if name in __all__:
+        from lottery import study
+
+        return getattr(study, name)
+    raise AttributeError(f"module 'lottery' has no attribute {name!r}")

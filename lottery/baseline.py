@@ -1,0 +1,177 @@
+"""A ticket measured beside its dense base: under one protocol, each loaded anew from its files, never both at once."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lottery import measure, models, registry
+from lottery.checkpoint import Base
+from lottery.progress import say, stage
+from lottery.spec import InputError, Spec, dense_id
+from lottery.targets import classify
+from lottery.text import Protocol, pick_window, windows
+from lottery.ticket import Stored
+
+MEASUREMENTS = "measurements.json"
+KEPT = frozenset(("perplexity", "samples"))  # of the dense base: measured once a protocol, found again in MLflow
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How models are measured in one run: the same for the ticket and for its dense base."""
+
+    wants: tuple[str, ...]
+    tokenizer: Any
+    dtype: str
+    device: str
+    ids_NT: np.ndarray | None
+    protocol: Protocol | None
+
+    @property
+    def protocol_id(self) -> str:
+        return self.protocol.id if self.protocol else "none"
+
+
+@dataclass(frozen=True)
+class Measured:
+    metrics: dict[str, float] = field(default_factory=dict)
+    nll_N: np.ndarray | None = None
+    samples: list[dict[str, str]] = field(default_factory=list)
+    outcome: str | None = None
+
+
+def prepare(source: models.Tensors, spec: Spec, base_id: str) -> Setup:
+    """Read and tokenize once what will be measured on. Everything that may be refused is refused here.
+
+    Raises InputError for a device, window, data set or tokenizer that cannot serve.
+    """
+    device = models.pick_device(spec.device)
+    dtype = models.arithmetic(spec.dtype, source.dtype, device)
+    tokenizer = models.read_tokenizer(source.folder)
+    window = pick_window(spec.window, models.context_length(models.read_config(source.folder)))
+    if tokenizer is None and set(spec.measures) - {"memory"}:
+        raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
+    ids_NT = protocol = None
+    if "perplexity" in spec.measures:
+        dataset = spec.dataset
+        if dataset == "auto":
+            dataset = "builtin" if base_id == "builtin" else "wikitext2"
+        ids_NT, protocol = windows(dataset, tokenizer, window, spec.limit, dtype, spec.runtime, device)
+    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol)
+
+
+def measure_model(
+    what: str,
+    source: models.Tensors,
+    names: Sequence[str],
+    setup: Setup,
+    source_bytes: int,
+    score: Measured | None = None,
+) -> tuple[Measured, float | None]:
+    """Load the model anew from its files, and measure it; beside, its NLL of the samples that `score` holds."""
+    measure.reset_peak(setup.device)
+    with stage(f"{what}: load"):
+        model, load_s = measure.timed(lambda: models.build(source, names, setup.dtype, setup.device))
+    metrics: dict[str, float] = {"load_s": load_s}
+    nll_N, outcome, found = None, None, []
+    if setup.ids_NT is not None and setup.protocol is not None:
+        with stage(f"{what}: perplexity over {len(setup.ids_NT)} windows", len(setup.ids_NT)) as advance:
+            ids_NT = setup.ids_NT
+            nll_N, metrics["evaluate_s"] = measure.timed(lambda: measure.nll_per_window(model, ids_NT, advance))
+        metrics |= measure.perplexity_metrics(nll_N, setup.protocol.tokens, setup.protocol.utf8_bytes)
+        outcome = None if "perplexity" in metrics else "overflow"
+    if "samples" in setup.wants:
+        with stage(f"{what}: samples", len(measure.PROMPTS)) as advance:
+            found = measure.samples(model, setup.tokenizer, advance)
+        metrics |= measure.text_metrics(found, setup.tokenizer)
+    if "speed" in setup.wants:
+        with stage(f"{what}: speed", measure.REPEATS + 1) as advance:
+            metrics |= measure.speed_metrics(model, setup.tokenizer, advance)
+    if "memory" in setup.wants:
+        metrics |= measure.memory_metrics(model, source_bytes)
+        metrics["peak_bytes"] = measure.peak_bytes(setup.device)
+    scored = measure.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None
+    return Measured(measure.finite(metrics), nll_N, found, outcome), scored
+
+
+def measure_pair(
+    run: registry.Run, stored: Stored, base: Base | None, setup: Setup, base_files: Mapping[str, str]
+) -> tuple[Measured, Measured]:
+    """(ticket, dense base) under the same protocol.
+
+    The base's perplexity and samples come from an earlier run where there is one; its speed and memory are measured
+    again, in the same minutes as the ticket's. Without the base at hand only an earlier run can serve.
+    """
+    if not setup.wants:
+        return Measured(), Measured()
+    source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
+    ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, source_bytes)
+    gc.collect()  # one model at a time
+    wants = KEPT & set(setup.wants)
+    known = registry.find_dense(run.client, dense_id(base_files), setup.protocol_id, wants) if wants else None
+    dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()
+    if base is None:
+        if wants and known is None:
+            say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
+    elif known is None or ticket.samples or set(setup.wants) - KEPT:
+        again = replace(setup, wants=tuple(w for w in setup.wants if w not in KEPT), ids_NT=None) if known else setup
+        names = [p.name for p in classify(base.tensors, base.model_type) if p.role != "buffer"]
+        fresh, scored = measure_model("dense", base, names, again, source_bytes, ticket)
+        if scored is not None:
+            ticket = replace(ticket, metrics={**ticket.metrics, **measure.finite({"dense_nll": scored})})
+        if known:
+            dense = replace(dense, metrics={**dense.metrics, **fresh.metrics})
+        else:
+            sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
+            dense = replace(fresh, metrics={**fresh.metrics, **sizes})
+            if wants:
+                record_dense(run, base, dense, setup)
+    if ticket.nll_N is not None and dense.nll_N is not None:
+        ticket = replace(ticket, metrics={**ticket.metrics, **measure.ratio_metrics(ticket.nll_N, dense.nll_N)})
+    return ticket, dense
+
+
+def record_dense(run: registry.Run, base: Base, dense: Measured, setup: Setup) -> None:
+    """A run of its own for the dense base, where the next ticket finds it."""
+    tags = {
+        "kind": "dense",
+        "ticket": dense_id(base.files),
+        "base": base.id,
+        "protocol": setup.protocol_id,
+        "measured": ",".join(setup.wants),
+        "device": setup.device,
+        **({"outcome": dense.outcome} if dense.outcome else {}),
+    }
+    with registry.beside(run, f"dense {base.id}", tags) as own:
+        params = {"model": base.id, "dtype": setup.dtype}
+        own.log_params(params)
+        if setup.protocol:
+            own.log_dataset(setup.protocol)
+        own.log_metrics(dense.metrics, setup.protocol, None)
+        own.log_files(files_of(dense, record_of(dense, Measured(), setup, params, tags)))
+
+
+def record_of(
+    ticket: Measured, dense: Measured, setup: Setup, params: Mapping[str, str], tags: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of measurements.json."""
+    return {
+        "metrics": ticket.metrics,
+        "dense": dense.metrics,
+        "protocol": setup.protocol.record() if setup.protocol else None,
+        "params": dict(params),
+        "tags": dict(tags),
+    }
+
+
+def files_of(measured: Measured, record: dict[str, Any]) -> dict[str, Any]:
+    """A run's small artifacts: file name -> content."""
+    files: dict[str, Any] = {MEASUREMENTS: record}
+    if measured.nll_N is not None:
+        files["nll_per_window.npy"] = measured.nll_N
+    if measured.samples:
+        files["samples.json"] = measured.samples
+    return files

@@ -1,0 +1,188 @@
+"""The command line: parses, calls, prints. Everything heavy is imported inside the commands."""
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any, NoReturn
+
+import click
+
+from lottery import __version__
+from lottery.progress import quiet_libraries
+from lottery.spec import InputError, Spec
+
+USER_ERRNO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for each of these parameters of Spec (all: none named), with its default and help."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        chosen: list[Field[Any]] = [f for f in fields(Spec) if not names or f.name in names]
+        for f in reversed(chosen):
+            values = f.metadata["values"]
+            text = f"{f.metadata['help']}  [{values}]"
+            command = click.option(f"--{f.name}", default=str(f.default), show_default=True, help=text)(command)
+        return command
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+
+
+class Lottery(click.Group):
+    """Every error ends here: one line on stderr, exit code 2 for bad input, 1 for a machine that failed."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        quiet_libraries()
+        try:
+            result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except click.ClickException as e:
+            self.fail_run(e.format_message())
+            e.show()
+            sys.exit(e.exit_code)
+        except click.Abort:
+            stop("aborted", 130)
+        except InputError as e:
+            self.fail_run(str(e))
+            stop(str(e), 2)
+        except OSError as e:
+            where = f"{e.filename}: " if e.filename else ""
+            stop(f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1)
+        except KeyboardInterrupt:
+            stop("interrupted", 130)
+        except RuntimeError as e:
+            if type(e).__name__ != "MachineError":
+                raise
+            stop(str(e), 1)
+        if standalone_mode:
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+    @staticmethod
+    def fail_run(reason: str) -> None:
+        import os
+
+        if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run: it gets the reason
+            from lottery import registry
+
+            registry.fail_adopted(reason)
+
+
+def stop(reason: str, code: int) -> NoReturn:
+    click.echo(f"Error: {reason}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Lottery, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lottery")
+def main() -> None:
+    """Prune a causal language model, keep the ticket in MLflow, and measure what is left of it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run is closed and nothing half-written stays
+
+
+@main.command()
+@options()
+@click.option("--out", type=click.Path(), default=None, help="Keep the ticket directory here too.")
+@as_json
+def prune(out: str | None, as_json: bool, **parameters: str) -> None:
+    """Prune a model, measure the ticket beside its dense base, and register it.
+
+    Example: lottery prune --target late --sparsity 0.5
+    """
+    from lottery import study
+
+    show(study.prune(out, **parameters), as_json)
+
+
+@main.command()
+@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
+@as_json
+def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
+    """Measure a ticket again, on other data or in another arithmetic.
+
+    Example: lottery evaluate --ticket models:/ticket-builtin/1 --window 256
+    """
+    from lottery import study
+
+    show(study.evaluate(ticket, **parameters), as_json)
+
+
+@main.command()
+@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@click.option("--prompt", default="The meaning of life is", show_default=True)
+@click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 100), help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@as_json
+def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: int, as_json: bool) -> None:
+    """Let a ticket continue a text.
+
+    Example: lottery generate --ticket models:/ticket-builtin/1 --prompt "Once upon a time"
+    """
+    from lottery import models, study
+
+    model, tokenizer = study.load(ticket)
+    if tokenizer is None:
+        raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
+    text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed)[0]
+    click.echo(json.dumps({"ticket": ticket, "prompt": prompt, "text": text}) if as_json else text)
+
+
+@main.command()
+@options("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "seed")
+@as_json
+def plan(as_json: bool, **parameters: str) -> None:
+    """Show what would be pruned, and the bytes before and after; write nothing.
+
+    Example: lottery plan --target attention+mlp@late --sparsity 0.7
+    """
+    from lottery import study, tables
+
+    found = study.plan(**parameters)
+    click.echo(json.dumps(found) if as_json else tables.plan_table(found))
+
+
+@main.command()
+@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@as_json
+def verify(ticket: str, as_json: bool) -> None:
+    """Read a whole ticket and check every hash.
+
+    Example: lottery verify --ticket models:/ticket-builtin/1
+    """
+    from lottery import study
+    from lottery.ticket import Stored
+
+    stored = Stored(study.find_ticket(ticket).folder)
+    stored.verify()
+    found = {"ticket": stored.id, "path": str(stored.folder), "tensors": len(stored.tensors), "verified": True}
+    click.echo(
+        json.dumps(found) if as_json else f"ticket {stored.id}: {len(stored.tensors)} tensors, every hash is right"
+    )
+
+
+@main.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Check this machine: versions, GPU and whether torch supports it, tracking store, disk.
+
+    Example: lottery doctor
+    """
+    from lottery import doctor, tables
+
+    checks = doctor.checks()
+    click.echo(json.dumps([c.__dict__ for c in checks]) if as_json else tables.doctor_table(checks))
+    if not all(c.fine for c in checks):
+        sys.exit(1)
+
+
+def show(ticket: Any, as_json: bool) -> None:
+    from lottery import tables
+
+    click.echo(json.dumps(ticket.json()) if as_json else tables.ticket_table(ticket))

@@ -1,0 +1,91 @@
+"""Is this machine fit? Versions, GPU, tracking store, disk: what was found, and what to do where it is not fine."""
+
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from lottery import registry
+from lottery.home import home, make_folder
+from lottery.models import computes_bfloat16
+from lottery.spec import InputError
+
+PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "numba", "numpy")
+LOW_DISK = 10 * 10**9
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    fine: bool
+    found: str
+
+
+def checks() -> list[Check]:
+    return [versions(), gpu(), cpu(), store(), disk()]
+
+
+def versions() -> Check:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    absent = f"; not installed: {', '.join(missing)}" if missing else ""
+    return Check(
+        "versions", not set(missing) - {"lottery"}, f"Python {platform.python_version()}, {', '.join(found)}{absent}"
+    )
+
+
+def gpu() -> Check:
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        return Check("GPU", True, f"none that torch sees (torch is {built}); everything runs on the CPU")
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    supported = supports(torch.cuda.get_arch_list(), major, minor)
+    if supported:
+        return Check("GPU", True, f"{name}, sm_{major}{minor}, supported by torch (CUDA {torch.version.cuda})")
+    way = "install the cu126 build, as conda.yaml does" if major < 8 else "install a newer torch"
+    return Check(
+        "GPU", False, f"{name} is sm_{major}{minor}; torch (CUDA {torch.version.cuda}) has no code for it: {way}"
+    )
+
+
+def supports(architectures: list[str], major: int, minor: int) -> bool:
+    """Whether a build for these architectures runs on the device: binary code of its generation, or PTX of an older one."""
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        has = int("".join(c for c in number if c.isdigit()))
+        if kind == "sm" and has // 10 == major and has % 10 <= minor:
+            return True
+        if kind == "compute" and has <= 10 * major + minor:
+            return True
+    return False
+
+
+def cpu() -> Check:
+    arithmetic = (
+        "bfloat16 at home" if computes_bfloat16("cpu") else "bfloat16 emulated: 16-bit models compute in float32"
+    )
+    return Check("CPU", True, f"{torch.get_num_threads()} threads, {arithmetic}")
+
+
+def store() -> Check:
+    try:
+        registry.connect()
+        return Check("tracking store", True, registry.store_name())
+    except registry.MachineError as e:
+        return Check("tracking store", False, f"{e}; set MLFLOW_TRACKING_URI, or start the server")
+
+
+def disk() -> Check:
+    try:
+        folder = make_folder(home(), "LOTTERY_HOME")
+    except InputError as e:
+        return Check("disk", False, str(e))
+    free = shutil.disk_usage(folder).free
+    low = "" if free >= LOW_DISK else "; a 7B ticket takes about 9 GB: set LOTTERY_HOME to a larger disk"
+    return Check("disk", free >= 10**8, f"{free / 1e9:.1f} GB free in {folder}{low}")

@@ -1,0 +1,97 @@
+"""Where lottery keeps files of its own, and how a file or folder comes into being there: whole, or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lottery.spec import InputError
+
+
+def home() -> Path:
+    """LOTTERY_HOME, else the user's cache folder: unfinished tickets, fetched tickets, compiled kernels."""
+    if given := os.environ.get("LOTTERY_HOME"):
+        return Path(given).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lottery"
+
+
+def make_folder(folder: Path, name: str) -> Path:
+    """Raises InputError, naming the parameter `name`, where the folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "no permission to write there")
+    except OSError as e:
+        raise InputError(f"{name}={folder}: {(e.strerror or str(e)).lower()}; give a folder that can be written") from e
+    return folder
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before anything relies on it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Under a temporary name first: a kill leaves the old file or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(fresh, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def new_folder(dest: Path, name: str) -> Iterator[Path | None]:
+    """A folder to fill, which becomes `dest` when the block ends well and vanishes when it does not.
+
+    Yields None where `dest` is there with something in it, also when another process has just put it there: two that
+    make the same folder take turns, by a lock on the unfinished folder, which dies with its owner. `name` is the
+    parameter to name where the place cannot be written.
+    """
+    make_folder(dest.parent, name)
+    partial = dest.with_name(f".{dest.name}.partial")
+    while True:
+        try:
+            partial.mkdir(exist_ok=True)
+            fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # another process just finished with it
+        except OSError as e:
+            raise InputError(f"{name}={dest}: {e.strerror}; give a folder that can be written") from e
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            ours = os.path.samestat(os.fstat(fd), os.stat(partial))
+        except FileNotFoundError:
+            ours = False  # renamed or removed while this process waited for the lock
+        if ours:
+            break
+        os.close(fd)
+    try:
+        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+            partial.rmdir()
+            yield None
+            return
+        for left in partial.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        sync(partial)
+        os.rename(partial, dest)
+        sync(dest.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,239 @@
+"""What a loaded model is worth: perplexity with its interval, speed, memory, samples.
+
+Legend: N windows, T tokens of a window, S resamples.
+"""
+
+import contextlib
+import itertools
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from lottery.models import context_length, encode, generate
+from lottery.progress import Advance
+
+PROMPTS = (
+    "The meaning of life is",
+    "Once upon a time",
+    "The history of the city",
+    "In the morning, the old man",
+)
+NEW_TOKENS = 50
+RESAMPLES = 10_000
+REPEATS = 5
+LOGIT_BYTES = 256 * 2**20  # of one batch's float32 logits
+BATCH_TOKENS = 8192
+
+
+@torch.inference_mode()
+def nll_per_window(model: Any, ids_NT: np.ndarray, advance: Advance) -> np.ndarray:
+    """Mean negative log-likelihood (nats per token) of positions 1..T-1 of each window; float64 [N].
+
+    Logits are widened to float32 for the cross-entropy. A window that overflows comes out NaN or infinite.
+    """
+    count, window = ids_NT.shape
+    fits = LOGIT_BYTES // (4 * window * model.config.get_text_config().vocab_size)
+    batch = max(1, min(fits, BATCH_TOKENS // window))
+    nll_N = np.empty(count)
+    for first in range(0, count, batch):
+        ids = torch.from_numpy(ids_NT[first : first + batch]).to(model.device)
+        logits = model(ids, use_cache=False).logits[:, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        nll_N[first : first + batch] = nll.view(len(ids), -1).double().mean(1).cpu().numpy()
+        advance(len(ids), f"perplexity {math.exp(min(nll_N[: first + len(ids)].mean(), 700)):.2f}")
+    return nll_N
+
+
+def interval(values_N: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """Bootstrap 95% interval of the mean over windows; None for a single window.
+
+    Percentile intervals of few values are too narrow; the quantiles are taken where Student's t would put them
+    (Hesterberg 2015, "expanded percentile": Phi(-sqrt(n/(n-1)) t(0.975, n-1))). Windows of one article are not
+    independent, so the true interval is somewhat wider.
+    """
+    from scipy.special import stdtrit
+
+    n = len(values_N)
+    if n < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means_S = np.concatenate([values_N[rng.integers(0, n, (500, n))].mean(1) for _ in range(RESAMPLES // 500)])
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.975)))
+    low, high = np.quantile(means_S, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def perplexity_metrics(nll_N: np.ndarray, tokens: int, utf8_bytes: int) -> dict[str, float]:
+    """`perplexity` with its interval, and `bits_per_byte`; nothing where a window is not finite."""
+    if not np.isfinite(nll_N).all():
+        return {}
+    mean = float(nll_N.mean())
+    metrics = {"perplexity": exp(mean), "bits_per_byte": mean * tokens / (math.log(2) * utf8_bytes)}
+    if found := interval(nll_N):
+        metrics |= {"perplexity_lo": exp(found[0]), "perplexity_hi": exp(found[1])}
+    return finite(metrics)
+
+
+def ratio_metrics(nll_N: np.ndarray, dense_N: np.ndarray) -> dict[str, float]:
+    """`perplexity_ratio` to dense with its paired interval: windows are resampled together."""
+    difference_N = nll_N - dense_N
+    if not np.isfinite(difference_N).all():
+        return {}
+    metrics = {"perplexity_ratio": exp(float(difference_N.mean()))}
+    if found := interval(difference_N):
+        metrics |= {"perplexity_ratio_lo": exp(found[0]), "perplexity_ratio_hi": exp(found[1])}
+    return finite(metrics)
+
+
+def exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def clock(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@torch.inference_mode()
+def speed_metrics(model: Any, tokenizer: Any, advance: Advance) -> dict[str, float]:
+    """Tokens per second at batch 1: prefill and decode apart, and a whole `generate` call; medians of 5 after a warm-up.
+
+    The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth.
+    """
+    context = context_length(model.config)
+    words = encode(tokenizer, " ".join(PROMPTS) + " ")
+    length = max(1, min(256, context - NEW_TOKENS))
+    prompt = (words * (length // len(words) + 1))[:length]
+    ids_1T = torch.tensor([prompt], device=model.device)
+    prefill, decode, whole = [], [], []
+    for repeat in range(REPEATS + 1):
+        begin = clock(model)
+        out = model(ids_1T, use_cache=True, logits_to_keep=1)
+        token_11 = out.logits[:, -1:].argmax(-1)
+        first = clock(model)
+        for _ in range(NEW_TOKENS - 1):
+            out = model(token_11, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+            token_11 = out.logits[:, -1:].argmax(-1)
+        last = clock(model)
+        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, exactly=True)
+        end = clock(model)
+        if repeat:  # the first warms up
+            prefill.append(first - begin)
+            decode.append((NEW_TOKENS - 1) / (last - first))
+            whole.append(NEW_TOKENS / (end - last))
+        advance(1)
+    low, middle, high = np.quantile(decode, [0.25, 0.5, 0.75])
+    return {
+        "prefill_tok_s": length / float(np.median(prefill)),
+        "ttft_ms": 1000 * float(np.median(prefill)),
+        "decode_tok_s": float(middle),
+        "decode_tok_s_lo": float(low),
+        "decode_tok_s_hi": float(high),
+        "decode_floor_tok_s": memory_bandwidth(model.device) / read_bytes(model),
+        "generate_tok_s": float(np.median(whole)),
+    }
+
+
+def read_bytes(model: Any) -> int:
+    """Bytes of weights that one decoded token reads: all, but of an embedding matrix that is not the head a single row."""
+    table = model.get_input_embeddings().weight
+    tied = model.get_output_embeddings().weight is table
+    return weights_bytes(model) - (0 if tied else table.nbytes)
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a read of memory gets: the best of five over 512 MiB, far more than any cache."""
+    block = torch.ones(2**27, dtype=torch.float32, device=device)
+    best = math.inf
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        block.sum().item()
+        best = min(best, time.perf_counter() - begin)
+    return block.nbytes / best
+
+
+def weights_bytes(model: Any) -> int:
+    """Parameters and buffers as they lie on the device, a shared one once."""
+    return sum(t.nbytes for t in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+
+
+def reset_peak(device: str) -> None:
+    """Begin a new peak: of CUDA's allocator, or of the process's resident set."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the whole process's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_metrics(model: Any, source_bytes: int) -> dict[str, float]:
+    """`source_bytes`: the base's tensors in their own type, what `weights_ratio` compares with."""
+    metrics = {"weights_bytes": weights_bytes(model), "weights_ratio": weights_bytes(model) / source_bytes}
+    if model.device.type == "cuda":
+        metrics["cuda_bytes"] = torch.cuda.memory_allocated()
+    return metrics
+
+
+def samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
+    """The fixed prompts, continued greedily by 50 tokens."""
+    found = []
+    for prompt in PROMPTS:
+        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, exactly=True)[0]})
+        advance(1)
+    return found
+
+
+def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, float]:
+    """`repetition`: share of the new text's 4-grams that were there before; `distinct_2`: share of distinct 2-grams."""
+    fours = twos = four_kinds = two_kinds = 0
+    for sample in found:
+        ids = encode(tokenizer, sample["text"][len(sample["prompt"]) :])
+        four = list(zip(*(ids[i:] for i in range(4)), strict=False))
+        two = list(itertools.pairwise(ids))
+        fours, four_kinds = fours + len(four), four_kinds + len(set(four))
+        twos, two_kinds = twos + len(two), two_kinds + len(set(two))
+    metrics = {"repetition": 1 - four_kinds / fours} if fours else {}
+    return metrics | ({"distinct_2": two_kinds / twos} if twos else {})
+
+
+@torch.inference_mode()
+def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> float:
+    """Mean NLL (nats per token) that `model` gives to the samples' new text."""
+    total, count = 0.0, 0
+    for sample in found:
+        ids = encode(tokenizer, sample["text"])[: context_length(model.config)]
+        prompt = len(encode(tokenizer, sample["prompt"]))
+        ids_1T = torch.tensor([ids], device=model.device)
+        logits = model(ids_1T, use_cache=False).logits[0, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits, ids_1T[0, 1:], reduction="none")[prompt - 1 :]
+        total, count = total + float(nll.sum()), count + len(nll)
+    return total / max(count, 1)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    return work(), time.perf_counter() - begin

@@ -1,0 +1,166 @@
+"""A base or a ticket on disk -> a transformers model and its tokenizer; text from it. The only file that says transformers."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
+from lottery.spec import InputError
+
+
+class Tensors(Protocol):
+    """What a model is built from: a Base, or a Stored ticket."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    def info(self, name: str) -> TensorInfo: ...
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+class Lazy:
+    """One value of a state dict, read (and unpacked, and its hash checked) only when the loader asks for it."""
+
+    def __init__(self, source: Tensors, name: str) -> None:
+        self.source, self.name = source, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.source.tensor(self.name)[index]
+
+    def get_shape(self) -> list[int]:
+        return list(self.source.info(self.name).shape)
+
+    def get_dtype(self) -> str:
+        return self.source.info(self.name).dtype
+
+
+def pick_device(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch sees no GPU here (lottery doctor says why); give device=cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether bfloat16 arithmetic is at home on the device, rather than emulated at a fraction of float32's speed."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def arithmetic(dtype: str, source: str, device: str) -> str:
+    """The type to compute in, `source`'s own where the device computes it well; names as torch has them."""
+    own = str(DTYPES[source]).removeprefix("torch.")
+    if dtype not in ("auto", "source"):
+        return dtype
+    if dtype == "source" or own == "float32" or (own == "bfloat16" and computes_bfloat16(device)):
+        return own
+    return "float16" if device == "cuda" else "float32"
+
+
+def read_config(folder: Path) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as e:
+        raise InputError(f"model={folder}: config.json is not usable ({str(e).splitlines()[0]})") from e
+
+
+def context_length(config: Any) -> int:
+    """The longest window that the model takes, in tokens."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+def read_tokenizer(folder: Path) -> Any | None:
+    """The folder's tokenizer, None where it has none. Never runs code out of the folder."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder)
+    except (ValueError, KeyError, OSError, TypeError) as e:
+        raise InputError(f"model={folder}: its tokenizer is not usable ({str(e).splitlines()[0]})") from e
+
+
+def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any:
+    """The model with exactly the named tensors in it, in evaluation mode.
+
+    Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
+    with random numbers.
+    """
+    config = read_config(source.folder)
+    architecture = (config.architectures or [None])[0]
+    model_class: Any = getattr(transformers, str(architecture), None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not is_model:
+        raise InputError(f"model={source.folder}: config.json names the architecture {architecture}, unknown here")
+    transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
+    model, found = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict={name: Lazy(source, name) for name in names},
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        **({"device_map": {"": device}} if device != "cpu" else {}),
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found[kind]:
+            kind_said = kind.replace("_", " ")
+            raise InputError(
+                f"model={source.folder}: {kind_said} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
+            )
+    if (source.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
+    return model.eval()
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, verbose=False)["input_ids"]
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    tokens: int = 50,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    exactly: bool = False,
+) -> list[str]:
+    """One text a prompt, the prompt included, at most `tokens` new ones (`exactly`: no fewer); greedy at temperature 0.
+
+    Raises InputError for a prompt that does not fit into the model's context, and an empty one where nothing can start.
+    """
+    context, texts = context_length(model.config), []
+    own = model.generation_config
+    config = transformers.GenerationConfig(
+        max_new_tokens=tokens,
+        min_new_tokens=tokens if exactly else None,
+        do_sample=temperature > 0,
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else tokenizer.eos_token_id or 0,
+        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+    )
+    for prompt in prompts:
+        ids = encode(tokenizer, prompt)
+        if not ids:
+            if tokenizer.bos_token_id is None:
+                raise InputError("prompt is empty, and the model has no token to begin with; give at least a word")
+            ids = [tokenizer.bos_token_id]
+        if len(ids) + tokens > context:
+            raise InputError(
+                f"prompt: its {len(ids)} tokens and {tokens} new ones exceed the model's {context}; shorten one of the two"
+            )
+        ids_1T = torch.tensor([ids], device=model.device)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            out_T = model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)[0]
+        # Decoded together, cut apart: alone, the first new word would lose its space in some tokenizers.
+        before = tokenizer.decode(ids, skip_special_tokens=True)
+        texts.append(prompt + tokenizer.decode(out_T, skip_special_tokens=True)[len(before) :])
+    return texts

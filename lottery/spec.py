@@ -1,0 +1,185 @@
+"""What one run is asked for: the parameters with their defaults and their checks, and the identity of a ticket."""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+FORMAT = 1  # of the ticket directory; part of every ticket's identity
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used. The one line names it, its value, and the way out. Exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known words, near ones alone where there are some: the way out of an unknown word."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def parameter(default: Any, help: str, parse: Callable[[str, Any], Any], values: str) -> Any:
+    return field(default=default, metadata={"help": help, "parse": parse, "values": values})
+
+
+def one_of(*now: str, later: tuple[str, ...] = ()) -> dict[str, Any]:
+    def parse(name: str, value: Any) -> str:
+        word = str(value)
+        if word in later:
+            raise InputError(f"{name}={word}: this version only takes {', '.join(now)}")
+        if word not in now:
+            raise InputError(f"{name}={word}: {nearest(word, now)}")
+        return word
+
+    return {"parse": parse, "values": ", ".join(now)}
+
+
+def text(values: str) -> dict[str, Any]:
+    def parse(name: str, value: Any) -> str:
+        if not (word := str(value).strip()):
+            raise InputError(f"{name} is empty: give {values}")
+        return word
+
+    return {"parse": parse, "values": values}
+
+
+def number(low: float, high: float, *, open_low: bool = False) -> dict[str, Any]:
+    def parse(name: str, value: Any) -> float:
+        try:
+            x = float(value)
+        except (TypeError, ValueError):
+            x = math.nan
+        if not low <= x <= high or (open_low and x == low):
+            raise InputError(f"{name}={value}: give a number from {low:g} to {high:g}")
+        return x
+
+    return {"parse": parse, "values": f"{low:g} to {high:g}"}
+
+
+def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str, Any]:
+    """A whole number from `low`, or `word`; `only`: no more than `low` itself in this version."""
+
+    def parse(name: str, value: Any) -> int | str:
+        if word is not None and str(value) == word:
+            return word
+        try:
+            x = int(str(value))
+        except ValueError:
+            x = low - 1
+        if x < low:
+            raise InputError(f"{name}={value}: give a whole number from {low}{f', or {word}' if word else ''}")
+        if only and x > low:
+            raise InputError(f"{name}={value}: this version only takes {low}")
+        return x
+
+    values = f"{low} and up" if not only else str(low)
+    return {"parse": parse, "values": f"{word}, or tokens or windows: {values}" if word else values}
+
+
+MEASURES = ("perplexity", "speed", "memory", "samples")
+
+
+def parse_measure(name: str, value: Any) -> str:
+    words = [w.strip() for w in str(value).split(",")]
+    if words in (["all"], ["none"]):
+        return words[0]
+    for word in words:
+        if word not in MEASURES:
+            raise InputError(f"{name}={value}: {nearest(word, ('all', 'none', *MEASURES))}")
+    return ",".join(m for m in MEASURES if m in words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Every parameter of one ticket and of its measuring. The command line, MLproject and `lottery.prune` say the same."""
+
+    model: str = parameter("builtin", "The model to prune.", **text("builtin or a local folder"))
+    target: str = parameter(
+        "all",
+        "Which weights: all, attention, mlp, early, late, embeddings, lm_head, a projection; with @LAYERS; joined by +.",
+        **text("all, attention, mlp, early, late, embeddings, lm_head, q_proj, mlp@8-15, attention+lm_head, ..."),
+    )
+    sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **number(0, 1))
+    method: str = parameter("magnitude", "What goes first.", **one_of("magnitude", "random"))
+    scope: str = parameter("layer", "Sparsity per tensor.", **one_of("layer", later=("global",)))
+    pattern: str = parameter("unstructured", "Which zeros are allowed.", **one_of("unstructured", later=("2:4", "4:8")))
+    quantize: str = parameter("none", "8-bit survivors.", **one_of("none", later=("fp8", "int8")))
+    storage: str = parameter("packed", "Self-contained, or masks over a base.", **one_of("packed", later=("mask",)))
+    dataset: str = parameter(
+        "auto",
+        "Evaluation text; auto: the embedded text for the embedded model, else wikitext2.",
+        **text("auto, builtin, wikitext2, or a .txt, .jsonl or .parquet file"),
+    )
+    window: int | str = parameter(
+        "auto", "Tokens per window; auto: what the model takes, at most 2048.", **whole(2, word="auto")
+    )
+    limit: int | str = parameter("none", "Measure the first N windows only (never a winner).", **whole(1, word="none"))
+    dtype: str = parameter(
+        "auto", "Arithmetic of measuring and loading.", **one_of("auto", "source", "float16", "bfloat16", "float32")
+    )
+    runtime: str = parameter("dense", "How weights lie in memory.", **one_of("dense", later=("packed",)))
+    measure: str = parameter(
+        "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"
+    )
+    control: int = parameter(0, "Random controls to measure beside.", **whole(0, only=True))
+    tolerance: float = parameter(0.10, "What a winner may lose: ratio at most 1 + tolerance.", **number(0, 10))
+    seed: int = parameter(0, "Seed of what is drawn.", **whole(0))
+    device: str = parameter("auto", "Where to measure.", **one_of("auto", "cpu", "cuda"))
+    register: str = parameter(
+        "auto", "Name of the registered model; auto: ticket-BASE.", **text("auto, none, or a name")
+    )
+
+    @classmethod
+    def parse(cls, **given: Any) -> "Spec":
+        """Check every parameter, given as typed on a command line or as a Python value.
+
+        Raises InputError: an unknown name, or a value that its parameter does not take.
+        """
+        table = {f.name: f for f in fields(cls)}
+        for name in given:
+            if name not in table:
+                raise InputError(f"unknown parameter {name}: {nearest(name, table)}")
+        return cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        if self.measure in ("all", "none"):
+            return MEASURES if self.measure == "all" else ()
+        return tuple(self.measure.split(","))
+
+    def bytes_spec(self) -> dict[str, Any]:
+        """The parameters that fix a ticket's bytes, beside its base and the tensors chosen."""
+        names = ("sparsity", "method", "scope", "pattern", "quantize", "storage")
+        drawn = {"seed": self.seed} if self.method == "random" else {}
+        return {name: getattr(self, name) for name in names} | drawn
+
+    def params(self) -> dict[str, str]:
+        """Every parameter as MLflow records it."""
+        return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in asdict(self).items()}
+
+
+def same_value(a: str, b: str) -> bool:
+    """`0.50` and `0.5` are one value: MLflow records what was typed."""
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return a == b
+
+
+def digest(what: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `what`."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str]) -> str:
+    """12 hex digits that name a ticket's bytes: base (file name -> sha256), tensors chosen, and what was done to them."""
+    return digest({"format": FORMAT, "base": dict(base_files), "tensors": sorted(tensors), **spec.bytes_spec()})[:12]
+
+
+def dense_id(base_files: Mapping[str, str]) -> str:
+    """12 hex digits that name the dense base itself, as the baseline of its tickets."""
+    return digest({"format": FORMAT, "base": dict(base_files)})[:12]

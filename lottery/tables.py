@@ -1,0 +1,121 @@
+"""Results as tables for people: the same figures that `--json` prints, the dense row first."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lottery.doctor import Check
+from lottery.study import Ticket
+
+
+def render(*parts: Any) -> str:
+    """Plain text, as wide as it needs to be: the same on a terminal and in a file."""
+    out = io.StringIO()
+    console = Console(file=out, width=400, no_color=True, highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
+
+
+def megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:,.2f}"
+
+
+def with_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    if name not in metrics:
+        return ""
+    text = f"{metrics[name]:,.{digits}f}"
+    if f"{name}_lo" in metrics:
+        text += f" [{metrics[f'{name}_lo']:,.{digits}f}, {metrics[f'{name}_hi']:,.{digits}f}]"
+    return text
+
+
+def plain(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
+
+
+def result_table(ticket: Ticket) -> Table:
+    table = Table(box=box.MARKDOWN)
+    columns = {
+        "": lambda title, m: title,
+        "perplexity [95%]": lambda title, m: with_interval(m, "perplexity", 2),
+        "ratio to dense [95%]": lambda title, m: with_interval(m, "perplexity_ratio", 4),
+        "bits/byte": lambda title, m: plain(m, "bits_per_byte", 4),
+        "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
+        "in memory MB": lambda title, m: megabytes(m.get("weights_bytes")),
+        "prefill tok/s": lambda title, m: plain(m, "prefill_tok_s", 0),
+        "decode tok/s [quartiles]": lambda title, m: with_interval(m, "decode_tok_s", 0),
+        "floor tok/s": lambda title, m: plain(m, "decode_floor_tok_s", 0),
+    }
+    rows = (
+        [("dense", ticket.dense), (ticket.title, ticket.metrics)] if ticket.dense else [(ticket.title, ticket.metrics)]
+    )
+    cells = [[column(*row) for column in columns.values()] for row in rows]
+    used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
+    for i in used:
+        table.add_column(list(columns)[i], justify="left" if i == 0 else "right")
+    for row in cells:
+        table.add_row(*(row[i] for i in used))
+    return table
+
+
+def ticket_table(ticket: Ticket) -> str:
+    m = ticket.metrics
+    lines = [
+        f"ticket {ticket.ticket}: zeros are {m['sparsity_target']:.2%} of the target, "
+        f"{m['sparsity_prunable']:.2%} of the prunable and {m['sparsity_model']:.2%} of all weights; "
+        f"the file is {m['disk_ratio']:.3f} of the base's"
+    ]
+    if ticket.protocol:
+        lines.append(f"protocol {ticket.protocol.id}: {ticket.protocol.line()}")
+    if "decode_tok_s" in m:
+        lines.append("stored sparse, runs dense: the zeros save disk, not time or memory")
+    if "winner" in ticket.tags:
+        lines.append(f"winner: {ticket.tags['winner']}")
+    if "outcome" in ticket.tags:
+        lines.append(f"outcome: {ticket.tags['outcome']}")
+    if ticket.samples:
+        lines.append(f"sample: {ticket.samples[0]['text']!r}")
+    if ticket.model_uri:
+        lines.append(f"registered: {ticket.model_uri}")
+    if ticket.path:
+        lines.append(f"folder: {ticket.path}")
+    return render(result_table(ticket), *lines)
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    table = Table(box=box.MARKDOWN)
+    for name in ("tensor", "role", "shape", "type", "removed", "of", "MB after"):
+        table.add_column(name, justify="right" if name in ("removed", "of", "MB after") else "left")
+    for name, entry in plan["tensors"].items():
+        if "kept" not in entry:
+            continue
+        numel = 1
+        for size in entry["shape"]:
+            numel *= size
+        shape = " x ".join(map(str, entry["shape"]))
+        removed = f"{numel - entry['kept']:,}"
+        table.add_row(name, entry["role"], shape, entry["dtype"], removed, f"{numel:,}", megabytes(entry["bytes"]))
+    untouched = sum("kept" not in e for e in plan["tensors"].values())
+    layers = ", ".join(map(str, plan["layers"])) or "none"
+    return render(
+        table,
+        f"ticket {plan['ticket']}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; layers {layers}; "
+        f"{untouched} tensors stay as they are",
+        f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
+        f"{plan['sparsity_model']:.2%} of all weights",
+        f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
+    )
+
+
+def doctor_table(checks: list[Check]) -> str:
+    table = Table(box=box.MARKDOWN)
+    for name in ("check", "", "found"):
+        table.add_column(name)
+    for check in checks:
+        table.add_row(check.name, "ok" if check.fine else "FAIL", check.found)
+    return render(table)

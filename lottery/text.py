@@ -1,0 +1,130 @@
+"""Data sets -> token windows, with the record of the protocol that fixes what a perplexity means."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lottery.models import encode
+from lottery.spec import InputError, digest
+
+EMBEDDED = Path(__file__).parent / "assets" / "evaluation.txt"
+LONGEST = 2048  # tokens: the window of the GPTQ protocol, which wanda's and sparsegpt's tables use
+
+
+def read_text(dataset: str) -> tuple[str, str]:
+    """(name, the whole text as one string). Raises InputError where there is no such data set."""
+    if dataset == "builtin":
+        return "builtin", EMBEDDED.read_text(encoding="utf-8")
+    if dataset == "wikitext2":
+        return "wikitext2", "\n\n".join(wikitext2_rows())
+    path = Path(dataset).expanduser()
+    if not path.is_file():
+        raise InputError(f"dataset={dataset}: not builtin, wikitext2 or a file; give one of them")
+    try:
+        if path.suffix == ".txt":
+            return path.name, path.read_bytes().decode("utf-8")
+        if path.suffix in (".jsonl", ".json"):
+            rows = [json.loads(line)["text"] for line in path.read_bytes().decode("utf-8").splitlines() if line.strip()]
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
+        else:
+            raise InputError(f"dataset={dataset}: {path.suffix or 'no'} ending; give a .txt, .jsonl or .parquet file")
+        return path.name, "\n\n".join(rows)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        reason = f"no column {e}" if isinstance(e, KeyError) else str(e).splitlines()[0]
+        raise InputError(
+            f"dataset={dataset}: not readable ({reason}); rows need a string column `text`, in UTF-8"
+        ) from e
+
+
+def wikitext2_rows() -> list[str]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return list(datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        raise InputError(
+            f"dataset=wikitext2: the hub does not give it ({str(e).splitlines()[0]}); "
+            f"give dataset=builtin, or its test file (test-00000-of-00001.parquet) as dataset=FILE"
+        ) from e
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What fixes a measured number, beside the model: the record stored with it. Tokens and windows as evaluated."""
+
+    dataset: str
+    text_sha256: str
+    utf8_bytes: int
+    tokens: int
+    windows: int
+    window: int
+    limit: int | str
+    bos: str
+    dtype: str
+    runtime: str
+    device: str
+
+    @property
+    def id(self) -> str:
+        """12 hex digits. The data set counts by content, so a copy under another name is the same protocol."""
+        fixed = ("text_sha256", "window", "limit", "bos", "dtype", "runtime", "device")
+        return digest({name: getattr(self, name) for name in fixed})[:12]
+
+    def record(self) -> dict[str, Any]:
+        return {"protocol": self.id, **asdict(self)}
+
+    def line(self) -> str:
+        limited = f"the first {self.windows}" if self.limit != "none" else f"{self.windows}"
+        return (
+            f"{self.dataset}: {self.tokens:,} tokens, {limited} windows of {self.window}, BOS {self.bos}, "
+            f"{self.dtype} on {self.device}"
+        )
+
+
+def pick_window(window: int | str, context: int) -> int:
+    if window == "auto":
+        return min(LONGEST, context)
+    if int(window) > context:
+        raise InputError(f"window={window}: this model takes at most {context} tokens; give no more")
+    return int(window)
+
+
+def windows(
+    dataset: str, tokenizer: Any, window: int, limit: int | str, dtype: str, runtime: str, device: str
+) -> tuple[np.ndarray, Protocol]:
+    """(ids_NT int64, the protocol): the text tokenized once, with the tokenizer's own special tokens, cut into
+    non-overlapping windows of `window` tokens, the tail dropped. Raises InputError for a text shorter than one window."""
+    name, text = read_text(dataset)
+    ids = np.asarray(encode(tokenizer, text), np.int64)
+    count = len(ids) // window
+    if not count:
+        raise InputError(
+            f"dataset={dataset}: its {len(ids)} tokens are fewer than one window of {window}; "
+            f"give a longer text or a smaller window"
+        )
+    if limit != "none":
+        count = min(count, int(limit))
+    protocol = Protocol(
+        dataset=name,
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        utf8_bytes=len(text.encode()),
+        tokens=len(ids),
+        windows=count,
+        window=window,
+        limit=limit,
+        bos="at the start" if len(ids) and ids[0] == tokenizer.bos_token_id else "none",
+        dtype=dtype,
+        runtime=runtime,
+        device=device,
+    )
+    return ids[: count * window].reshape(count, window), protocol
