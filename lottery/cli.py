@@ -43,8 +43,7 @@ class Lottery(click.Group):
             result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except click.ClickException as e:
             self.fail_run(e.format_message())
-            e.show()
-            sys.exit(e.exit_code)
+            stop(e.format_message(), e.exit_code)
         except click.Abort:
             stop("aborted", 130)
         except InputError as e:

@@ -22,6 +22,7 @@ def quiet_libraries() -> None:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
         "MLFLOW_UV_AUTO_DETECT": "false",  # else a uv.lock of the working directory lands in every model
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)
 

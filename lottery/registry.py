@@ -359,9 +359,13 @@ def fetch(client: MlflowClient, uri: str) -> Fetched:
             raise InputError(f"ticket={uri}: that version is no ticket; it was not registered by lottery")
         model = client.get_logged_model(model_id)
     except MlflowException as e:
-        names = [m.name for m in client.search_registered_models(max_results=50)]
-        known = nearest(re.split("[/@]", where)[0], names) if names else "no model is registered there"
-        raise InputError(f"ticket={uri}: not in the registry {store} ({known})") from e
+        name, names = re.split("[/@]", where)[0], [m.name for m in client.search_registered_models(max_results=50)]
+        if name in names:
+            has = ", ".join(sorted((v.version for v in client.search_model_versions(f"name = '{name}'")), key=int))
+            known = f"it has the versions {has}"
+        else:
+            known = nearest(name, names) if names else "no model is registered there"
+        raise InputError(f"ticket={uri}: not in the registry {store}; {known}") from e
     here = local_path(model.artifact_location)
     if here is not None:
         return Fetched(here / "data" / "ticket", model_id, dict(model.params or {}))

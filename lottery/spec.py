@@ -18,7 +18,7 @@ class InputError(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known words, near ones alone where there are some: the way out of an unknown word."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) if len(known) > 4 else []
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 

@@ -158,7 +158,10 @@ def make(base: Base, spec: Spec, places: list[Place], chosen: list[Place], folde
                     f"{name}={folder}: the ticket takes {plan['disk_bytes_after']:,} bytes, the disk has {free:,} free; "
                     f"make room, or give another folder"
                 )
-            prune_base(base, spec, places, chosen, partial)
+            try:
+                prune_base(base, spec, places, chosen, partial)
+            except OSError as e:
+                raise registry.MachineError(f"{name}={folder}: {e.strerror}; make room, or give another folder") from e
     stored = Stored(folder)
     if stored.id != ticket_id(spec, base.files, [p.name for p in chosen]):
         raise InputError(f"{name}={folder}: it holds another ticket, {stored.id}; give a new folder")

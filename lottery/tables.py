@@ -43,7 +43,9 @@ def result_table(ticket: Ticket) -> Table:
     columns = {
         "": lambda title, m: title,
         "perplexity [95%]": lambda title, m: with_interval(m, "perplexity", 2),
-        "ratio to dense [95%]": lambda title, m: with_interval(m, "perplexity_ratio", 4),
+        "ratio to dense [95%]": lambda title, m: (
+            "1" if m is ticket.dense and "perplexity" in m else with_interval(m, "perplexity_ratio", 4)
+        ),
         "bits/byte": lambda title, m: plain(m, "bits_per_byte", 4),
         "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
         "in memory MB": lambda title, m: megabytes(m.get("weights_bytes")),

@@ -1,0 +1,101 @@
+"""One tracking store and one home for the whole session; real small models; the CLI in process."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lottery.progress import quiet_libraries
+
+quiet_libraries()
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+STORIES = DATA / "stories260K"
+WIKITEXT = DATA / "wikitext" / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
+
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real model and texts in ../shared/data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's folder: SQLite tracking store, artifacts, LOTTERY_HOME. Kernels stay compiled between sessions."""
+    folder = tmp_path_factory.mktemp("store")
+    before, here = dict(os.environ), Path.cwd()
+    from lottery.home import home
+
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(home() / "kernels"))
+    os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LOTTERY_HOME": str(folder / "home")}
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    os.chdir(folder)
+    yield folder
+    os.chdir(here)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Result]:
+    from lottery.cli import main
+
+    def invoke(*arguments: Any, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, (arguments, result.output, result.exception)
+        return result
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def lottery_json(cli: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
+    def invoke(*arguments: Any) -> dict[str, Any]:
+        return json.loads(cli(*arguments, "--json").stdout)
+
+    return invoke
+
+
+def tiny_model(folder: Path, kind: str = "Llama", dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
+    """A random model of the real transformers class, saved as the hub's models are; the embedded tokenizer beside it."""
+    import shutil
+
+    import transformers
+
+    from lottery.checkpoint import BUILTIN
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 4096,
+        "hidden_size": 48,
+        "intermediate_size": 100,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUILTIN / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def only_run() -> Any:
+    """The newest run of the store."""
+    import mlflow
+
+    experiments = [e.experiment_id for e in mlflow.MlflowClient().search_experiments()]
+    return mlflow.MlflowClient().search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)[0]

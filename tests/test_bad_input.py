@@ -1,0 +1,202 @@
+"""Everything a user may get wrong: one line that names the parameter, the value and the way out; exit code 2."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from click.testing import Result
+from conftest import only_run, tiny_model
+from safetensors.torch import load_file, save_file
+
+
+def refused(result: Result, *says: str) -> None:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output
+    assert result.stdout == ""
+    for word in says:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--target", "atention"), ("target=atention", "attention")),
+        (("--method", "wanda"), ("method=wanda", "magnitude", "random")),
+        (("--sparsity", "1.2"), ("sparsity=1.2", "from 0 to 1")),
+        (("--sparsity", "nan"), ("sparsity=nan",)),
+        (("--quantize", "int8"), ("quantize=int8", "none")),
+        (("--window", "4096"), ("window=4096", "128")),
+        (("--dataset", "no/such.txt"), ("dataset=no/such.txt",)),
+        (("--model", "no/such"), ("model=no/such", "builtin")),
+        (("--register", "a/b"), ("register=a/b",)),
+        (("--bogus", "1"), ("--bogus",)),
+        (("--device", "cuda"), ("device=cuda", "cpu")),
+    ],
+)
+def test_a_wrong_parameter(
+    arguments: tuple[str, str], says: tuple[str, ...], tiny: Path, cli: Callable[..., Result]
+) -> None:
+    if arguments == ("--device", "cuda") and torch.cuda.is_available():
+        arguments = ("--device", "tpu")
+        says = ("device=tpu",)
+    refused(cli("prune", "--model", tiny, "--dataset", "builtin", *arguments, code=2), *says)
+
+
+@pytest.fixture
+def broken(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "broken"))
+
+
+def test_a_folder_without_safetensors(broken: Path, cli: Callable[..., Result]) -> None:
+    (broken / "model.safetensors").unlink()
+    refused(cli("prune", "--model", broken, code=2), "model=", "no model.safetensors")
+    (broken / "pytorch_model.bin").write_bytes(b"")
+    refused(cli("prune", "--model", broken, code=2), "model=", "pickled", "convert")
+    (broken / "config.json").unlink()
+    refused(cli("prune", "--model", broken, code=2), "model=", "no config.json")
+
+
+def test_a_truncated_shard(broken: Path, cli: Callable[..., Result]) -> None:
+    whole = (broken / "model.safetensors").read_bytes()
+    for size in (0, 5, 300, len(whole) - 1):
+        (broken / "model.safetensors").write_bytes(whole[:size])
+        refused(cli("prune", "--model", broken, code=2), "model.safetensors", "truncated")
+
+
+def test_a_corrupt_header(broken: Path, cli: Callable[..., Result]) -> None:
+    whole = bytearray((broken / "model.safetensors").read_bytes())
+    whole[10:20] = b"\xff" * 10
+    (broken / "model.safetensors").write_bytes(whole)
+    refused(cli("prune", "--model", broken, code=2), "model.safetensors", "truncated or not a safetensors file")
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_a_weight_that_is_not_a_number(method: str, broken: Path, cli: Callable[..., Result], store: Path) -> None:
+    state = load_file(broken / "model.safetensors")
+    state["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    result = cli("prune", "--model", broken, "--dataset", "builtin", "--method", method, code=2)
+    refused(result, "model.layers.2.mlp.up_proj.weight", "NaN")
+    run = only_run()
+    assert run.info.status == "FAILED" and "model.layers.2.mlp.up_proj.weight" in run.data.tags["reason"]
+    assert not mlflow.MlflowClient().search_model_versions("name = 'ticket-broken'")
+    assert not list((store / "home" / "tickets").glob(".*.partial"))
+
+
+def test_an_unknown_architecture_and_an_unknown_tensor(broken: Path, cli: Callable[..., Result]) -> None:
+    state = load_file(broken / "model.safetensors")
+    state["model.layers.0.mlp.extra.weight"] = torch.ones(4, 4)
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    refused(cli("prune", "--model", broken, code=2), "model.layers.0.mlp.extra.weight")
+    config = json.loads((broken / "config.json").read_text()) | {"model_type": "mamba"}
+    (broken / "config.json").write_text(json.dumps(config))
+    refused(cli("prune", "--model", broken, code=2), "'mamba'", "llama")
+
+
+def test_a_missing_tensor(broken: Path, cli: Callable[..., Result]) -> None:
+    state = load_file(broken / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "missing keys", "up_proj")
+
+
+def test_an_index_that_climbs_out(broken: Path, cli: Callable[..., Result]) -> None:
+    (broken / "model.safetensors").rename(broken.parent / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(cli("prune", "--model", broken, code=2), "outside of its folder")
+
+
+def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    refused(
+        cli("prune", "--model", tiny, "--dataset", tmp_path / "short.txt", code=2), "short.txt", "fewer than one window"
+    )
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "latin.txt", code=2), "latin.txt", "UTF-8")
+    (tmp_path / "rows.jsonl").write_text('{"txt": "x"}\n')
+    refused(
+        cli("prune", "--model", tiny, "--dataset", tmp_path / "rows.jsonl", code=2), "rows.jsonl", "no column 'text'"
+    )
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "x.parquet", code=2), "x.parquet")
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path, code=2), "not builtin, wikitext2 or a file")
+
+
+def test_a_base_without_a_tokenizer(broken: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    (broken / "tokenizer.json").unlink()
+    (broken / "tokenizer_config.json").unlink()
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "measure=all", "no tokenizer")
+    out = tmp_path / "t"
+    cli("prune", "--model", broken, "--measure", "none", "--register", "none", "--out", out)
+    refused(cli("generate", "--ticket", out, code=2), "no tokenizer")
+
+
+def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for command in ("verify", "generate", "evaluate"):
+        refused(cli(command, "--ticket", "models:/nothing/1", code=2), "models:/nothing/1", "not in the registry")
+        refused(cli(command, "--ticket", tmp_path, code=2), "no ticket.json")
+    refused(cli("verify", "--ticket", "models:/nothing", code=2), "models:/NAME/VERSION")
+
+
+def test_an_output_that_cannot_be_written(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    quick = ("--measure", "none", "--register", "none")
+    refused(cli("prune", "--model", tiny, "--out", "/proc/no/such", *quick, code=2), "out=/proc/no")
+    (tmp_path / "file").write_text("")
+    refused(cli("prune", "--model", tiny, "--out", tmp_path / "file" / "t", *quick, code=2), "out=")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("keep me")
+    refused(cli("prune", "--model", tiny, "--out", tmp_path / "other", *quick, code=2), "ticket.json")
+    assert (tmp_path / "other" / "mine.txt").read_text() == "keep me"
+    cli("prune", "--model", tiny, "--out", tmp_path / "t", *quick)
+    refused(
+        cli("prune", "--model", tiny, "--sparsity", "0.6", "--out", tmp_path / "t", *quick, code=2), "another ticket"
+    )
+
+
+def test_a_read_only_output(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """Root may write anywhere but on a file system mounted read-only; anybody else is stopped by the folder's mode."""
+    folder = tmp_path / "frozen"
+    folder.mkdir(mode=0o555)
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    )
+    try:
+        if os.geteuid() == 0 and not mounted:
+            pytest.skip("root without the right to mount cannot meet a read-only folder")
+        out = folder / "t"
+        result = cli("prune", "--model", tiny, "--out", out, "--measure", "none", "--register", "none", code=2)
+        refused(result, f"out={folder}", "give a folder that can be written")
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """A limit on the size of a file makes the same system call fail at the same place as a full disk."""
+    model = tiny_model(tmp_path / "m")
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    command += ["--register", "none", "--out", str(tmp_path / "t")]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
+    subprocess.run(
+        [sys.executable, "-c", "from lottery import registry; registry.connect()"], env=environment, check=True
+    )
+    failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith(f"Error: out={tmp_path}/t: File too large; make room")
+    assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()

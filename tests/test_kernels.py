@@ -1,0 +1,104 @@
+"""Every kernel against its slow, obvious twin."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lottery import kernels
+
+KINDS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.float32: torch.uint32}
+
+
+def twin_mask(weight_OI: torch.Tensor, k: int) -> np.ndarray:
+    """The k smallest magnitudes go; of equal ones the earlier."""
+    order = np.argsort(weight_OI.float().abs().numpy().ravel(), kind="stable")
+    mask = np.ones(weight_OI.numel(), bool)
+    mask[order[:k]] = False
+    return mask.reshape(weight_OI.shape)
+
+
+def twin_bits(mask_OI: np.ndarray) -> np.ndarray:
+    return np.packbits(mask_OI, axis=1, bitorder="little")
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+    dtype = draw(st.sampled_from(list(KINDS)))
+    values = st.one_of(st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, 2**-130]), st.floats(-4, 4, width=32))
+    weight_OI = torch.from_numpy(draw(hnp.arrays(np.float32, shape, elements=values))).to(dtype)
+    return weight_OI, draw(st.integers(0, weight_OI.numel()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices())
+def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> None:
+    weight_OI, k = case
+    bits_OI = weight_OI.view(KINDS[weight_OI.dtype]).numpy()
+    zeros, broken = kernels.scan(
+        bits_OI, 0x7C00 if weight_OI.dtype == torch.float16 else 0x7F800000 >> (32 - 8 * bits_OI.itemsize)
+    )
+    assert (zeros, broken) == (int((weight_OI == 0).sum()), 0)
+    mask_OI = twin_mask(weight_OI, k)
+    bitmask_OB, values_K = kernels.pack(bits_OI, k)
+    np.testing.assert_array_equal(bitmask_OB, twin_bits(mask_OI))
+    np.testing.assert_array_equal(values_K, bits_OI[mask_OI])
+    np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1]), np.where(mask_OI, bits_OI, 0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices(), st.integers(0, 2**64 - 1))
+def test_random_is_exact_and_takes_zeros_first(case: tuple[torch.Tensor, int], seed: int) -> None:
+    weight_OI, k = case
+    bits_OI = weight_OI.view(KINDS[weight_OI.dtype]).numpy()
+    bitmask_OB, values_K = kernels.pack(bits_OI, k, seed)
+    again_OB, _ = kernels.pack(bits_OI, k, seed)
+    np.testing.assert_array_equal(bitmask_OB, again_OB)
+    assert len(values_K) == bits_OI.size - k
+    zeros = int((weight_OI == 0).sum())
+    assert int((values_K << 1 == 0).sum()) == max(0, zeros - k)
+
+
+def test_random_draws_every_weight_alike() -> None:
+    weight_OI = torch.ones(200, 300)
+    counts = np.zeros((200, 300))
+    for seed in range(100):
+        bitmask_OB, _ = kernels.pack(weight_OI.view(torch.uint32).numpy(), 30_000, seed)
+        counts += np.unpackbits(bitmask_OB, axis=1, bitorder="little", count=300)
+    assert abs(counts.mean() - 50) < 1e-9
+    assert abs(counts.std() - 5) < 0.1  # binomial(100, 1/2)
+    assert np.abs(counts.mean(0) - 50).max() < 2.5 and np.abs(counts.mean(1) - 50).max() < 2.5
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    bits_OI = torch.randn(37, 53, generator=torch.manual_seed(0)).view(torch.uint32).numpy()
+    many = kernels.pack(bits_OI, 700)
+    before = kernels.THREADS
+    try:
+        for kernels.THREADS in (1, 3, 8):
+            for a, b in zip(kernels.pack(bits_OI, 700), many, strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        kernels.THREADS = before
+
+
+def test_not_a_number_is_counted() -> None:
+    for dtype, integer, infinity in (
+        (torch.bfloat16, torch.uint16, 0x7F80),
+        (torch.float16, torch.uint16, 0x7C00),
+        (torch.float32, torch.uint32, 0x7F800000),
+    ):
+        weight = torch.tensor([0.0, 1.0, float("nan"), float("inf"), -float("inf"), -0.0, 3e4]).to(dtype)
+        assert kernels.scan(weight.view(integer).numpy(), infinity) == (2, 3)
+
+
+def test_mask_and_values_must_belong_together() -> None:
+    bitmask_OB, values_K = kernels.pack(np.arange(64, dtype=np.uint16).reshape(8, 8), 30)
+    for wrong in (values_K[:-1], np.append(values_K, values_K[:1])):
+        try:
+            kernels.unpack(bitmask_OB, wrong, 8)
+        except ValueError:
+            continue
+        raise AssertionError("a wrong number of survivors was unpacked")

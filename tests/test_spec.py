@@ -1,0 +1,79 @@
+"""Parameters, identity, and the files that must say the same as each other."""
+
+import re
+from dataclasses import fields
+
+import click
+import pytest
+import yaml
+from conftest import ROOT
+
+from lottery.cli import main
+from lottery.spec import InputError, Spec, dense_id, same_value, ticket_id
+
+
+def test_the_identity_of_a_ticket_is_pinned() -> None:
+    spec = Spec.parse(target="late", sparsity="0.50")
+    base = {"config.json": "a" * 64, "model.safetensors": "b" * 64}
+    assert ticket_id(spec, base, ["x.weight", "y.weight"]) == "10cfaf51cb87"
+    assert dense_id(base) == "baf78d467ed6"
+    assert (
+        ticket_id(Spec.parse(target="late", seed=7), base, ["y.weight", "x.weight"]) == "10cfaf51cb87"
+    )  # nothing drawn
+    drawn = {ticket_id(Spec.parse(method="random", seed=s), base, ["x.weight"]) for s in (0, 1)}
+    assert len(drawn) == 2
+
+
+def test_values_as_typed_and_as_python() -> None:
+    assert Spec.parse(sparsity="0.50") == Spec.parse(sparsity=0.5) == Spec()
+    assert Spec.parse(window="512", limit=3).params()["window"] == "512"
+    assert Spec.parse(measure="speed,perplexity").measures == ("perplexity", "speed")
+    assert same_value("0.50", "0.5") and not same_value("a", "b")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"sparsity": v} for v in ("nan", "-0.1", "1.01", "half", "", None, "inf")]
+    + [{"window": v} for v in ("1", "0", "x", "1.5")]
+    + [{"limit": "0"}, {"seed": "-1"}, {"tolerance": "-1"}, {"control": "1"}, {"scope": "global"}, {"pattern": "2:4"}]
+    + [{"measure": "perplexity,foo"}, {"method": "wanda"}, {"target": " "}, {"sparcity": 0.5}, {"dtype": "int8"}],
+)
+def test_a_wrong_value_is_named(given: dict[str, object]) -> None:
+    with pytest.raises(InputError) as caught:
+        Spec.parse(**given)
+    assert next(iter(given)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_mlproject_says_what_the_command_line_says() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    for entry, name in (("main", "prune"), ("evaluate", "evaluate"), ("generate", "generate")):
+        point = project["entry_points"][entry]
+        command = main.commands[name]
+        options = {
+            p.name: p for p in command.params if isinstance(p, click.Option) and p.name not in ("as_json", "out")
+        }
+        assert list(point["parameters"]) == list(options) or set(point["parameters"]) == set(options)
+        for parameter, said in point["parameters"].items():
+            if options[parameter].required:
+                assert "default" not in said
+            else:
+                assert same_value(str(said["default"]), str(options[parameter].default)), (entry, parameter)
+            assert f"--{parameter} {{{parameter}}}" in point["command"]
+        assert point["command"].startswith(f"python -m lottery {name} ")
+    assert set(project["entry_points"]["main"]["parameters"]) == {f.name for f in fields(Spec)}
+
+
+def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
+    lock = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][0-9A-Za-z.]*)", line).groups()  # type: ignore[union-attr]
+        lock[re.sub(r"[_.]", "-", name.lower())] = version
+    assert lock["torch"] == "2.13.0" and not any("nvidia" in name for name in lock)
+    dependencies = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    pip = next(d["pip"] for d in dependencies if isinstance(d, dict))
+    assert any("whl/cu126" in line for line in pip)  # the build that a V100 needs
+    pinned = dict(line.split("==") for line in pip if not line.startswith("--"))
+    assert pinned == {name: lock[name] for name in pinned}
+    wanted = (ROOT / "pyproject.toml").read_text()
+    direct = re.search(r"^dependencies = \[(.*?)\]", wanted, re.S | re.M)[1]  # type: ignore[index]
+    assert set(re.findall(r'"([a-z]+)', direct)) == set(pinned)
