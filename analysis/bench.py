@@ -19,7 +19,7 @@ import torch
 
 from lottery import kernels, measure, models
 from lottery.checkpoint import Base
-from lottery.prune import prune_base
+from lottery.pruning import prune_base
 from lottery.spec import Spec
 from lottery.targets import choose, classify
 from lottery.text import windows

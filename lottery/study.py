@@ -13,7 +13,7 @@ from lottery.checkpoint import Base, read_json
 from lottery.home import home, make_folder, new_folder, write_file
 from lottery.measure import timed
 from lottery.progress import stage
-from lottery.prune import planned, prune_base
+from lottery.pruning import planned, prune_base
 from lottery.spec import InputError, Spec, ticket_id
 from lottery.targets import Place, choose, classify
 from lottery.text import Protocol
