@@ -75,12 +75,13 @@ def measure_model(
     measure.reset_peak(setup.device)
     with stage(f"{what}: load"):
         model, load_s = measure.timed(lambda: models.build(source, names, setup.dtype, setup.device))
-    metrics: dict[str, float] = {"load_s": load_s}
+    metrics: dict[str, float] = {}
+    took: dict[str, float] = {"load_s": load_s}
     nll_N, outcome, found = None, None, []
     if setup.ids_NT is not None and setup.protocol is not None:
         with stage(f"{what}: perplexity over {len(setup.ids_NT)} windows", len(setup.ids_NT)) as advance:
             ids_NT = setup.ids_NT
-            nll_N, metrics["evaluate_s"] = measure.timed(lambda: measure.nll_per_window(model, ids_NT, advance))
+            nll_N, took["evaluate_s"] = measure.timed(lambda: measure.nll_per_window(model, ids_NT, advance))
         metrics |= measure.perplexity_metrics(nll_N, setup.protocol.tokens, setup.protocol.utf8_bytes)
         outcome = None if "perplexity" in metrics else "overflow"
     if "samples" in setup.wants:
@@ -88,13 +89,13 @@ def measure_model(
             found = measure.samples(model, setup.tokenizer, advance)
         metrics |= measure.text_metrics(found, setup.tokenizer)
     if "speed" in setup.wants:
-        with stage(f"{what}: speed", measure.REPEATS + 1) as advance:
-            metrics |= measure.speed_metrics(model, setup.tokenizer, advance)
+        say(f"{what}: speed")  # no bar: its thread would take part in what is timed
+        metrics |= measure.speed_metrics(model, setup.tokenizer)
     if "memory" in setup.wants:
         metrics |= measure.memory_metrics(model, source_bytes)
         metrics["peak_bytes"] = measure.peak_bytes(setup.device)
     scored = measure.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None
-    return Measured(measure.finite(metrics), nll_N, found, outcome), scored
+    return Measured(measure.finite(metrics | took), nll_N, found, outcome), scored
 
 
 def measure_pair(

@@ -107,7 +107,7 @@ def clock(model: Any) -> float:
 
 
 @torch.inference_mode()
-def speed_metrics(model: Any, tokenizer: Any, advance: Advance) -> dict[str, float]:
+def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
     """Tokens per second at batch 1: prefill and decode apart, and a whole `generate` call; medians of 5 after a warm-up.
 
     The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth.
@@ -133,7 +133,6 @@ def speed_metrics(model: Any, tokenizer: Any, advance: Advance) -> dict[str, flo
             prefill.append(first - begin)
             decode.append((NEW_TOKENS - 1) / (last - first))
             whole.append(NEW_TOKENS / (end - last))
-        advance(1)
     low, middle, high = np.quantile(decode, [0.25, 0.5, 0.75])
     return {
         "prefill_tok_s": length / float(np.median(prefill)),

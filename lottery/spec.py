@@ -77,7 +77,7 @@ def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str,
         return x
 
     values = f"{low} and up" if not only else str(low)
-    return {"parse": parse, "values": f"{word}, or tokens or windows: {values}" if word else values}
+    return {"parse": parse, "values": f"{word}, or {values}" if word else values}
 
 
 MEASURES = ("perplexity", "speed", "memory", "samples")
