@@ -96,7 +96,8 @@ def bench_evaluate(model: str) -> None:
     device = models.pick_device("auto")
     dtype = models.arithmetic("auto", base.dtype, device)
     loaded = models.build(base, base.tensors, dtype, device)
-    ids_NT, protocol = windows("builtin", tokenizer, 512, "none", dtype, "dense", device)
+    words = loaded.config.vocab_size
+    ids_NT, protocol = windows("builtin", tokenizer, words, 512, "none", dtype, "dense", device)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -108,8 +109,7 @@ def bench_evaluate(model: str) -> None:
     click.echo(f"evaluate: {base.id}, {protocol.line()}")
     row("bare forward loop (floor)", floor, floor, "floor")
     row("perplexity", best(lambda: measure.nll_per_window(loaded, ids_NT, lambda *a, **k: None), 3), floor, "floor")
-    words = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    for name, other in words.items():
+    for name, other in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
         loaded.to(other)
         row(
             f"perplexity in {name}",

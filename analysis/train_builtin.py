@@ -189,6 +189,8 @@ def train(model: LlamaForCausalLM, tokens: np.ndarray, held: np.ndarray, work: P
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "builtin", show_default=True)
 def main(texts: Path, work: Path, steps: int, batch: int, seed: int, out: Path) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / "tokenizer_config.json").exists():
+        raise click.BadParameter(f"{out}: it holds something else than a model; give a new folder", param_hint="--out")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "held.npy").exists():
         corpus = read_texts(texts)
@@ -210,8 +212,11 @@ def main(texts: Path, work: Path, steps: int, batch: int, seed: int, out: Path) 
         shutil.copy(work / "tokenizer" / name, done / name)
     record = {"parameters": count, "tokens": len(tokens), "steps": steps, "batch": batch, "seed": seed}
     (done / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(done, fresh)
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(done, out)
+    fresh.rename(out)
     click.echo(f"wrote {out}")
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from lottery import measure, models, registry
 from lottery.checkpoint import Base
 from lottery.progress import say, stage
-from lottery.spec import InputError, Spec, dense_id
+from lottery.spec import InputError, Spec, dense_id, digest
 from lottery.targets import classify
 from lottery.text import Protocol, pick_window, windows
-from lottery.ticket import Stored
+from lottery.ticket import MEASUREMENTS, Stored
 
-MEASUREMENTS = "measurements.json"
 KEPT = frozenset(("perplexity", "samples"))  # of the dense base: measured once a protocol, found again in MLflow
 
 
@@ -29,10 +28,12 @@ class Setup:
     device: str
     ids_NT: np.ndarray | None
     protocol: Protocol | None
+    runtime: str
 
     @property
     def protocol_id(self) -> str:
-        return self.protocol.id if self.protocol else "none"
+        """Without a data set, what is left of a protocol: arithmetic, runtime, device."""
+        return self.protocol.id if self.protocol else digest([self.dtype, self.runtime, self.device])[:12]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str) -> Setup:
     device = models.pick_device(spec.device)
     dtype = models.arithmetic(spec.dtype, source.dtype, device)
     tokenizer = models.read_tokenizer(source.folder)
-    window = pick_window(spec.window, models.context_length(models.read_config(source.folder)))
+    config = models.read_config(source.folder)
+    window = pick_window(spec.window, models.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
     ids_NT = protocol = None
@@ -59,8 +61,9 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str) -> Setup:
         dataset = spec.dataset
         if dataset == "auto":
             dataset = "builtin" if base_id == "builtin" else "wikitext2"
-        ids_NT, protocol = windows(dataset, tokenizer, window, spec.limit, dtype, spec.runtime, device)
-    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol)
+        words = config.get_text_config().vocab_size
+        ids_NT, protocol = windows(dataset, tokenizer, words, window, spec.limit, dtype, spec.runtime, device)
+    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol, spec.runtime)
 
 
 def measure_model(
@@ -72,10 +75,13 @@ def measure_model(
     score: Measured | None = None,
 ) -> tuple[Measured, float | None]:
     """Load the model anew from its files, and measure it; beside, its NLL of the samples that `score` holds."""
+    if "speed" in setup.wants:
+        measure.memory_bandwidth(setup.device)  # its half gigabyte is no part of the peak
+    gc.collect()
     measure.reset_peak(setup.device)
     with stage(f"{what}: load"):
         model, load_s = measure.timed(lambda: models.build(source, names, setup.dtype, setup.device))
-    metrics: dict[str, float] = {}
+    metrics = measure.memory_metrics(model, source_bytes) if "memory" in setup.wants else {}
     took: dict[str, float] = {"load_s": load_s}
     nll_N, outcome, found = None, None, []
     if setup.ids_NT is not None and setup.protocol is not None:
@@ -92,7 +98,6 @@ def measure_model(
         say(f"{what}: speed")  # no bar: its thread would take part in what is timed
         metrics |= measure.speed_metrics(model, setup.tokenizer)
     if "memory" in setup.wants:
-        metrics |= measure.memory_metrics(model, source_bytes)
         metrics["peak_bytes"] = measure.peak_bytes(setup.device)
     scored = measure.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None
     return Measured(measure.finite(metrics | took), nll_N, found, outcome), scored
@@ -113,7 +118,7 @@ def measure_pair(
     gc.collect()  # one model at a time
     wants = KEPT & set(setup.wants)
     known = registry.find_dense(run.client, dense_id(base_files), setup.protocol_id, wants) if wants else None
-    dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()
+    dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()  # not its speed
     if base is None:
         if wants and known is None:
             say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
@@ -124,6 +129,7 @@ def measure_pair(
         if scored is not None:
             ticket = replace(ticket, metrics={**ticket.metrics, **measure.finite({"dense_nll": scored})})
         if known:
+            fresh.metrics.pop("peak_bytes", None)  # of less work than the ticket's: no two peaks to compare
             dense = replace(dense, metrics={**dense.metrics, **fresh.metrics})
         else:
             sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}

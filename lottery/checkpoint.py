@@ -133,8 +133,10 @@ class Base:
         if (self.folder / "model.safetensors").exists():
             return ["model.safetensors"]
         if (self.folder / INDEX).exists():
-            shards = read_json(self.folder / INDEX).get("weight_map", {}).values()
-            return sorted({plain_name(str(s), self.folder / INDEX) for s in shards})
+            shards = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise InputError(f"{self.folder / INDEX}: it has no weight_map; fetch the model again")
+            return sorted({plain_name(str(s), self.folder / INDEX) for s in shards.values()})
         if any(self.folder.glob("*.bin")):
             raise InputError(
                 f"model={model}: it holds pickled weights (.bin) only, which are never read; "

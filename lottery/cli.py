@@ -2,17 +2,18 @@
 
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from typing import Any, NoReturn
 
 import click
 
 from lottery import __version__
 from lottery.progress import quiet_libraries
-from lottery.spec import InputError, Spec
+from lottery.spec import InputError, MachineError, Spec
 
 USER_ERRNO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
@@ -41,38 +42,42 @@ class Lottery(click.Group):
         quiet_libraries()
         try:
             result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
-        except click.ClickException as e:
-            self.fail_run(e.format_message())
-            stop(e.format_message(), e.exit_code)
-        except click.Abort:
-            stop("aborted", 130)
-        except InputError as e:
-            self.fail_run(str(e))
-            stop(str(e), 2)
-        except OSError as e:
-            where = f"{e.filename}: " if e.filename else ""
-            stop(f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1)
-        except KeyboardInterrupt:
+        except (click.Abort, KeyboardInterrupt):
             stop("interrupted", 130)
-        except RuntimeError as e:
-            if type(e).__name__ != "MachineError":
+        except Exception as e:
+            if (known := known_failure(e)) is None:
                 raise
-            stop(str(e), 1)
+            stop(*known)
         if standalone_mode:
             sys.exit(result if isinstance(result, int) else 0)
         return result
 
-    @staticmethod
-    def fail_run(reason: str) -> None:
-        import os
 
-        if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run: it gets the reason
-            from lottery import registry
-
-            registry.fail_adopted(reason)
+def known_failure(e: Exception) -> tuple[str, int] | None:
+    """(one line, exit code) for what is wrong with the input or with the machine; None for a defect of ours."""
+    if isinstance(e, click.ClickException):
+        return e.format_message(), e.exit_code
+    if isinstance(e, InputError):
+        return str(e), 2
+    if isinstance(e, OSError):
+        where = f"{e.filename}: " if e.filename else ""
+        return f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1
+    if isinstance(e, MachineError):
+        return str(e), 1
+    # Classes of libraries that are only there if they were needed; they are not imported for this.
+    mlflow, torch = sys.modules.get("mlflow"), sys.modules.get("torch")
+    if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
+        return f"MLflow: {' '.join(str(e).split())[:300]}", 1
+    if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
+        return "out of memory; give a smaller window, device=cpu, or measure=none", 1
+    return None
 
 
 def stop(reason: str, code: int) -> NoReturn:
+    if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run that nothing has adopted yet: it gets the reason
+        from lottery import registry
+
+        registry.fail_adopted(reason)
     click.echo(f"Error: {reason}", err=True)
     sys.exit(code)
 
@@ -116,8 +121,8 @@ def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
 @click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
 @click.option("--prompt", default="The meaning of life is", show_default=True)
 @click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 100), help="0 is greedy.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 @as_json
 def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: int, as_json: bool) -> None:
     """Let a ticket continue a text.
@@ -126,6 +131,7 @@ def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: in
     """
     from lottery import models, study
 
+    models.check_temperature(temperature)
     model, tokenizer = study.load(ticket)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
@@ -176,7 +182,7 @@ def doctor(as_json: bool) -> None:
     from lottery import doctor, tables
 
     checks = doctor.checks()
-    click.echo(json.dumps([c.__dict__ for c in checks]) if as_json else tables.doctor_table(checks))
+    click.echo(json.dumps({"checks": [asdict(c) for c in checks]}) if as_json else tables.doctor_table(checks))
     if not all(c.fine for c in checks):
         sys.exit(1)
 

@@ -10,7 +10,7 @@ import torch
 from lottery import registry
 from lottery.home import home, make_folder
 from lottery.models import computes_bfloat16
-from lottery.spec import InputError
+from lottery.spec import InputError, MachineError
 
 PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "numba", "numpy")
 LOW_DISK = 10 * 10**9
@@ -77,14 +77,14 @@ def store() -> Check:
     try:
         registry.connect()
         return Check("tracking store", True, registry.store_name())
-    except registry.MachineError as e:
-        return Check("tracking store", False, f"{e}; set MLFLOW_TRACKING_URI, or start the server")
+    except (InputError, MachineError) as e:
+        return Check("tracking store", False, str(e))
 
 
 def disk() -> Check:
     try:
         folder = make_folder(home(), "LOTTERY_HOME")
-    except InputError as e:
+    except (InputError, MachineError) as e:
         return Check("disk", False, str(e))
     free = shutil.disk_usage(folder).free
     low = "" if free >= LOW_DISK else "; a 7B ticket takes about 9 GB: set LOTTERY_HOME to a larger disk"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lottery.spec import InputError
+from lottery.spec import blame
 
 
 def home() -> Path:
@@ -18,13 +18,13 @@ def home() -> Path:
 
 
 def make_folder(folder: Path, name: str) -> Path:
-    """Raises InputError, naming the parameter `name`, where the folder cannot be made or written."""
+    """Raises InputError (a full disk: MachineError), naming the parameter, where the folder cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(None, "no permission to write there")
     except OSError as e:
-        raise InputError(f"{name}={folder}: {(e.strerror or str(e)).lower()}; give a folder that can be written") from e
+        raise blame(e, f"{name}={folder}: {(e.strerror or str(e)).lower()}; give a folder that can be written") from e
     return folder
 
 
@@ -35,6 +35,14 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """One process of this home at a time does `what`; the lock dies with its owner."""
+    with open(make_folder(home() / "locks", "LOTTERY_HOME") / what, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -68,7 +76,7 @@ def new_folder(dest: Path, name: str) -> Iterator[Path | None]:
         except FileNotFoundError:
             continue  # another process just finished with it
         except OSError as e:
-            raise InputError(f"{name}={dest}: {e.strerror}; give a folder that can be written") from e
+            raise blame(e, f"{name}={dest}: {e.strerror}; give a folder that can be written") from e
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             ours = os.path.samestat(os.fstat(fd), os.stat(partial))

@@ -135,6 +135,13 @@ def _unpack(bitmask_OB, first, last, start_O, values_K, out_OI):
                 at += lives
 
 
+def warm(dtype: np.dtype) -> None:
+    """Compile, or fetch the compiled kernels, for bits of this type: work on a real matrix can then be timed."""
+    tiny = np.arange(16, dtype=dtype).reshape(2, 8)
+    scan(tiny, 100)
+    unpack(*pack(tiny, 3), 8)
+
+
 def scan(bits: np.ndarray, infinity: int) -> tuple[int, int]:
     """(zeros, NaN or infinite) among the weights with these bits; `infinity` is the type's own bit pattern of it."""
     flat = bits.reshape(-1)

@@ -4,6 +4,7 @@ Legend: N windows, T tokens of a window, S resamples.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import resource
@@ -140,7 +141,7 @@ def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
         "decode_tok_s": float(middle),
         "decode_tok_s_lo": float(low),
         "decode_tok_s_hi": float(high),
-        "decode_floor_tok_s": memory_bandwidth(model.device) / read_bytes(model),
+        "decode_floor_tok_s": memory_bandwidth(model.device.type) / read_bytes(model),
         "generate_tok_s": float(np.median(whole)),
     }
 
@@ -152,12 +153,13 @@ def read_bytes(model: Any) -> int:
     return weights_bytes(model) - (0 if tied else table.nbytes)
 
 
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a read of memory gets: the best of five over 512 MiB, far more than any cache."""
+@functools.cache
+def memory_bandwidth(device: str) -> float:
+    """Bytes per second that a read of memory gets: the best of five over 512 MiB, far more than any cache. Once a process."""
     block = torch.ones(2**27, dtype=torch.float32, device=device)
     best = math.inf
     for _ in range(5):
-        if device.type == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
         block.sum().item()
@@ -210,7 +212,7 @@ def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, f
     """`repetition`: share of the new text's 4-grams that were there before; `distinct_2`: share of distinct 2-grams."""
     fours = twos = four_kinds = two_kinds = 0
     for sample in found:
-        ids = encode(tokenizer, sample["text"][len(sample["prompt"]) :])
+        ids = encode(tokenizer, sample["text"][len(sample["prompt"]) :], special=False)
         four = list(zip(*(ids[i:] for i in range(4)), strict=False))
         two = list(itertools.pairwise(ids))
         fours, four_kinds = fours + len(four), four_kinds + len(set(four))

@@ -1,6 +1,7 @@
 """A base or a ticket on disk -> a transformers model and its tokenizer; text from it. The only file that says transformers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ import torch
 import transformers
 
 from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
-from lottery.spec import InputError
+from lottery.spec import InputError, MachineError
 
 
 class Tensors(Protocol):
@@ -62,11 +63,23 @@ def arithmetic(dtype: str, source: str, device: str) -> str:
     return "float16" if device == "cuda" else "float32"
 
 
-def read_config(folder: Path) -> Any:
+@contextmanager
+def usable(folder: Path, what: str) -> Iterator[None]:
+    """Whatever transformers raises over a file of the user's is an InputError: it has no class of its own for that."""
     try:
-        return transformers.AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as e:
-        raise InputError(f"model={folder}: config.json is not usable ({str(e).splitlines()[0]})") from e
+        yield
+    except (InputError, MachineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split())[:200]
+        raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
+
+
+def read_config(folder: Path) -> Any:
+    with usable(folder, "config.json"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.get_text_config()
+        return config
 
 
 def context_length(config: Any) -> int:
@@ -78,10 +91,21 @@ def read_tokenizer(folder: Path) -> Any | None:
     """The folder's tokenizer, None where it has none. Never runs code out of the folder."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
         return None
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, TypeError) as e:
-        raise InputError(f"model={folder}: its tokenizer is not usable ({str(e).splitlines()[0]})") from e
+    with usable(folder, "its tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+class Shape(Lazy):
+    """A tensor without its values: enough to see whether the model wants it."""
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        info = self.source.info(self.name)
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")[index]
+
+
+def check(source: Tensors, names: Iterable[str]) -> None:
+    """Whether the files make a model, found without reading a weight. Raises InputError as `build` does."""
+    assemble(source, {name: Shape(source, name) for name in names}, "float32", "meta")
 
 
 def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any:
@@ -90,6 +114,10 @@ def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any
     Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
     with random numbers.
     """
+    return assemble(source, {name: Lazy(source, name) for name in names}, dtype, device)
+
+
+def assemble(source: Tensors, state: dict[str, Lazy], dtype: str, device: str) -> Any:
     config = read_config(source.folder)
     architecture = (config.architectures or [None])[0]
     model_class: Any = getattr(transformers, str(architecture), None)
@@ -97,14 +125,15 @@ def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any
     if not is_model:
         raise InputError(f"model={source.folder}: config.json names the architecture {architecture}, unknown here")
     transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
-    model, found = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict={name: Lazy(source, name) for name in names},
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        **({"device_map": {"": device}} if device != "cpu" else {}),
-    )
+    with usable(source.folder, "config.json"):
+        model, found = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **({"device_map": {"": device}} if device != "cpu" else {}),
+        )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found[kind]:
             kind_said = kind.replace("_", " ")
@@ -112,12 +141,21 @@ def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any
                 f"model={source.folder}: {kind_said} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
             )
     if (source.folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
+        with usable(source.folder, "generation_config.json"):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
     return model.eval()
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, verbose=False)["input_ids"]
+def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Token ids, with the tokenizer's own special tokens (a BOS, where it has one) unless told otherwise."""
+    return tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
+
+
+def check_temperature(temperature: float) -> float:
+    """Raises InputError below 0.01 but for 0, where the logits would overflow, and above 100."""
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise InputError(f"temperature={temperature}: give 0 (greedy), or a number from 0.01 to 100")
+    return temperature
 
 
 @torch.inference_mode()
@@ -135,6 +173,7 @@ def generate(
 
     Raises InputError for a prompt that does not fit into the model's context, and an empty one where nothing can start.
     """
+    check_temperature(temperature)
     context, texts = context_length(model.config), []
     own = model.generation_config
     config = transformers.GenerationConfig(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lottery import kernels
@@ -13,7 +14,7 @@ from lottery.checkpoint import BITS, DTYPES, Base, file_sha256
 from lottery.progress import say, stage
 from lottery.spec import FORMAT, InputError, Spec, ticket_id
 from lottery.targets import Place
-from lottery.ticket import Writer, sparsities, write_packed, write_record, write_whole
+from lottery.ticket import Writer, header_sha256, sparsities, write_packed, write_record, write_whole
 
 
 def draw_seed(spec: Spec, name: str) -> int | None:
@@ -31,7 +32,7 @@ def requested(spec: Spec, numel: int) -> int:
 def prune_base(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence[Place], folder: Path) -> None:
     """Write the ticket that `spec` makes of `base` into the empty `folder`; the chosen places lose weights.
 
-    Raises InputError where a weight of the base is not a number, or of a type that cannot be pruned.
+    Raises InputError where a weight of the base is not a number.
     """
     targeted = {p.name for p in chosen}
     kept_places = [p for p in places if p.role != "buffer"]
@@ -46,11 +47,6 @@ def prune_base(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence
                 entry["layer"] = place.layer
             zeros = check_finite(place.name, info.dtype, tensor)
             if place.name in targeted:
-                if info.dtype not in BITS:
-                    raise InputError(
-                        f"model={base.id}: tensor {place.name!r} is of type {info.dtype}; "
-                        f"convert the model to {', '.join(BITS)} first"
-                    )
                 asked = requested(spec, info.numel)
                 if zeros > asked > 0:
                     say(
@@ -72,7 +68,7 @@ def prune_base(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence
         {
             "format": FORMAT,
             "ticket": ticket_id(spec, base.files, targeted),
-            "spec": {"target": spec.target, **spec.bytes_spec()},
+            "spec": spec.bytes_spec(),
             "base": {
                 "id": base.id,
                 "revision": None,
@@ -84,9 +80,24 @@ def prune_base(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence
             "tensors": entries,
             "dropped": [p.name for p in places if p.role == "buffer"],
             "files": {name: file_sha256(folder / name) for name in base.small_files},
-            "shards": sorted(path.name for path in folder.glob("ticket-*.safetensors")),
+            "shards": {path.name: header_sha256(path) for path in sorted(folder.glob("ticket-*.safetensors"))},
         },
     )
+
+
+def warm_up(base: Base, chosen: Sequence[Place]) -> None:
+    """Have the kernels compiled before anything is timed."""
+    for dtype in {base.tensors[p.name].dtype for p in chosen}:
+        kernels.warm(np.dtype(str(BITS[dtype][0]).removeprefix("torch.")))
+
+
+def check_types(base: Base, chosen: Sequence[Place]) -> None:
+    """Raises InputError for a targeted matrix whose weights are not plain floating-point numbers."""
+    for place in chosen:
+        if (dtype := base.tensors[place.name].dtype) not in BITS:
+            raise InputError(
+                f"model={base.id}: its tensor {place.name!r} is of type {dtype}; convert the model to {', '.join(BITS)}"
+            )
 
 
 def check_finite(name: str, dtype: str, tensor: torch.Tensor) -> int:

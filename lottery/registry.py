@@ -1,7 +1,6 @@
 """Runs, metrics, logged models and registered versions. The only file that says mlflow (beside serve.py, which it loads)."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -26,12 +25,14 @@ from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-from lottery.home import home, make_folder, new_folder
-from lottery.spec import InputError, digest, nearest, same_value
+from lottery.home import alone, home, new_folder
+from lottery.spec import InputError, MachineError, Spec, digest, nearest
 from lottery.text import Protocol
+from lottery.ticket import MEASUREMENTS, RECORD, Stored
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
 SERVING = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numba", "numpy", "accelerate")
+LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string")]),
@@ -45,22 +46,34 @@ SIGNATURE = ModelSignature(
 )
 
 
-class MachineError(RuntimeError):
-    """The machine, a disk or a server failed, not the user: one line, exit code 1."""
-
-
 def connect() -> MlflowClient:
     """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    client = MlflowClient()
     uri = mlflow.get_tracking_uri()
     try:
-        with first_touch(uri):
+        client = MlflowClient()
+        with first_touch(uri), few_retries():
             client.search_experiments(max_results=1)
     except (MlflowException, OSError) as e:
-        raise MachineError(f"the tracking store {hide_password(uri)} is not usable: {first_line(e)}") from e
+        raise MachineError(
+            f"the tracking store {hide_password(uri)} is not usable: {first_line(e)}; "
+            f"set MLFLOW_TRACKING_URI, or start the server that it names"
+        ) from e
     return client
+
+
+@contextlib.contextmanager
+def few_retries() -> Iterator[None]:
+    """To see whether a server is there at all, MLflow's own minutes of patience are too long."""
+    few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    ours = {k: v for k, v in few.items() if k not in os.environ}
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 def store_name() -> str:
@@ -82,9 +95,7 @@ def first_touch(uri: str) -> Iterator[None]:
     if path == uri or has_schema(path):
         yield
         return
-    lock = make_folder(home() / "locks", "LOTTERY_HOME") / digest(os.path.abspath(path))[:16]
-    with open(lock, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    with alone(digest(os.path.abspath(path))[:16]):
         yield
 
 
@@ -104,13 +115,18 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.id = client, run_id
 
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5."""
+    def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
+        """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
+
+        Raises InputError where the run was opened with other values than `spec` has.
+        """
         have = self.client.get_run(self.id).data.params
-        new = [Param(k, v) for k, v in params.items() if k not in have]
-        for name in have.keys() & params.keys():
-            assert same_value(have[name], params[name]), f"{name} is logged as {have[name]}, the run has {params[name]}"
-        self.client.log_batch(self.id, params=new)
+        if spec and (name := spec.agrees_with(have)):
+            raise InputError(
+                f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
+                f"{have[name]!r}; unset MLFLOW_RUN_ID"
+            )
+        self.client.log_batch(self.id, params=[Param(k, v) for k, v in params.items() if k not in have])
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
@@ -150,14 +166,16 @@ def dataset_name(protocol: Protocol) -> str:
 
 
 @contextlib.contextmanager
-def open_run(client: MlflowClient, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> Iterator[Run]:
+def open_run(
+    client: MlflowClient, name: str, params: Mapping[str, str], tags: Mapping[str, str], spec: Spec | None = None
+) -> Iterator[Run]:
     """The run that `mlflow run` opened for this process, else a new one; FINISHED, FAILED with the reason, or KILLED."""
-    adopted = os.environ.get("MLFLOW_RUN_ID")
-    active = mlflow.start_run(run_name=name)  # takes MLFLOW_RUN_ID out of the environment
+    # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
+    active = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
     run = Run(client, active.info.run_id)
     status = "FAILED"
     try:
-        run.log_params(params)
+        run.log_params(params, spec)
         run.tag(tags)
         yield run
         status = "FINISHED"
@@ -169,7 +187,6 @@ def open_run(client: MlflowClient, name: str, params: Mapping[str, str], tags: M
             run.tag({"outcome": "failed", "reason": first_line(e)})
         raise
     finally:
-        assert adopted is None or adopted == run.id
         mlflow.end_run(status)
 
 
@@ -221,6 +238,8 @@ def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozense
         tags, metrics = run.data.tags, run.data.metrics
         if not wants <= set(tags.get("measured", "").split(",")):
             continue
+        # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
+        metrics = {k: v for k, v in metrics.items() if k.startswith(LASTING)}
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
             local = Path(client.download_artifacts(run.info.run_id, "", folder))
             nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
@@ -229,19 +248,44 @@ def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozense
     return None
 
 
+FORBIDDEN = r"[/:@'\"\s]"
+
+
 def check_name(name: str) -> str:
-    if re.search(r"[/:'\"\s]", name) or not name.isprintable():
-        raise InputError(f"register={name}: a model's name has no space, slash, colon or quote; give another, or none")
+    if re.search(FORBIDDEN, name) or not name.isprintable():
+        raise InputError(
+            f"register={name}: a model's name has no space, slash, colon, @ or quote; give another, or none"
+        )
     return name
 
 
-def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str, str | None] | None:
-    """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket."""
+def model_name(register: str, base: str) -> str:
+    """The registered model's name; `auto` is made of the base's."""
+    return check_name("ticket-" + re.sub(FORBIDDEN, "-", base) if register == "auto" else register)
+
+
+def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
+    """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket, and still has its files."""
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
-        if version.status == "READY":
-            return f"models:/{name}/{version.version}", logged_model_id(version.source)
+        uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
+        if model_id is None:
+            continue
+        try:
+            found = Stored(fetch(client, uri).folder)
+        except (InputError, MlflowException, OSError):
+            continue
+        if found.id == ticket:
+            return uri, model_id
     return None
+
+
+def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str, str]) -> None:
+    """The version and its logged model say what the newest full measuring found."""
+    name, version = uri.removeprefix("models:/").rsplit("/", 1)
+    client.set_logged_model_tags(model_id, dict(tags))
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
 
 
 def logged_model_id(source: str | None) -> str | None:
@@ -265,7 +309,7 @@ def link_or_copy(source: Path, dest: Path) -> None:
         shutil.copyfile(source, dest)
 
 
-def log_model(run: Run, folder: Path, shards: list[Path], params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+def log_model(run: Run, stored: Stored, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
     """The ticket as a logged model of the run, without a second copy on a local disk: its id. Nothing is pickled.
 
     The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
@@ -281,9 +325,8 @@ def log_model(run: Run, folder: Path, shards: list[Path], params: Mapping[str, s
             shutil.copytree(package, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
             small = top / "ticket"
             small.mkdir()
-            for path in folder.iterdir():
-                if path not in shards:
-                    shutil.copyfile(path, small / path.name)
+            for file in (RECORD, MEASUREMENTS, *stored.record["files"]):
+                shutil.copyfile(stored.folder / file, small / file)
             record = Model(
                 artifact_path=model.artifact_location, run_id=run.id, model_uuid=model.model_id, model_id=model.model_id
             )
@@ -297,14 +340,14 @@ def log_model(run: Run, folder: Path, shards: list[Path], params: Mapping[str, s
                 signature=SIGNATURE,
                 input_example=(["The meaning of life is"], {"max_new_tokens": 50}),
             )
-            record.model_size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+            record.model_size_bytes = stored.disk_bytes
             record.save(str(top / "model" / "MLmodel"))
             data = top / "model" / "data" / "ticket" if here is None else here / "data" / "ticket"
             if here is None:
-                for shard in shards:  # uploaded from where they lie
+                for shard in stored.shards:  # uploaded from where they lie
                     (data / shard.name).symlink_to(shard)
             else:
-                for shard in shards:
+                for shard in stored.shards:
                     link_or_copy(shard, data / shard.name)
             client.log_model_artifacts(model.model_id, str(top / "model"))
         client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
@@ -361,8 +404,8 @@ def fetch(client: MlflowClient, uri: str) -> Fetched:
     except MlflowException as e:
         name, names = re.split("[/@]", where)[0], [m.name for m in client.search_registered_models(max_results=50)]
         if name in names:
-            has = ", ".join(sorted((v.version for v in client.search_model_versions(f"name = '{name}'")), key=int))
-            known = f"it has the versions {has}"
+            has = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+            known = f"it has the versions {', '.join(map(str, has))}"
         else:
             known = nearest(name, names) if names else "no model is registered there"
         raise InputError(f"ticket={uri}: not in the registry {store}; {known}") from e

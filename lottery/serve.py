@@ -30,10 +30,8 @@ class Served:
             raise MlflowException.invalid_parameter_value("every prompt must be a string")
         if given["max_new_tokens"] < 1:
             raise MlflowException.invalid_parameter_value("max_new_tokens must be at least 1")
-        if not 0 <= given["temperature"] <= 100:
-            raise MlflowException.invalid_parameter_value("temperature must lie between 0 and 100")
-        if given["seed"] < 0:
-            raise MlflowException.invalid_parameter_value("seed must not be negative")
+        if not 0 <= given["seed"] < 2**63:
+            raise MlflowException.invalid_parameter_value("seed must be a whole number from 0")
         try:
             with self.lock:
                 return generate(

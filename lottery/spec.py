@@ -1,6 +1,7 @@
 """What one run is asked for: the parameters with their defaults and their checks, and the identity of a ticket."""
 
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -13,6 +14,16 @@ FORMAT = 1  # of the ticket directory; part of every ticket's identity
 
 class InputError(ValueError):
     """Something that the user gave cannot be used. The one line names it, its value, and the way out. Exit code 2."""
+
+
+class MachineError(RuntimeError):
+    """The machine, a disk or a server failed, not the user: one line, exit code 1."""
+
+
+def blame(e: OSError, line: str) -> InputError | MachineError:
+    """A full or broken disk is the machine's fault, anything else about a path that of who gave it."""
+    broken = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM)
+    return MachineError(line) if broken else InputError(line)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -70,7 +81,7 @@ def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str,
             x = int(str(value))
         except ValueError:
             x = low - 1
-        if x < low:
+        if not low <= x < 2**63:
             raise InputError(f"{name}={value}: give a whole number from {low}{f', or {word}' if word else ''}")
         if only and x > low:
             raise InputError(f"{name}={value}: this version only takes {low}")
@@ -159,15 +170,14 @@ class Spec:
 
     def params(self) -> dict[str, str]:
         """Every parameter as MLflow records it."""
-        return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in asdict(self).items()}
+        return {name: str(value) for name, value in asdict(self).items()}
 
-
-def same_value(a: str, b: str) -> bool:
-    """`0.50` and `0.5` are one value: MLflow records what was typed."""
-    try:
-        return float(a) == float(b)
-    except ValueError:
-        return a == b
+    def agrees_with(self, params: Mapping[str, str]) -> str | None:
+        """The first recorded parameter that means another value (`0.50` means 0.5), None where all agree."""
+        for name in self.params().keys() & params.keys():
+            if getattr(Spec.parse(**{name: params[name]}), name) != getattr(self, name):
+                return name
+        return None
 
 
 def digest(what: Any) -> str:

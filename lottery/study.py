@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lottery import models, registry
-from lottery.baseline import MEASUREMENTS, Measured, Setup, files_of, measure_pair, prepare, record_of
+from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
 from lottery.checkpoint import Base, read_json
-from lottery.home import home, make_folder, new_folder, write_file
+from lottery.home import alone, home, make_folder, new_folder, write_file
 from lottery.measure import timed
 from lottery.progress import stage
-from lottery.pruning import planned, prune_base
-from lottery.spec import InputError, Spec, ticket_id
+from lottery.pruning import check_types, planned, prune_base, warm_up
+from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
 from lottery.targets import Place, choose, classify
 from lottery.text import Protocol
-from lottery.ticket import Stored, sparsities
+from lottery.ticket import MEASUREMENTS, Stored, sparsities
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,44 @@ def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
 def run(spec: Spec, out: Path | None) -> Ticket:
     """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
     base, places, chosen = locate(spec)
-    name = registry.check_name(f"ticket-{base.id}" if spec.register == "auto" else spec.register)
+    name = registry.model_name(spec.register, base.id)
     setup = prepare(base, spec, base.id)
     id = ticket_id(spec, base.files, [p.name for p in chosen])
-    folder = out.expanduser().resolve() if out else make_folder(home() / "tickets", "LOTTERY_HOME") / id
+    keep = out is not None or spec.register == "none"
+    if out is not None:
+        folder, named = out.expanduser().resolve(), "out"
+    else:  # what will be registered is at home only until then
+        folder, named = home() / ("tickets" if keep else "unfinished") / id, "LOTTERY_HOME"
+    make_folder(folder.parent, named)
     client = registry.connect()
 
     tags = first_tags("ticket", id, base.id, setup)
-    with registry.open_run(client, title(spec), spec.params(), tags) as run:
-        stored, prune_s = timed(lambda: make(base, spec, places, chosen, folder, "out" if out else "LOTTERY_HOME"))
+    uri = None
+    # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
+    with registry.open_run(client, title(spec), spec.params(), tags, spec) as run, alone(id):
+        stored, took = make(base, spec, places, chosen, folder, named)
         ticket, dense = measure_pair(run, stored, base, setup, base.files)
-        ticket = with_sizes(ticket, stored, {"prune_s": prune_s})
+        ticket = with_sizes(ticket, stored, took)
         tags |= verdict(ticket, spec, setup)
-        params = spec.params() | ({} if base.id == "builtin" else {"model": str(base.folder)})
-        record = record_of(ticket, dense, setup, params, tags)
-        write_file(folder / MEASUREMENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        layers = {"layers": stored.record["layers"], "tensors": [p.name for p in chosen]}
-
+        record = record_of(ticket, dense, setup, spec.params(), tags)
+        if setup.wants or not (folder / MEASUREMENTS).exists():
+            write_file(folder / MEASUREMENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         known = registry.registered_before(client, name, id) if spec.register != "none" else None
         uri, model_id = known or (None, None)
         if model_id:
             registry.use_model(run, model_id)
         elif spec.register != "none":
             with stage(f"register {name}"):
-                model_id = registry.log_model(run, folder, stored.shards, params, tags)
+                model_id = registry.log_model(run, stored, spec.params(), tags)
+        layers = {"layers": stored.record["layers"], "tensors": [p.name for p in chosen]}
         report(run, ticket, setup, tags, record, model_id, {"layers.json": layers})
-        if model_id and not uri:
+        if model_id and uri is None:
             uri = registry.register(client, model_id, name, tags)
-    if out is None and uri:
-        shutil.rmtree(folder)  # the registry has it
-    path = None if out is None and uri else str(folder)
+        elif model_id and uri and "winner" in tags and "limited" not in tags:
+            registry.tag_version(client, uri, model_id, tags)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+    path = str(folder) if keep else None
     return Ticket(
         id, path, run.id, uri, ticket.metrics, tags, dense.metrics, setup.protocol, ticket.samples, title(spec)
     )
@@ -94,6 +102,7 @@ def evaluate(ticket: str, **parameters: Any) -> Ticket:
     spec = Spec.parse(**parameters)
     found = find_ticket(ticket)
     stored = Stored(found.folder)
+    models.check(stored, stored.tensors)
     about = stored.record["base"]
     setup = prepare(stored, spec, about["id"])
     base = base_of(found.params.get("model", about["id"]), about["files"])
@@ -145,27 +154,39 @@ def locate(spec: Spec) -> tuple[Base, list[Place], list[Place]]:
     """(base, every tensor's place, the places chosen). All that can be wrong with model and target is found here."""
     base = Base(spec.model)
     places = classify(base.tensors, base.model_type)
-    return base, places, choose(spec.target, places)
+    chosen = choose(spec.target, places)
+    check_types(base, chosen)
+    models.check(base, [p.name for p in places if p.role != "buffer"])
+    return base, places, chosen
 
 
-def make(base: Base, spec: Spec, places: list[Place], chosen: list[Place], folder: Path, name: str) -> Stored:
-    """The ticket in `folder`: pruned now, or whole from an earlier run of the same spec; `name` is the parameter to blame."""
+def make(
+    base: Base, spec: Spec, places: list[Place], chosen: list[Place], folder: Path, name: str
+) -> tuple[Stored, dict[str, float]]:
+    """The ticket in `folder`: pruned now (and `prune_s`), or whole from an earlier run of the same spec, every hash checked.
+
+    `name` is the parameter to blame for the place.
+    """
+    took = {}
+    warm_up(base, chosen)
     with new_folder(folder, name) as partial:
         if partial is not None:
-            plan = planned(base, spec, places, chosen)
-            if plan["disk_bytes_after"] > (free := shutil.disk_usage(partial).free):
-                raise registry.MachineError(
-                    f"{name}={folder}: the ticket takes {plan['disk_bytes_after']:,} bytes, the disk has {free:,} free; "
+            need, free = planned(base, spec, places, chosen)["disk_bytes_after"], shutil.disk_usage(partial).free
+            if need > free:
+                raise MachineError(
+                    f"{name}={folder}: the ticket takes {need:,} bytes, the disk has {free:,} free; "
                     f"make room, or give another folder"
                 )
             try:
-                prune_base(base, spec, places, chosen, partial)
+                _, took["prune_s"] = timed(lambda: prune_base(base, spec, places, chosen, partial))
             except OSError as e:
-                raise registry.MachineError(f"{name}={folder}: {e.strerror}; make room, or give another folder") from e
+                raise blame(e, f"{name}={folder}: {e.strerror}; make room, or give another folder") from e
     stored = Stored(folder)
     if stored.id != ticket_id(spec, base.files, [p.name for p in chosen]):
         raise InputError(f"{name}={folder}: it holds another ticket, {stored.id}; give a new folder")
-    return stored
+    if not took:
+        stored.verify()
+    return stored, took
 
 
 def find_ticket(ticket: str) -> registry.Fetched:
@@ -193,7 +214,7 @@ def title(spec: Spec) -> str:
 
 
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
-    protocol = {"protocol": setup.protocol.id} if setup.protocol else {}
+    protocol = {"protocol": setup.protocol_id} if setup.wants else {}
     return {"kind": kind, "ticket": ticket, "base": base, "device": setup.device, **protocol}
 
 

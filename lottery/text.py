@@ -28,14 +28,17 @@ def read_text(dataset: str) -> tuple[str, str]:
         if path.suffix == ".txt":
             return path.name, path.read_bytes().decode("utf-8")
         if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line)["text"] for line in path.read_bytes().decode("utf-8").splitlines() if line.strip()]
+            # at b"\n" alone: str.splitlines would also split at the line separators that JSON strings may hold
+            rows = [json.loads(line)["text"] for line in path.read_bytes().split(b"\n") if line.strip()]
         elif path.suffix == ".parquet":
             import pyarrow.parquet
 
             rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
         else:
             raise InputError(f"dataset={dataset}: {path.suffix or 'no'} ending; give a .txt, .jsonl or .parquet file")
-        return path.name, "\n\n".join(rows)
+        text = "\n\n".join(rows)
+        text.encode("utf-8")  # a lone surrogate is legal in JSON and in no text
+        return path.name, text
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OSError) as e:
@@ -100,12 +103,19 @@ def pick_window(window: int | str, context: int) -> int:
 
 
 def windows(
-    dataset: str, tokenizer: Any, window: int, limit: int | str, dtype: str, runtime: str, device: str
+    dataset: str, tokenizer: Any, words: int, window: int, limit: int | str, dtype: str, runtime: str, device: str
 ) -> tuple[np.ndarray, Protocol]:
     """(ids_NT int64, the protocol): the text tokenized once, with the tokenizer's own special tokens, cut into
-    non-overlapping windows of `window` tokens, the tail dropped. Raises InputError for a text shorter than one window."""
+    non-overlapping windows of `window` tokens, the tail dropped. `words`: the size of the model's vocabulary.
+
+    Raises InputError for a text shorter than one window, or a tokenizer that is not the model's.
+    """
     name, text = read_text(dataset)
     ids = np.asarray(encode(tokenizer, text), np.int64)
+    if len(ids) and ids.max() >= words:
+        raise InputError(
+            f"model: its tokenizer knows token {ids.max()}, the model only {words}: they are not of a kind"
+        )
     count = len(ids) // window
     if not count:
         raise InputError(

@@ -22,6 +22,7 @@ from lottery.targets import PRUNABLE
 
 SHARD_BYTES = 5 * 10**9
 RECORD = "ticket.json"
+MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
@@ -123,6 +124,14 @@ def write_whole(writer: Writer, name: str, dtype: str, tensor: torch.Tensor) -> 
     return {"sha256": hashlib.sha256(data).hexdigest()}
 
 
+def header_sha256(shard: Path) -> str:
+    """Of a safetensors file's header, its length included: with the tensors' own hashes, every byte is covered."""
+    with open(shard, "rb") as f:
+        length = f.read(8)
+        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
+        return hashlib.sha256(length + f.read(size)).hexdigest()
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """The last file of a ticket: it holds the hashes of all others, and its own as `checksum`."""
     record = {**record, "checksum": digest(record)}
@@ -154,6 +163,12 @@ class Stored:
             if not (path / plain_name(name, path / RECORD)).is_file() or file_sha256(path / name) != sha256:
                 self._damaged(name)
         shards = [plain_name(name, path / RECORD) for name in self.record["shards"]]
+        known = {RECORD, MEASUREMENTS, *self.record["files"], *shards}
+        if strangers := sorted(p.name for p in path.iterdir() if p.name not in known and not p.name.startswith(".")):
+            raise InputError(f"ticket={path}: {strangers[0]} is no part of the ticket; take it out of the folder")
+        for name, sha256 in self.record["shards"].items():
+            if not (path / name).is_file() or header_sha256(path / name) != sha256:
+                self._damaged(name)
         self.shards = [path / name for name in shards]
         self._files, self._stored = shard_headers(path, shards)
         expected = {key for name in self.tensors for key in self._keys(name)}

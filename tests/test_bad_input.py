@@ -37,6 +37,7 @@ def refused(result: Result, *says: str) -> None:
         (("--dataset", "no/such.txt"), ("dataset=no/such.txt",)),
         (("--model", "no/such"), ("model=no/such", "builtin")),
         (("--register", "a/b"), ("register=a/b",)),
+        (("--register", "a@b"), ("register=a@b",)),
         (("--bogus", "1"), ("--bogus",)),
         (("--device", "cuda"), ("device=cuda", "cpu")),
     ],
@@ -105,7 +106,55 @@ def test_a_missing_tensor(broken: Path, cli: Callable[..., Result]) -> None:
     state = load_file(broken / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, broken / "model.safetensors", {"format": "pt"})
-    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "missing keys", "up_proj")
+    refused(cli("prune", "--model", broken, "--measure", "none", code=2), "missing keys", "up_proj")
+    assert not mlflow.MlflowClient().search_model_versions("name = 'ticket-broken'")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "x"}, {"num_attention_heads": 0}, {"rope_parameters": 5}, {"hidden_act": "nope"},
+        {"num_hidden_layers": -1}, {"max_position_embeddings": "abc"}, {"architectures": ["Evil"]}, {"hidden_size": 64},
+        {"architectures": None},
+    ],
+)  # fmt: skip
+def test_a_config_that_makes_no_model(change: dict[str, object], broken: Path, cli: Callable[..., Result]) -> None:
+    config = json.loads((broken / "config.json").read_text()) | change
+    (broken / "config.json").write_text(json.dumps(config))
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "model=")
+
+
+def test_files_beside_the_weights_that_are_broken(broken: Path, cli: Callable[..., Result]) -> None:
+    (broken / "generation_config.json").write_text("{")
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "generation_config.json")
+    (broken / "generation_config.json").unlink()
+    (broken / "tokenizer.json").write_text("{}")
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "tokenizer")
+    (broken / "config.json").write_text("{")
+    refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "config.json")
+    (broken / "model.safetensors").rename(broken / "x")
+    (broken / "config.json").write_text("{}")
+    (broken / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    refused(cli("prune", "--model", broken, code=2), "weight_map")
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    model = tiny_model(tmp_path / "m", vocab_size=1000)
+    refused(cli("prune", "--model", model, "--dataset", "builtin", code=2), "tokenizer", "1000")
+
+
+def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path) -> None:
+    (broken / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tok: pass\nclass Conf: pass\n")
+    for file, change in (
+        ("tokenizer_config.json", {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", None]}}),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Conf", "AutoModelForCausalLM": "evil.Tok"}}),
+    ):
+        content = json.loads((broken / file).read_text()) | change
+        (broken / file).write_text(json.dumps(content))
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(broken), "--dataset", "builtin", "--limit", "1"]
+    command += ["--measure", "perplexity", "--register", "none", "--out", str(tmp_path / "t")]
+    subprocess.run(command, input="yes\n" * 50, text=True, capture_output=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_index_that_climbs_out(broken: Path, cli: Callable[..., Result]) -> None:
@@ -128,6 +177,8 @@ def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., 
     )
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "x.parquet", code=2), "x.parquet")
+    (tmp_path / "half.jsonl").write_text(json.dumps({"text": "\ud83d word " * 2000}))
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "half.jsonl", code=2), "half.jsonl", "UTF-8")
     refused(cli("prune", "--model", tiny, "--dataset", tmp_path, code=2), "not builtin, wikitext2 or a file")
 
 
@@ -145,6 +196,29 @@ def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) 
         refused(cli(command, "--ticket", "models:/nothing/1", code=2), "models:/nothing/1", "not in the registry")
         refused(cli(command, "--ticket", tmp_path, code=2), "no ticket.json")
     refused(cli("verify", "--ticket", "models:/nothing", code=2), "models:/NAME/VERSION")
+
+
+def test_values_that_generating_cannot_take(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for option in (("--temperature", "1e-45"), ("--temperature", "-1"), ("--temperature", "nan"), ("--tokens", "0")):
+        refused(cli("generate", "--ticket", tmp_path, *option, code=2), option[0].strip("-"))
+    refused(cli("generate", "--ticket", tmp_path, "--seed", "99999999999999999999", code=2), "seed")
+
+
+def test_a_tracking_store_that_is_not_there(
+    tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri in ("foo://x", "http://127.0.0.1:9", f"file://{tmp_path}/mlruns"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        refused(cli("prune", "--model", tiny, "--measure", "none", "--out", tmp_path / "t", code=1), "tracking store")
+        assert "FAIL" in cli("doctor", code=1).stdout
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_adopted_run_that_does_not_exist(
+    tiny: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    refused(cli("prune", "--model", tiny, "--measure", "none", code=1), "MLflow", "0" * 32)
 
 
 def test_an_output_that_cannot_be_written(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:

@@ -95,7 +95,7 @@ def test_gpt2_counts_the_tokens_of_wikitext2() -> None:
 
     folder = STORIES.parent / "tokenizers" / "gpt2"
     tokenizer = transformers.GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    ids_NT, protocol = windows(str(WIKITEXT), tokenizer, 1024, "none", "float32", "dense", "cpu")
+    ids_NT, protocol = windows(str(WIKITEXT), tokenizer, 50257, 1024, "none", "float32", "dense", "cpu")
     assert protocol.tokens == 287_644 and ids_NT.shape == (280, 1024) and protocol.bos == "none"
     assert read_tokenizer(folder.parent) is None
 
@@ -250,6 +250,104 @@ def test_a_registered_ticket_gets_no_second_version(
     )  # fmt: skip
     assert (again["ticket"], again["model_uri"]) == (registered["ticket"], registered["model_uri"])
     assert again["run_id"] != registered["run_id"]
+
+
+def test_a_full_measuring_renews_the_tags_of_the_version(
+    tiny: Path, lottery_json: Callable[..., dict[str, Any]]
+) -> None:
+    arguments = ("--model", tiny, "--target", "k_proj", "--dataset", "builtin", "--register", "tags")
+    first = lottery_json("prune", *arguments, "--measure", "none")
+    client = mlflow.MlflowClient()
+    assert "winner" not in client.get_model_version("tags", "1").tags
+    lottery_json("prune", *arguments, "--measure", "perplexity", "--limit", "3")
+    assert "winner" not in client.get_model_version("tags", "1").tags
+    full = lottery_json("prune", *arguments, "--measure", "perplexity")
+    assert first["model_uri"] == full["model_uri"] == "models:/tags/1"
+    version = client.get_model_version("tags", "1")
+    model = client.get_logged_model(registered_model_id(version))
+    assert version.tags["winner"] == model.tags["winner"] == full["tags"]["winner"]
+    assert version.tags["protocol"] == full["tags"]["protocol"]
+
+
+def test_a_dense_row_has_no_speed_of_another_hour(
+    registered: dict[str, Any], tiny: Path, cli: Callable[..., Result]
+) -> None:
+    arguments = ("--model", tiny, "--target", "late", "--dataset", "builtin", "--limit", "40", "--register", "whole")
+    printed = cli("prune", *arguments, "--measure", "perplexity").stdout
+    assert "dense" in printed and "tok/s" not in printed and "ratio to dense" in printed
+
+
+def test_runs_of_one_ticket_at_once_register_it_once(tiny: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lottery",
+        "prune",
+        "--model",
+        str(tiny),
+        "--sparsity",
+        "0.4",
+        "--register",
+        "race",
+    ]
+    command += ["--measure", "none", "--json"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(p.communicate(), p.returncode) for p in started]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert {json.loads(out)["model_uri"] for (out, _), _ in ends} == {"models:/race/1"}
+    assert len(mlflow.MlflowClient().search_model_versions("name = 'race'")) == 1
+
+
+def test_a_ticket_kept_at_home_stays_there(tiny: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
+    arguments = ("--model", tiny, "--target", "v_proj", "--measure", "none")
+    kept = lottery_json("prune", *arguments, "--register", "none")
+    assert kept["model_uri"] is None and "tickets" in kept["path"]
+    assert lottery_json("prune", *arguments, "--register", "kept")["path"] is None
+    Stored(Path(kept["path"])).verify()
+
+
+def test_a_damaged_ticket_is_not_registered(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    out = tmp_path / "t"
+    arguments = ("--model", tiny, "--measure", "none", "--out", out)
+    cli("prune", *arguments, "--register", "none")
+    shard = Stored(out).shards[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(content)
+    assert "damaged" in cli("prune", *arguments, "--register", "damaged", code=2).stderr
+    assert not mlflow.MlflowClient().search_model_versions("name = 'damaged'")
+
+
+def test_a_version_whose_files_are_gone_is_not_reused(tiny: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
+    import shutil
+
+    arguments = ("--model", tiny, "--target", "o_proj", "--measure", "none", "--register", "gone")
+    lottery_json("prune", *arguments)
+    client = mlflow.MlflowClient()
+    model = client.get_logged_model(registered_model_id(client.get_model_version("gone", "1")))
+    shutil.rmtree(Path(model.artifact_location.removeprefix("file://")) / "data")
+    assert lottery_json("prune", *arguments)["model_uri"] == "models:/gone/2"
+
+
+def test_inside_a_run_of_the_caller_s_own(tiny: Path) -> None:
+    with mlflow.start_run() as outer:
+        made = lottery.prune(model=tiny, target="q_proj", measure="none", register="none")
+    assert mlflow.MlflowClient().get_run(made.run_id).data.tags["mlflow.parentRunId"] == outer.info.run_id
+
+
+def test_a_version_that_is_not_there_is_named(registered: dict[str, Any], cli: Callable[..., Result]) -> None:
+    said = cli("verify", "--ticket", "models:/whole/99", code=2).stderr
+    assert "models:/whole/99" in said and "it has the versions 1" in said
+
+
+def test_rows_of_json_lines_split_at_newlines_alone(tmp_path: Path) -> None:
+    from lottery.text import read_text
+
+    texts = ["one\u2028two\u0085", "three"]
+    rows = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
+    (tmp_path / "x.jsonl").write_bytes(rows.encode())
+    assert read_text(str(tmp_path / "x.jsonl")) == ("x.jsonl", "\n\n".join(texts))
 
 
 def test_loaded_by_uri_it_is_the_ticket_to_the_bit(registered: dict[str, Any], cli: Callable[..., Result]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from conftest import tiny_model
+from conftest import only_run, tiny_model
 from safetensors import safe_open
 
 import lottery
@@ -36,7 +36,7 @@ def test_the_layout_is_the_documented_one(ticket: Path) -> None:
     shards = sorted(p.name for p in ticket.glob("*.safetensors"))
     assert (
         shards
-        == record["shards"]
+        == list(record["shards"])
         == [f"ticket-0000{i}-of-0000{len(shards)}.safetensors" for i in range(1, len(shards) + 1)]
     )
     stored: dict[str, torch.Tensor] = {}
@@ -96,15 +96,27 @@ def test_every_flipped_bit_is_found(tiny: Path, tmp_path: Path, cli: Callable[..
     cli("prune", "--model", tiny, "--out", out, *QUICK)
     cli("verify", "--ticket", out)
     rng = np.random.default_rng(0)
-    for path in out.iterdir():
-        if path.name == "measurements.json":
-            continue
-        for at in {0, 9, path.stat().st_size - 1, *rng.integers(0, path.stat().st_size, 12).tolist()}:
+    for path in [p for p in out.iterdir() if p.name != "measurements.json"]:
+        size = path.stat().st_size
+        header = 8 + int.from_bytes(path.read_bytes()[:8], "little") if path.suffix == ".safetensors" else 0
+        for at in range(header):  # no tensor's hash covers these
+            flip(path, at)
+            with pytest.raises(InputError):
+                Stored(out)
+            flip(path, at)
+        for at in {0, size - 1, *rng.integers(header, size, 20).tolist()}:
             flip(path, at)
             refused = cli("verify", "--ticket", out, code=2).stderr
             assert refused.startswith("Error: ") and len(refused.splitlines()) == 1
             flip(path, at)
     cli("verify", "--ticket", out)
+
+
+def test_a_stranger_in_the_folder_is_refused(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """transformers would read it."""
+    cli("prune", "--model", tiny, "--out", tmp_path / "t", *QUICK)
+    (tmp_path / "t" / "added_tokens.json").write_text('{"</s>": 3}')
+    assert "added_tokens.json" in cli("verify", "--ticket", tmp_path / "t", code=2).stderr
 
 
 def test_a_flipped_weight_refuses_to_load_and_is_named(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
@@ -127,7 +139,7 @@ def test_names_in_a_ticket_cannot_leave_its_folder(ticket: Path, tmp_path: Path)
 
     record = json.loads((ticket / "ticket.json").read_text())
     record.pop("checksum")
-    for change in ({"files": {"../config.json": "0" * 64}}, {"shards": ["/etc/passwd"]}):
+    for change in ({"files": {"../config.json": "0" * 64}}, {"shards": {"/etc/passwd": "0" * 64}}):
         write_record(tmp_path, {**record, **{"files": {}}, **change})
         with pytest.raises(InputError, match="outside of its folder"):
             Stored(tmp_path)
@@ -166,7 +178,8 @@ def test_a_base_sparser_than_asked_keeps_its_zeros(tmp_path: Path, cli: Callable
     assert again.disk_bytes <= stored.disk_bytes + 200
 
 
-def test_a_kill_leaves_nothing_and_the_same_command_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "m", hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
     out = tmp_path / "t"
     command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--out", str(out), *QUICK]
@@ -174,9 +187,10 @@ def test_a_kill_leaves_nothing_and_the_same_command_resumes(tmp_path: Path) -> N
     deadline = time.time() + 120
     while not list(tmp_path.glob(".t.partial/shard-*")) and killed.poll() is None and time.time() < deadline:
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and not out.exists()
-    assert (tmp_path / ".t.partial").exists()
+    killed.send_signal(blow)
+    assert killed.wait() == (-signal.SIGKILL if blow == signal.SIGKILL else 143) and not out.exists()
+    assert (tmp_path / ".t.partial").exists() == (blow == signal.SIGKILL)
+    assert only_run().info.status == ("RUNNING" if blow == signal.SIGKILL else "KILLED")
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     Stored(out).verify()
     assert not (tmp_path / ".t.partial").exists()
