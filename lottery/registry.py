@@ -48,8 +48,8 @@ SIGNATURE = ModelSignature(
 
 def connect() -> MlflowClient:
     """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
     uri = mlflow.get_tracking_uri()
     try:
         client = MlflowClient()
