@@ -101,7 +101,7 @@ def bench_evaluate(model: str) -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        for ids in torch.from_numpy(ids_NT).split(8):
+        for ids in torch.from_numpy(ids_NT).split(16):
             loaded(ids.to(loaded.device), use_cache=False)
 
     bare()
