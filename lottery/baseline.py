@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lottery import measure, models, registry
+from lottery import measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.progress import say, stage
 from lottery.spec import InputError, Spec, dense_id, digest
@@ -104,7 +104,7 @@ def measure_model(
 
 
 def measure_pair(
-    run: registry.Run, stored: Stored, base: Base | None, setup: Setup, base_files: Mapping[str, str]
+    run: tracking.Run, stored: Stored, base: Base | None, setup: Setup, base_files: Mapping[str, str]
 ) -> tuple[Measured, Measured]:
     """(ticket, dense base) under the same protocol.
 
@@ -117,7 +117,7 @@ def measure_pair(
     ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, source_bytes)
     gc.collect()  # one model at a time
     wants = KEPT & set(setup.wants)
-    known = registry.find_dense(run.client, dense_id(base_files), setup.protocol_id, wants) if wants else None
+    known = tracking.find_dense(run.client, dense_id(base_files), setup.protocol_id, wants) if wants else None
     dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()  # not its speed
     if base is None:
         if wants and known is None:
@@ -141,7 +141,7 @@ def measure_pair(
     return ticket, dense
 
 
-def record_dense(run: registry.Run, base: Base, dense: Measured, setup: Setup) -> None:
+def record_dense(run: tracking.Run, base: Base, dense: Measured, setup: Setup) -> None:
     """A run of its own for the dense base, where the next ticket finds it."""
     tags = {
         "kind": "dense",
@@ -152,7 +152,7 @@ def record_dense(run: registry.Run, base: Base, dense: Measured, setup: Setup) -
         "device": setup.device,
         **({"outcome": dense.outcome} if dense.outcome else {}),
     }
-    with registry.beside(run, f"dense {base.id}", tags) as own:
+    with tracking.beside(run, f"dense {base.id}", tags) as own:
         params = {"model": base.id, "dtype": setup.dtype}
         own.log_params(params)
         if setup.protocol:

@@ -75,9 +75,9 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
 
 def stop(reason: str, code: int) -> NoReturn:
     if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run that nothing has adopted yet: it gets the reason
-        from lottery import registry
+        from lottery import tracking
 
-        registry.fail_adopted(reason)
+        tracking.fail_adopted(reason)
     click.echo(f"Error: {reason}", err=True)
     sys.exit(code)
 

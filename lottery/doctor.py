@@ -7,7 +7,7 @@ from importlib import metadata
 
 import torch
 
-from lottery import registry
+from lottery import tracking
 from lottery.home import home, make_folder
 from lottery.models import computes_bfloat16
 from lottery.spec import InputError, MachineError
@@ -75,8 +75,8 @@ def cpu() -> Check:
 
 def store() -> Check:
     try:
-        registry.connect()
-        return Check("tracking store", True, registry.store_name())
+        tracking.connect()
+        return Check("tracking store", True, tracking.store_name())
     except (InputError, MachineError) as e:
         return Check("tracking store", False, str(e))
 

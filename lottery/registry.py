@@ -1,38 +1,31 @@
-"""Runs, metrics, logged models and registered versions. The only file that says mlflow (beside serve.py, which it loads)."""
+"""Logged models and registered versions: a ticket goes in, and comes out again. With tracking.py and serve.py all that says mlflow."""
 
 import contextlib
-import json
-import logging
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import mlflow
-import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import LoggedModelInput, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-from lottery.home import alone, home, new_folder
-from lottery.spec import InputError, MachineError, Spec, digest, nearest
-from lottery.text import Protocol
+from lottery.home import home, new_folder
+from lottery.spec import InputError, nearest
 from lottery.ticket import MEASUREMENTS, RECORD, Stored
+from lottery.tracking import Run, hide_password
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
 SERVING = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numba", "numpy", "accelerate")
-LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string")]),
@@ -44,208 +37,6 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-
-
-def connect() -> MlflowClient:
-    """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away."""
-    for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)
-    uri = mlflow.get_tracking_uri()
-    try:
-        client = MlflowClient()
-        with first_touch(uri), few_retries():
-            client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as e:
-        raise MachineError(
-            f"the tracking store {hide_password(uri)} is not usable: {first_line(e)}; "
-            f"set MLFLOW_TRACKING_URI, or start the server that it names"
-        ) from e
-    return client
-
-
-@contextlib.contextmanager
-def few_retries() -> Iterator[None]:
-    """To see whether a server is there at all, MLflow's own minutes of patience are too long."""
-    few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    ours = {k: v for k, v in few.items() if k not in os.environ}
-    os.environ |= ours
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
-
-
-def store_name() -> str:
-    return hide_password(mlflow.get_tracking_uri())
-
-
-def first_line(e: BaseException) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-
-
-def hide_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
-@contextlib.contextmanager
-def first_touch(uri: str) -> Iterator[None]:
-    """Processes that meet on a fresh SQLite file crash in each other's schema migration: let one go first."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or has_schema(path):
-        yield
-        return
-    with alone(digest(os.path.abspath(path))[:16]):
-        yield
-
-
-def has_schema(path: str) -> bool:
-    if not os.path.exists(path):
-        return False
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            return bool(db.execute("select 1 from sqlite_master where name = 'alembic_version'").fetchone())
-    except sqlite3.Error:
-        return False
-
-
-class Run:
-    """One MLflow run that is being written."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.id = client, run_id
-
-    def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
-        """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
-
-        Raises InputError where the run was opened with other values than `spec` has.
-        """
-        have = self.client.get_run(self.id).data.params
-        if spec and (name := spec.agrees_with(have)):
-            raise InputError(
-                f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
-                f"{have[name]!r}; unset MLFLOW_RUN_ID"
-            )
-        self.client.log_batch(self.id, params=[Param(k, v) for k, v in params.items() if k not in have])
-
-    def tag(self, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
-
-    def log_metrics(self, metrics: Mapping[str, float], protocol: Protocol | None, model_id: str | None) -> None:
-        """Tied to the data set they were measured on and to the logged model, where there are such."""
-        now = int(time.time() * 1000)
-        on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.text_sha256[:12]} if protocol else {}
-        about = {"model_id": model_id, "run_id": self.id, **on}
-        self.client.log_batch(self.id, [Metric(k, float(v), now, 0, **about) for k, v in metrics.items()])
-
-    def log_dataset(self, protocol: Protocol) -> None:
-        dataset = Dataset(
-            name=dataset_name(protocol),
-            digest=protocol.text_sha256[:12],
-            source_type="code",
-            source=json.dumps({"tags": {"dataset": protocol.dataset}}),
-            profile=json.dumps({k: v for k, v in protocol.record().items() if k not in ("dataset", "text_sha256")}),
-        )
-        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
-
-    def log_files(self, files: Mapping[str, Any]) -> None:
-        """Small artifacts: an array as .npy, text as it is, anything else as JSON."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                path = Path(folder) / name
-                if isinstance(content, np.ndarray):
-                    np.save(path, content, allow_pickle=False)
-                else:
-                    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            self.client.log_artifacts(self.id, folder)
-
-
-def dataset_name(protocol: Protocol) -> str:
-    limited = "" if protocol.limit == "none" else f"-first{protocol.windows}"
-    return f"{protocol.dataset}-w{protocol.window}{limited}"
-
-
-@contextlib.contextmanager
-def open_run(
-    client: MlflowClient, name: str, params: Mapping[str, str], tags: Mapping[str, str], spec: Spec | None = None
-) -> Iterator[Run]:
-    """The run that `mlflow run` opened for this process, else a new one; FINISHED, FAILED with the reason, or KILLED."""
-    # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
-    active = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
-    run = Run(client, active.info.run_id)
-    status = "FAILED"
-    try:
-        run.log_params(params, spec)
-        run.tag(tags)
-        yield run
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except BaseException as e:
-        with contextlib.suppress(MlflowException):
-            run.tag({"outcome": "failed", "reason": first_line(e)})
-        raise
-    finally:
-        mlflow.end_run(status)
-
-
-def fail_adopted(reason: str) -> None:
-    """Bad input before `open_run`: say so on the run that `mlflow run` has opened already."""
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id is None:
-        return
-    with contextlib.suppress(MlflowException):
-        client = MlflowClient()
-        client.log_batch(run_id, tags=[RunTag("outcome", "failed"), RunTag("reason", reason[:5000])])
-        client.set_terminated(run_id, "FAILED")
-
-
-@contextlib.contextmanager
-def beside(run: Run, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """A run of its own in the same experiment, by the same user, while `run` is the process's open one."""
-    opened = run.client.get_run(run.id)
-    carried = {
-        k: v for k, v in opened.data.tags.items() if k in ("mlflow.user", "mlflow.source.name", "mlflow.source.type")
-    }
-    new = run.client.create_run(opened.info.experiment_id, run_name=name, tags={**carried, **tags})
-    status = "FAILED"
-    try:
-        yield Run(run.client, new.info.run_id)
-        status = "FINISHED"
-    finally:
-        run.client.set_terminated(new.info.run_id, status)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A dense baseline measured before: its metrics, NLL per window and samples, as its run holds them."""
-
-    metrics: dict[str, float]
-    nll_N: np.ndarray | None
-    samples: list[dict[str, str]]
-    outcome: str | None
-
-
-def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Found | None:
-    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments."""
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    query = (
-        f"attributes.status = 'FINISHED' and tags.kind = 'dense' "
-        f"and tags.ticket = '{ticket}' and tags.protocol = '{protocol}'"
-    )
-    for run in client.search_runs(experiments, query, max_results=20):
-        tags, metrics = run.data.tags, run.data.metrics
-        if not wants <= set(tags.get("measured", "").split(",")):
-            continue
-        # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
-        metrics = {k: v for k, v in metrics.items() if k.startswith(LASTING)}
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
-            local = Path(client.download_artifacts(run.info.run_id, "", folder))
-            nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
-            samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
-            return Found(metrics, nll_N, samples, tags.get("outcome"))
-    return None
 
 
 FORBIDDEN = r"[/:@'\"\s]"

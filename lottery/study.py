@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lottery import models, registry
+from lottery import models, registry, tracking
 from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
 from lottery.checkpoint import Base, read_json
 from lottery.home import alone, home, make_folder, new_folder, write_file
@@ -60,12 +60,12 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     else:  # what will be registered is at home only until then
         folder, named = home() / ("tickets" if keep else "unfinished") / id, "LOTTERY_HOME"
     make_folder(folder.parent, named)
-    client = registry.connect()
+    client = tracking.connect()
 
     tags = first_tags("ticket", id, base.id, setup)
     uri = None
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
-    with registry.open_run(client, title(spec), spec.params(), tags, spec) as run, alone(id):
+    with tracking.open_run(client, title(spec), spec.params(), tags, spec) as run, alone(id):
         stored, took = make(base, spec, places, chosen, folder, named)
         ticket, dense = measure_pair(run, stored, base, setup, base.files)
         ticket = with_sizes(ticket, stored, took)
@@ -106,11 +106,11 @@ def evaluate(ticket: str, **parameters: Any) -> Ticket:
     about = stored.record["base"]
     setup = prepare(stored, spec, about["id"])
     base = base_of(found.params.get("model", about["id"]), about["files"])
-    client = registry.connect()
+    client = tracking.connect()
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
     params = {"ticket": ticket} | {name: value for name, value in spec.params().items() if name in names}
     tags = first_tags("evaluation", stored.id, about["id"], setup)
-    with registry.open_run(client, f"evaluate {ticket.removeprefix('models:/')}", params, tags) as run:
+    with tracking.open_run(client, f"evaluate {ticket.removeprefix('models:/')}", params, tags) as run:
         measured, dense = measure_pair(run, stored, base, setup, about["files"])
         measured = with_sizes(measured, stored, {})
         tags |= verdict(measured, spec, setup)
@@ -192,7 +192,7 @@ def make(
 def find_ticket(ticket: str) -> registry.Fetched:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
-        return registry.fetch(registry.connect(), ticket)
+        return registry.fetch(tracking.connect(), ticket)
     folder = Path(ticket).expanduser().resolve()
     beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
     return registry.Fetched(folder, None, beside.get("params", {}))
@@ -239,7 +239,7 @@ def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) ->
 
 
 def report(
-    run: registry.Run,
+    run: tracking.Run,
     measured: Measured,
     setup: Setup,
     tags: Mapping[str, str],

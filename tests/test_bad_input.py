@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
     subprocess.run(
-        [sys.executable, "-c", "from lottery import registry; registry.connect()"], env=environment, check=True
+        [sys.executable, "-c", "from lottery import tracking; tracking.connect()"], env=environment, check=True
     )
     failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
