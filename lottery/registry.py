@@ -56,19 +56,23 @@ def model_name(register: str, base: str) -> str:
 
 
 def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
-    """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket, and still has its files."""
+    """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket; in a local store, still holds it."""
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
         uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
         if model_id is None:
             continue
-        try:
-            found = Stored(fetch(client, uri).folder)
-        except (InputError, MlflowException, OSError):
-            continue
-        if found.id == ticket:
+        here = local_path(client.get_logged_model(model_id).artifact_location)
+        if here is None or holds(here / "data" / "ticket", ticket):
             return uri, model_id
     return None
+
+
+def holds(folder: Path, ticket: str) -> bool:
+    try:
+        return Stored(folder).id == ticket
+    except InputError:
+        return False
 
 
 def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str, str]) -> None:

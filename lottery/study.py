@@ -195,7 +195,8 @@ def find_ticket(ticket: str) -> registry.Fetched:
         return registry.fetch(tracking.connect(), ticket)
     folder = Path(ticket).expanduser().resolve()
     beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
-    return registry.Fetched(folder, None, beside.get("params", {}))
+    params = beside.get("params")
+    return registry.Fetched(folder, None, params if isinstance(params, dict) else {})
 
 
 def base_of(model: str, files: Mapping[str, str]) -> Base | None:
