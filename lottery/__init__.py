@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `lottery --help` and a served model that only generates need neither torch nor mlflow.
     if name in __all__:
+        from lottery.progress import quiet_libraries
+
+        quiet_libraries()
         from lottery import study
 
         return getattr(study, name)

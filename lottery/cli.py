@@ -42,6 +42,9 @@ class Lottery(click.Group):
         quiet_libraries()
         try:
             result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except click.exceptions.NoArgsIsHelpError as e:
+            click.echo(e.format_message())
+            sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             stop("interrupted", 130)
         except Exception as e:
@@ -55,6 +58,8 @@ class Lottery(click.Group):
 
 def known_failure(e: Exception) -> tuple[str, int] | None:
     """(one line, exit code) for what is wrong with the input or with the machine; None for a defect of ours."""
+    if isinstance(e, click.MissingParameter) and isinstance(e.param, click.Option):
+        return f"{e.format_message()} {e.param.help}", 2
     if isinstance(e, click.ClickException):
         return e.format_message(), e.exit_code
     if isinstance(e, InputError):
@@ -94,10 +99,11 @@ def main() -> None:
 @click.option("--out", type=click.Path(), default=None, help="Keep the ticket directory here too.")
 @as_json
 def prune(out: str | None, as_json: bool, **parameters: str) -> None:
-    """Prune a model, measure the ticket beside its dense base, and register it.
+    """Prune a model, measure the ticket, register it.
 
     Example: lottery prune --target late --sparsity 0.5
     """
+    Spec.parse(**parameters)  # a typo is answered before the seconds that the libraries take
     from lottery import study
 
     show(study.prune(out, **parameters), as_json)
@@ -108,10 +114,11 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
 @options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
 @as_json
 def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
-    """Measure a ticket again, on other data or in another arithmetic.
+    """Measure a ticket again, otherwise.
 
     Example: lottery evaluate --ticket models:/ticket-builtin/1 --window 256
     """
+    Spec.parse(**parameters)
     from lottery import study
 
     show(study.evaluate(ticket, **parameters), as_json)
@@ -143,10 +150,11 @@ def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: in
 @options("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "seed")
 @as_json
 def plan(as_json: bool, **parameters: str) -> None:
-    """Show what would be pruned, and the bytes before and after; write nothing.
+    """Show what would be pruned; write nothing.
 
     Example: lottery plan --target attention+mlp@late --sparsity 0.7
     """
+    Spec.parse(**parameters)
     from lottery import study, tables
 
     found = study.plan(**parameters)
@@ -175,7 +183,7 @@ def verify(ticket: str, as_json: bool) -> None:
 @main.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check this machine: versions, GPU and whether torch supports it, tracking store, disk.
+    """Check this machine: torch, GPU, store, disk.
 
     Example: lottery doctor
     """

@@ -16,6 +16,7 @@ def quiet_libraries() -> None:
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
         "TRANSFORMERS_VERBOSITY": "error",
         "MLFLOW_DISABLE_TELEMETRY": "true",  # its thread changes os.environ under the feet of others

@@ -123,6 +123,8 @@ def planned(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence[Pl
             continue
         entry: dict[str, Any] = {"role": place.role, "shape": list(info.shape), "dtype": info.dtype}
         entry["bytes"] = info.nbytes
+        if place.layer is not None:
+            entry["layer"] = place.layer
         if place.name in targeted:
             entry["kept"] = info.numel - requested(spec, info.numel)
             mask_bytes = info.numel // info.shape[-1] * -(-info.shape[-1] // 8)

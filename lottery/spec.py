@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -46,7 +47,7 @@ def one_of(*now: str, later: tuple[str, ...] = ()) -> dict[str, Any]:
             raise InputError(f"{name}={word}: {nearest(word, now)}")
         return word
 
-    return {"parse": parse, "values": ", ".join(now)}
+    return {"parse": parse, "values": ", ".join(now) + (f" (later: {', '.join(later)})" if later else "")}
 
 
 def text(values: str) -> dict[str, Any]:
@@ -58,14 +59,16 @@ def text(values: str) -> dict[str, Any]:
     return {"parse": parse, "values": values}
 
 
-def number(low: float, high: float, *, open_low: bool = False) -> dict[str, Any]:
+def number(low: float, high: float) -> dict[str, Any]:
     def parse(name: str, value: Any) -> float:
         try:
             x = float(value)
         except (TypeError, ValueError):
             x = math.nan
-        if not low <= x <= high or (open_low and x == low):
-            raise InputError(f"{name}={value}: give a number from {low:g} to {high:g}")
+        if not low <= x <= high:
+            percent = str(value).strip().rstrip("%")
+            meant = f" ({percent}% is {float(percent) / 100:g})" if high == 1 and re.fullmatch(r"\d+", percent) else ""
+            raise InputError(f"{name}={value}: give a number from {low:g} to {high:g}{meant}")
         return x
 
     return {"parse": parse, "values": f"{low:g} to {high:g}"}
@@ -87,7 +90,7 @@ def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str,
             raise InputError(f"{name}={value}: this version only takes {low}")
         return x
 
-    values = f"{low} and up" if not only else str(low)
+    values = f"{low} and up" if not only else f"{low} (later: more)"
     return {"parse": parse, "values": f"{word}, or {values}" if word else values}
 
 

@@ -17,7 +17,7 @@ from lottery.pruning import check_types, planned, prune_base, warm_up
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
 from lottery.targets import Place, choose, classify
 from lottery.text import Protocol
-from lottery.ticket import MEASUREMENTS, Stored, sparsities
+from lottery.ticket import MEASUREMENTS, RECORD, Stored, sparsities
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Ticket:
     protocol: Protocol | None = field(default=None, repr=False)
     samples: list[dict[str, str]] = field(default_factory=list, repr=False)
     title: str = field(default="ticket", repr=False)
+    tolerance: float = field(default=0.10, repr=False)
 
     def json(self) -> dict[str, Any]:
         names = ("ticket", "path", "run_id", "model_uri", "metrics", "tags")
@@ -57,15 +58,18 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     keep = out is not None or spec.register == "none"
     if out is not None:
         folder, named = out.expanduser().resolve(), "out"
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
+            raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
     else:  # what will be registered is at home only until then
         folder, named = home() / ("tickets" if keep else "unfinished") / id, "LOTTERY_HOME"
     make_folder(folder.parent, named)
     client = tracking.connect()
 
     tags = first_tags("ticket", id, base.id, setup)
+    name_of_run = title(spec.target, spec.sparsity, spec.method)
     uri = None
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
-    with tracking.open_run(client, title(spec), spec.params(), tags, spec) as run, alone(id):
+    with tracking.open_run(client, name_of_run, spec.params(), tags, spec) as run, alone(id):
         stored, took = make(base, spec, places, chosen, folder, named)
         ticket, dense = measure_pair(run, stored, base, setup, base.files)
         ticket = with_sizes(ticket, stored, took)
@@ -90,7 +94,17 @@ def run(spec: Spec, out: Path | None) -> Ticket:
             shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     path = str(folder) if keep else None
     return Ticket(
-        id, path, run.id, uri, ticket.metrics, tags, dense.metrics, setup.protocol, ticket.samples, title(spec)
+        id,
+        path,
+        run.id,
+        uri,
+        ticket.metrics,
+        tags,
+        dense.metrics,
+        setup.protocol,
+        ticket.samples,
+        name_of_run,
+        spec.tolerance,
     )
 
 
@@ -128,6 +142,7 @@ def evaluate(ticket: str, **parameters: Any) -> Ticket:
         dense.metrics,
         setup.protocol,
         measured.samples,
+        title(found.params.get("target", "ticket"), stored.record["spec"]["sparsity"], stored.record["spec"]["method"]),
     )
 
 
@@ -192,7 +207,7 @@ def make(
 def find_ticket(ticket: str) -> registry.Fetched:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
-        return registry.fetch(tracking.connect(), ticket)
+        return registry.fetch(tracking.connect(reading=True), ticket)
     folder = Path(ticket).expanduser().resolve()
     beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
     params = beside.get("params")
@@ -208,10 +223,9 @@ def base_of(model: str, files: Mapping[str, str]) -> Base | None:
     return base if base.files == dict(files) else None
 
 
-def title(spec: Spec) -> str:
-    return (
-        f"{spec.target} {spec.sparsity:.4g}" if 0 < spec.sparsity < 0.001 else f"{spec.target} {100 * spec.sparsity:g}%"
-    )
+def title(target: str, sparsity: float, method: str) -> str:
+    """The name of a run: what differs between tickets of one base, as short as it can be said."""
+    return f"{target} {100 * sparsity:g}%" + ("" if method == "magnitude" else f" {method}")
 
 
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:

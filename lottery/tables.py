@@ -1,6 +1,7 @@
 """Results as tables for people: the same figures that `--json` prints, the dense row first."""
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,36 +78,52 @@ def ticket_table(ticket: Ticket) -> str:
     if "decode_tok_s" in m:
         lines.append("stored sparse, runs dense: the zeros save disk, not time or memory")
     if "winner" in ticket.tags:
-        lines.append(f"winner: {ticket.tags['winner']}")
+        limited = f"; measured on {ticket.tags['limited']} windows only" if "limited" in ticket.tags else ""
+        upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {1 + ticket.tolerance:g}"
+        lines.append(f"winner: {ticket.tags['winner']} ({upper}{limited})")
     if "outcome" in ticket.tags:
         lines.append(f"outcome: {ticket.tags['outcome']}")
     if ticket.samples:
         lines.append(f"sample: {ticket.samples[0]['text']!r}")
     if ticket.model_uri:
-        lines.append(f"registered: {ticket.model_uri}")
+        lines.append(f"{'registered' if ticket.tags['kind'] == 'ticket' else 'ticket'}: {ticket.model_uri}")
     if ticket.path:
         lines.append(f"folder: {ticket.path}")
     return render(result_table(ticket), *lines)
 
 
+def spans(numbers: list[int]) -> str:
+    """0, 1, 2, 5 -> 0-2, 5"""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
 def plan_table(plan: dict[str, Any]) -> str:
-    table = Table(box=box.MARKDOWN)
-    for name in ("tensor", "role", "shape", "type", "removed", "of", "MB after"):
-        table.add_column(name, justify="right" if name in ("removed", "of", "MB after") else "left")
+    """One row for the same matrix of several layers; `--json` lists every tensor."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, entry in plan["tensors"].items():
-        if "kept" not in entry:
-            continue
-        numel = 1
-        for size in entry["shape"]:
-            numel *= size
-        shape = " x ".join(map(str, entry["shape"]))
-        removed = f"{numel - entry['kept']:,}"
-        table.add_row(name, entry["role"], shape, entry["dtype"], removed, f"{numel:,}", megabytes(entry["bytes"]))
+        if "kept" in entry:
+            every = name.replace(f".{entry['layer']}.", ".*.", 1) if "layer" in entry else name
+            groups.setdefault((every, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"]), []).append(
+                entry
+            )
+    table = Table(box=box.MARKDOWN)
+    for column in ("tensor", "role", "shape", "type", "layers", "removed", "of", "MB after"):
+        table.add_column(column, justify="right" if column in ("removed", "of", "MB after") else "left")
+    for key, entries in groups.items():
+        numel = sum(math.prod(e["shape"]) for e in entries)
+        removed = numel - sum(e["kept"] for e in entries)
+        layers = spans([e["layer"] for e in entries if "layer" in e])
+        table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
     untouched = sum("kept" not in e for e in plan["tensors"].values())
-    layers = ", ".join(map(str, plan["layers"])) or "none"
     return render(
         table,
-        f"ticket {plan['ticket']}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; layers {layers}; "
+        f"ticket {plan['ticket']}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
         f"{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",

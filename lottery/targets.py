@@ -96,6 +96,8 @@ def choose(target: str, places: Sequence[Place]) -> list[Place]:
             found = [p for p in places if p.role == component]
         elif component in projections:
             found = [p for p in places if p.projection == component]
+        elif component in ("early", "late"):
+            raise InputError(f"target={target}: {component} takes no @LAYERS; give a component, as in mlp@{component}")
         else:
             known = ("all", "early", "late", *PRUNABLE, *projections)
             raise InputError(f"target={target}: {component!r} is unknown; {nearest(component, known)}")

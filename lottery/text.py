@@ -35,7 +35,9 @@ def read_text(dataset: str) -> tuple[str, str]:
 
             rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
         else:
-            raise InputError(f"dataset={dataset}: {path.suffix or 'no'} ending; give a .txt, .jsonl or .parquet file")
+            raise InputError(
+                f"dataset={dataset}: {path.suffix or 'no'} ending; give a .txt (any text, renamed), .jsonl or .parquet file"
+            )
         text = "\n\n".join(rows)
         text.encode("utf-8")  # a lone surrogate is legal in JSON and in no text
         return path.name, text

@@ -26,11 +26,20 @@ from lottery.text import Protocol
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
 
-def connect() -> MlflowClient:
-    """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away."""
+def connect(reading: bool = False) -> MlflowClient:
+    """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away.
+
+    Only to read, none is made: InputError where there is none yet.
+    """
     for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
     uri = mlflow.get_tracking_uri()
+    path = uri.removeprefix("sqlite:///")
+    if reading and path != uri and not os.path.exists(path):
+        raise InputError(
+            f"there is no tracking store {path}; run this in the folder of the project's mlflow.db, "
+            f"or set MLFLOW_TRACKING_URI"
+        )
     try:
         client = MlflowClient()
         with first_touch(uri), few_retries():

@@ -203,7 +203,7 @@ def test_plan_says_what_prune_does(tiny: Path, tmp_path: Path, lottery_json: Cal
 
 def test_plan_and_doctor_for_people(tiny: Path, cli: Callable[..., Result]) -> None:
     said = cli("plan", "--model", tiny, "--target", "q_proj@1").stdout
-    assert "model.layers.1.self_attn.q_proj.weight" in said and "layers 1;" in said
+    assert "| model.layers.*.self_attn.q_proj.weight | attention | 48 x 48 | BF16 | 1 " in " ".join(said.split())
     assert "tracking store" in cli("doctor").stdout
 
 

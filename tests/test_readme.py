@@ -81,11 +81,11 @@ def test_every_command_of_the_readme(copy: Path) -> None:
     assert "| dense " in table and "| late 50% " in table and "registered: models:/ticket-builtin/1" in table
     for line in lines[1:-1]:
         command = line.split("   #")[0].strip()
-        if command.startswith("mlflow ui"):
+        if command.endswith("mlflow ui"):
             serve(command, copy)
         else:
             run(command, copy)
     printed = run(f"{sys.executable} - <<'END'\n{blocks('python')[0]}END", copy)
     assert "models:/ticket-builtin/" in printed and "The meaning of life is" in printed
-    for command in re.findall(r"`(mlflow run \. -e [^`]+)`", README.replace("\n", " ")):
-        run(f"{command} --env-manager local", copy)
+    for command in re.findall(r"`(mlflow run \. --env-manager local -e [^`]+)`", README.replace("\n", " ")):
+        run(command, copy)
