@@ -41,13 +41,13 @@ class Lottery(click.Group):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         quiet_libraries()
         try:
-            result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+            result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]  # *args: any overload
         except click.exceptions.NoArgsIsHelpError as e:
             click.echo(e.format_message())
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             stop("interrupted", 130)
-        except Exception as e:
+        except Exception as e:  # a defect of ours is raised again, with its traceback
             if (known := known_failure(e)) is None:
                 raise
             stop(*known)

@@ -70,7 +70,7 @@ def usable(folder: Path, what: str) -> Iterator[None]:
         yield
     except (InputError, MachineError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as e:
+    except Exception as e:  # KeyError, ZeroDivisionError, a validation class of its own: anything, over a bad file
         reason = " ".join(str(e).split())[:200]
         raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
 

@@ -54,7 +54,10 @@ def test_the_ticket_is_the_model_that_torch_prunes(
         "float32", "--measure", "perplexity", "--out", tmp_path / "t",
     )  # fmt: skip
     wanted = {f"model.layers.{i}." for i in layers}
-    targeted = lambda name: name.endswith(PROJECTIONS) and any(name.startswith(w) for w in wanted)  # noqa: E731
+
+    def targeted(name: str) -> bool:
+        return name.endswith(PROJECTIONS) and any(name.startswith(w) for w in wanted)
+
     twin = pruned_by_torch(STORIES, 0.25, targeted)
     stored = Stored(tmp_path / "t")
     for name, weight in twin.state_dict().items():
