@@ -11,7 +11,6 @@ from lottery import measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.progress import say, stage
 from lottery.spec import InputError, Spec, dense_id, digest
-from lottery.targets import classify
 from lottery.text import Protocol, pick_window, windows
 from lottery.ticket import MEASUREMENTS, Stored
 
@@ -124,8 +123,7 @@ def measure_pair(
             say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
     elif known is None or ticket.samples or set(setup.wants) - KEPT:
         again = replace(setup, wants=tuple(w for w in setup.wants if w not in KEPT), ids_NT=None) if known else setup
-        names = [p.name for p in classify(base.tensors, base.model_type) if p.role != "buffer"]
-        fresh, scored = measure_model("dense", base, names, again, source_bytes, ticket)
+        fresh, scored = measure_model("dense", base, list(base.tensors), again, source_bytes, ticket)
         if scored is not None:
             ticket = replace(ticket, metrics={**ticket.metrics, **measure.finite({"dense_nll": scored})})
         if known:

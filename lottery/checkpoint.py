@@ -1,15 +1,19 @@
 """A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
 
-import hashlib
+import contextlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lottery.families import Place, classify, head_name
+from lottery.hashes import sha256_of_files
 from lottery.spec import InputError
 
 BUILTIN = Path(__file__).parent / "assets" / "builtin"
@@ -78,6 +82,7 @@ class TensorInfo:
     shard: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int = 0  # of its first byte in the file
 
     @property
     def numel(self) -> int:
@@ -94,55 +99,118 @@ def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Any], dict
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         files[shard] = open_shard(folder / shard)
+        with open(folder / shard, "rb") as f:
+            at = 8 + int.from_bytes(f.read(8), "little")  # tensors follow the header without a gap
         for name in files[shard].offset_keys():
             view = files[shard].get_slice(name)
             if view.get_dtype() not in DTYPES:
                 raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
             if name in tensors:
                 raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
-            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()))
+            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
+            at += tensors[name].nbytes
     return files, tensors
+
+
+class Source(Protocol):
+    """What a ticket can be made of: a dense base, or another ticket."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def ticket(self) -> str | None:
+        """The ticket that it is; None of a base."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The record of the dense base: id, revision, dtype, disk_bytes, files with their sha256."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def places(self) -> list[Place]: ...
+    @property
+    def dropped(self) -> list[str]: ...
+    @property
+    def tied_head(self) -> str | None: ...
+    @property
+    def small_files(self) -> list[str]: ...
+    def info(self, name: str) -> TensorInfo: ...
+    def tensor(self, name: str) -> torch.Tensor: ...
+    def original_name(self, name: str) -> str:
+        """What the dense base calls the tensor that this one comes from."""
+
+    def original(self, name: str) -> torch.Tensor:
+        """That tensor."""
+
+    def has_mask(self, name: str) -> bool: ...
+    def read_ahead(self, name: str) -> None:
+        """Have the disk fetch a tensor while another one is worked on."""
 
 
 class Base:
     """A dense model to prune: where its files lie, and what is in them.
 
-    Raises InputError, naming the parameter `model`, for a folder that is not a causal LM in safetensors.
+    `tied`: whether its head is the embedding matrix itself. `outline`: its tensors where no file holds them (a folder
+    with config.json alone), enough to plan with. Raises InputError, naming the parameter `model`, for a folder that is
+    not a causal LM in safetensors.
     """
 
-    def __init__(self, model: str) -> None:
-        self.folder = BUILTIN if model == "builtin" else Path(model).expanduser().resolve()
-        self.id = "builtin" if model == "builtin" else self.folder.name
-        if not self.folder.is_dir():
-            raise InputError(
-                f"model={model}: neither builtin nor a local folder; "
-                f"download a model of the hub first (hf download ORG/NAME --local-dir DIR) and give the folder"
-            )
-        if not (self.folder / "config.json").exists():
-            raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
-        self.config = read_json(self.folder / "config.json")
+    def __init__(
+        self,
+        folder: Path,
+        id: str,
+        *,
+        tied: bool,
+        revision: str | None = None,
+        outline: Mapping[str, TensorInfo] | None = None,
+    ) -> None:
+        self.folder, self.id, self.revision = folder, id, revision
+        self.config = read_json(folder / "config.json")
         self.model_type = str(self.config.get("model_type", ""))
-        self._shards, self.tensors = shard_headers(self.folder, self._shard_names(model))
-        if self.config.get("tie_word_embeddings") and "lm_head.weight" in self.tensors:
+        self._shards, every = (
+            shard_headers(folder, shard_names(folder, f"model={id}")) if outline is None else ({}, dict(outline))
+        )
+        if outline is None:
+            self._check_index(every)
+        places = classify({name: info.shape for name, info in every.items()}, self.model_type)
+        self.dropped = [p.name for p in places if p.role == "buffer"]
+        heads = [p for p in places if p.role == "lm_head"]
+        if tied:
+            self.dropped += [p.name for p in heads]
+            self._check_tied(places, heads, every)
+        self.tied_head = head_name(self.model_type) if tied else None
+        self.places = [p for p in places if p.name not in self.dropped]
+        self.tensors = {p.name: every[p.name] for p in self.places}
+        if not any(p.prunable for p in self.places):
+            raise InputError(f"model={id}: it holds no weight matrix; give a causal language model")
+
+    def _check_index(self, tensors: Mapping[str, TensorInfo]) -> None:
+        if (self.folder / "model.safetensors").exists():
+            return
+        for name, shard in read_json(self.folder / INDEX)["weight_map"].items():
+            if name not in tensors or tensors[name].shard != shard:
+                raise InputError(f"model={self.id}: {INDEX} says that {name!r} is in {shard}, where it is not")
+        if strangers := sorted(tensors.keys() - read_json(self.folder / INDEX)["weight_map"].keys()):
             raise InputError(
-                f"model={model}: config.json ties the head to the embeddings, yet the file holds lm_head.weight too; "
-                f"save the model again with the current transformers"
+                f"model={self.id}: {tensors[strangers[0]].shard} holds {strangers[0]!r}, which {INDEX} does not know"
             )
 
-    def _shard_names(self, model: str) -> list[str]:
-        if (self.folder / "model.safetensors").exists():
-            return ["model.safetensors"]
-        if (self.folder / INDEX).exists():
-            shards = read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise InputError(f"{self.folder / INDEX}: it has no weight_map; fetch the model again")
-            return sorted({plain_name(str(s), self.folder / INDEX) for s in shards.values()})
-        if any(self.folder.glob("*.bin")):
-            raise InputError(
-                f"model={model}: it holds pickled weights (.bin) only, which are never read; "
-                f"convert them to safetensors first, or take a revision that has them"
-            )
-        raise InputError(f"model={model}: it has no model.safetensors and no {INDEX}")
+    def _check_tied(self, places: Sequence[Place], heads: Sequence[Place], tensors: Mapping[str, TensorInfo]) -> None:
+        """Published files may hold a tied head a second time; it is the same, or it is not tied."""
+        tables = [p for p in places if p.role == "embeddings"]
+        for head, table in ((h, t) for h in heads for t in tables if self._shards):
+            one, two = (self._read(tensors[p.name], p.name) for p in (head, table))
+            same = one.dtype == two.dtype and one.shape == two.shape
+            if not same or not torch.equal(one.view(torch.uint8), two.view(torch.uint8)):
+                raise InputError(
+                    f"model={self.id}: its config.json ties the head to the embeddings, yet {head.name} and {table.name} "
+                    f"differ in its files; set tie_word_embeddings to false there to keep both"
+                )
+
+    @property
+    def ticket(self) -> None:
+        return None
 
     @property
     def small_files(self) -> list[str]:
@@ -158,25 +226,69 @@ class Base:
 
     @property
     def disk_bytes(self) -> int:
+        """Of its weight files; of a mere outline, of the tensors that it has."""
+        if not self._shards:
+            return sum(info.nbytes for info in self.tensors.values())
         return sum((self.folder / s).stat().st_size for s in self._shards)
 
     @cached_property
     def files(self) -> dict[str, str]:
         """Name -> sha256 of every file that the model is read from."""
-        names = [*self._shards, *self.small_files]
-        return {name: file_sha256(self.folder / name) for name in sorted(names)}
+        return sha256_of_files([self.folder / name for name in sorted([*self._shards, *self.small_files])])
+
+    @property
+    def is_outline(self) -> bool:
+        return not self._shards
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a ticket records of its base."""
+        about = {"id": self.id, "revision": self.revision, "dtype": self.dtype, "disk_bytes": self.disk_bytes}
+        return about | {"files": self.files}
 
     def info(self, name: str) -> TensorInfo:
         return self.tensors[name]
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, in the type and shape of its file; mapped, not copied."""
+        return self._read(self.tensors[name], name)
+
+    def original_name(self, name: str) -> str:
+        return name
+
+    def original(self, name: str) -> torch.Tensor:
+        return self.tensor(name)
+
+    def has_mask(self, name: str) -> bool:
+        return False
+
+    def read_ahead(self, name: str) -> None:
+        info = self.tensors[name]
+        with contextlib.suppress(OSError, AttributeError), open(self.folder / info.shard, "rb") as f:
+            os.posix_fadvise(f.fileno(), info.offset, info.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, info: TensorInfo, name: str) -> torch.Tensor:
         try:
-            return self._shards[self.tensors[name].shard].get_tensor(name)
+            return self._shards[info.shard].get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as e:
-            raise InputError(f"{self.folder / self.tensors[name].shard}: tensor {name!r} is unreadable ({e})") from e
+            raise InputError(f"{self.folder / info.shard}: tensor {name!r} is unreadable ({e})") from e
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def shard_names(folder: Path, what: str) -> list[str]:
+    """The files that hold a model's weights: those that its index names, never copies in other formats beside them.
+
+    Raises InputError, beginning with `what`, where there are none in safetensors.
+    """
+    if (folder / "model.safetensors").exists():
+        return ["model.safetensors"]
+    if (folder / INDEX).exists():
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise InputError(f"{folder / INDEX}: it has no weight_map; fetch the model again")
+        return sorted({plain_name(str(s), folder / INDEX) for s in shards.values()})
+    if any(folder.glob("*.bin")):
+        raise InputError(
+            f"{what}: it holds pickled weights (.bin) only, which are never read; "
+            f"convert them to safetensors first, or take a revision that has them"
+        )
+    raise InputError(f"{what}: it has no model.safetensors and no {INDEX}")

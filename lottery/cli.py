@@ -32,6 +32,12 @@ def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+base_option = click.option(
+    "--base",
+    default="auto",
+    show_default=True,
+    help="Where the dense base lies, if not where it lay (tickets of masks).",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 
 
@@ -111,9 +117,10 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
 
 @main.command()
 @click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@base_option
 @options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
 @as_json
-def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
+def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
     """Measure a ticket again, otherwise.
 
     Example: lottery evaluate --ticket models:/ticket-builtin/1 --window 256
@@ -121,7 +128,7 @@ def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
     Spec.parse(**parameters)
     from lottery import study
 
-    show(study.evaluate(ticket, **parameters), as_json)
+    show(study.evaluate(ticket, base, **parameters), as_json)
 
 
 @main.command()
@@ -130,8 +137,9 @@ def evaluate(ticket: str, as_json: bool, **parameters: Any) -> None:
 @click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
+@base_option
 @as_json
-def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: int, as_json: bool) -> None:
+def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: int, base: str, as_json: bool) -> None:
     """Let a ticket continue a text.
 
     Example: lottery generate --ticket models:/ticket-builtin/1 --prompt "Once upon a time"
@@ -139,7 +147,7 @@ def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: in
     from lottery import models, study
 
     models.check_temperature(temperature)
-    model, tokenizer = study.load(ticket)
+    model, tokenizer = study.load(ticket, base=base)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
     text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed)[0]
@@ -163,16 +171,17 @@ def plan(as_json: bool, **parameters: str) -> None:
 
 @main.command()
 @click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@base_option
 @as_json
-def verify(ticket: str, as_json: bool) -> None:
+def verify(ticket: str, base: str, as_json: bool) -> None:
     """Read a whole ticket and check every hash.
 
     Example: lottery verify --ticket models:/ticket-builtin/1
     """
     from lottery import study
-    from lottery.ticket import Stored
+    from lottery.sources import open_ticket
 
-    stored = Stored(study.find_ticket(ticket).folder)
+    stored = open_ticket(study.find_ticket(ticket).folder, base)
     stored.verify()
     found = {"ticket": stored.id, "path": str(stored.folder), "tensors": len(stored.tensors), "verified": True}
     click.echo(

@@ -82,6 +82,22 @@ def read_config(folder: Path) -> Any:
         return config
 
 
+def is_tied(folder: Path) -> bool:
+    """Whether the head is the embedding matrix itself; where config.json does not say, its class's own default holds."""
+    config = read_config(folder)
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def outline(folder: Path) -> dict[str, TensorInfo]:
+    """Name -> shape and type of every parameter of the model that config.json describes, a tied one once; no weights."""
+    config = read_config(folder)
+    dtype = config.dtype if config.dtype in DTYPES.values() else torch.float32
+    name_of_dtype = next(name for name, known in DTYPES.items() if known == dtype)
+    with usable(folder, "config.json"), torch.device("meta"):
+        model = model_class(config, folder)(config)
+    return {name: TensorInfo("", name_of_dtype, tuple(p.shape)) for name, p in model.named_parameters()}
+
+
 def context_length(config: Any) -> int:
     """The longest window that the model takes, in tokens."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
@@ -117,16 +133,21 @@ def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any
     return assemble(source, {name: Lazy(source, name) for name in names}, dtype, device)
 
 
+def model_class(config: Any, folder: Path) -> Any:
+    """The class that config.json names. Raises InputError where it names none that is known here."""
+    architecture = (config.architectures or [None])[0]
+    found: Any = getattr(transformers, str(architecture), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InputError(f"model={folder}: config.json names the architecture {architecture}, unknown here")
+    return found
+
+
 def assemble(source: Tensors, state: dict[str, Lazy], dtype: str, device: str) -> Any:
     config = read_config(source.folder)
-    architecture = (config.architectures or [None])[0]
-    model_class: Any = getattr(transformers, str(architecture), None)
-    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    if not is_model:
-        raise InputError(f"model={source.folder}: config.json names the architecture {architecture}, unknown here")
+    found_class = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
     with usable(source.folder, "config.json"):
-        model, found = model_class.from_pretrained(
+        model, found = found_class.from_pretrained(
             None,
             config=config,
             state_dict=state,

@@ -1,8 +1,14 @@
-"""Base shards in, ticket shards out: one tensor in memory at a time, never a whole model."""
+"""Shards in, ticket shards out: one tensor in memory at a time, never a whole model.
+
+While one tensor is selected and packed, the one before is hashed and written, and the disk fetches the next.
+"""
 
 import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +16,23 @@ import numpy as np
 import torch
 
 from lottery import kernels
-from lottery.checkpoint import BITS, DTYPES, Base, file_sha256
+from lottery.checkpoint import BITS, DTYPES, Source, TensorInfo, read_json
+from lottery.families import Place
+from lottery.hashes import file_sha256
+from lottery.home import write_file
 from lottery.progress import say, stage
 from lottery.spec import FORMAT, InputError, Spec, ticket_id
-from lottery.targets import Place
-from lottery.ticket import Writer, header_sha256, sparsities, write_packed, write_record, write_whole
+from lottery.ticket import (
+    Writer,
+    header_sha256,
+    matrix_bits,
+    sparsities,
+    tensor_bytes,
+    write_mask,
+    write_packed,
+    write_record,
+    write_whole,
+)
 
 
 def draw_seed(spec: Spec, name: str) -> int | None:
@@ -25,79 +43,240 @@ def draw_seed(spec: Spec, name: str) -> int | None:
 
 
 def requested(spec: Spec, numel: int) -> int:
-    """How many of a tensor's weights are asked to go: exact to the weight."""
+    """How many of so many weights are asked to go: exact to the weight."""
     return round(spec.sparsity * numel)
 
 
-def prune_base(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence[Place], folder: Path) -> None:
-    """Write the ticket that `spec` makes of `base` into the empty `folder`; the chosen places lose weights.
+def group_of(spec: Spec) -> tuple[int, int] | None:
+    """(survivors, group) of an N:M pattern."""
+    if spec.pattern == "unstructured":
+        return None
+    keep, group = spec.pattern.split(":")
+    return int(keep), int(group)
 
-    Raises InputError where a weight of the base is not a number.
+
+def columns_of(place: Place, info: TensorInfo) -> int:
+    """Length of the input dimension, along which groups lie."""
+    return info.shape[0] if place.transposed else info.shape[-1]
+
+
+def all_places(source: Source, chosen: Sequence[Place]) -> list[Place]:
+    """Every tensor that the ticket will have: the source's, and a head that gets untied."""
+    return [*source.places, *(p for p in chosen if p.copy_of)]
+
+
+def info_of(source: Source, place: Place) -> TensorInfo:
+    return source.info(place.copy_of or place.name)
+
+
+class Selection:
+    """Which weights of a tensor live, by the spec. With `scope=global`, after two passes over all targeted tensors."""
+
+    def __init__(self, spec: Spec, source: Source, chosen: Sequence[Place]) -> None:
+        self.spec = spec
+        self.groups = group_of(spec)
+        self.sparser = 0  # targeted tensors that hold more zeros than asked for
+        self.search: kernels.Search | None = None
+        if spec.scope == "global":
+            self._search(source, sorted(chosen, key=lambda p: p.name))
+
+    def _search(self, source: Source, chosen: Sequence[Place]) -> None:
+        asked = requested(self.spec, sum(info_of(source, p).numel for p in chosen))
+        zeros, search = 0, kernels.Search(0)
+        total = sum(info_of(source, p).nbytes for p in chosen)
+        with stage(f"find the threshold of {len(chosen)} tensors together", total, "bytes") as advance:
+            for place, info, tensor in tensors_of(source, chosen):
+                zeros += check_finite(place.name, info.dtype, tensor)
+                search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                advance(info.nbytes)
+        search.k = max(asked, zeros)
+        self.sparser = len(chosen) if zeros > asked else 0
+        if search.step():
+            with stage("refine the threshold", total, "bytes") as advance:
+                for place, info, tensor in tensors_of(source, chosen):
+                    search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                    advance(info.nbytes)
+            search.step()
+        self.search = search
+
+    def mask(self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int) -> tuple[np.ndarray, int]:
+        """(bitmask_OB, how many were asked to stay) of a targeted tensor. Tensors come in order of name where the scope
+        is global: what is left of a tie goes to the first."""
+        seed = draw_seed(self.spec, place.name)
+        if self.search:
+            mask_OB = kernels.select_below(bits_OI, self.search.limit, self.search.ties, seed)
+            ties = kernels.count_ties(bits_OI, self.search.limit, seed)
+            self.search.ties -= min(self.search.ties, int(ties.sum()))
+            return mask_OB, int(kernels.row_counts(mask_OB).sum())
+        if self.groups:
+            mask_OB = kernels.select_groups(bits_OI, *self.groups, seed)
+            self.sparser += int(kernels.row_counts(mask_OB).sum()) < info.numel // self.groups[1] * self.groups[0]
+            return mask_OB, info.numel // self.groups[1] * self.groups[0]
+        asked = requested(self.spec, info.numel)
+        self.sparser += zeros > asked
+        return kernels.select(bits_OI, max(asked, zeros), seed), info.numel - asked
+
+
+def tensors_of(source: Source, places: Sequence[Place]) -> Iterator[tuple[Place, TensorInfo, torch.Tensor]]:
+    """Each place's tensor in turn, the next one on its way from the disk."""
+    for place, following in pairwise([*places, None]):
+        assert place is not None
+        if following:
+            source.read_ahead(following.copy_of or following.name)
+        name = place.copy_of or place.name
+        yield place, source.info(name), source.tensor(name)
+
+
+def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Path) -> None:
+    """Write the ticket that `spec` makes of `source` into the empty `folder`; the chosen places lose weights.
+
+    Raises InputError where a weight of the source is not a number.
     """
     targeted = {p.name for p in chosen}
-    kept_places = [p for p in places if p.role != "buffer"]
-    total = sum(base.tensors[p.name].nbytes for p in kept_places)
-    writer = Writer(folder, {p.name: base.tensors[p.name] for p in kept_places}, targeted)
+    places = all_places(source, chosen)
+    if spec.scope == "global":
+        places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
+    selection = Selection(spec, source, chosen)
+    masked = targeted | {p.name for p in source.places if source.has_mask(p.name)}
     entries: dict[str, dict[str, Any]] = {}
-    with stage(f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}", total, "bytes") as advance:
-        for place in kept_places:
-            info, tensor = base.tensors[place.name], base.tensor(place.name)
-            entry: dict[str, Any] = {"role": place.role, "shape": list(info.shape), "dtype": info.dtype}
-            if place.layer is not None:
-                entry["layer"] = place.layer
+    writer = Writer(folder, [part for p in places for part in parts_of(spec, p, info_of(source, p), p.name in masked)])
+    total = sum(info_of(source, p).nbytes for p in places)
+    title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
+    with stage(title, total, "bytes") as advance, ThreadPoolExecutor(1, thread_name_prefix="lottery-write") as pool:
+        writing: Future[None] | None = None
+        for place, info, tensor in tensors_of(source, places):
+            entry = entries[place.name] = about(place, info)
+            if (original := source.original_name(place.copy_of or place.name)) != place.name:
+                entry["copy_of"] = original
             zeros = check_finite(place.name, info.dtype, tensor)
-            if place.name in targeted:
-                asked = requested(spec, info.numel)
-                if zeros > asked > 0:
-                    say(
-                        f"warning: {place.name} has {zeros:,} zeros already, more than the {asked:,} asked for: kept so"
-                    )
-                bits_OI = tensor.view(BITS[info.dtype][0]).reshape(-1, info.shape[-1]).numpy()
-                bitmask_OB, values_K = kernels.pack(bits_OI, max(asked, zeros), draw_seed(spec, place.name))
-                entry["requested"] = info.numel - asked
-                entry |= write_packed(writer, place.name, info.dtype, info.shape, bitmask_OB, values_K)
-            else:
-                entry |= write_whole(writer, place.name, info.dtype, tensor)
-            entries[place.name] = entry
+            mask_OB = bits_OI = None
+            if place.name in masked:
+                bits_OI = matrix_bits(tensor, place.transposed)
+                if place.name in targeted:
+                    mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
+                else:
+                    mask_OB = kernels.select(bits_OI, zeros)  # what an earlier ticket removed
+            if writing:  # one at a time: no more than two tensors' survivors are in memory
+                writing.result()
+            writing = pool.submit(write, writer, source, spec, place, info, tensor, bits_OI, mask_OB, entry)
+            del tensor, bits_OI, mask_OB
             advance(info.nbytes)
-    writer.close()
-    for name in base.small_files:
-        shutil.copyfile(base.folder / name, folder / name)
+        if writing:
+            writing.result()
+        writer.close()
+    if selection.sparser:
+        say(
+            f"warning: {selection.sparser} of {len(chosen)} targeted tensors hold more zeros than asked for and keep them: "
+            f"the target is {sparsities({'tensors': entries})['sparsity_target']:.2%} zeros"
+        )
+    write_rest(source, spec, chosen, entries, folder)
+
+
+def about(place: Place, info: TensorInfo) -> dict[str, Any]:
+    """What the record says of any tensor."""
+    entry: dict[str, Any] = {"role": place.role, "shape": list(info.shape), "dtype": info.dtype}
+    if place.layer is not None:
+        entry["layer"] = place.layer
+    if place.transposed:
+        entry["transposed"] = True
+    return entry
+
+
+def parts_of(spec: Spec, place: Place, info: TensorInfo, masked: bool) -> list[tuple[str, str, Sequence[int]]]:
+    """The keys under which a tensor may be stored, for the writer to keep space for."""
+    mask, values = (f"{place.name}.bitmask", "U8", info.shape), (f"{place.name}.values", info.dtype, info.shape)
+    if spec.storage == "mask":
+        return [mask] if masked else []
+    return [mask, values] if masked else [(place.name, info.dtype, info.shape)]
+
+
+def write(
+    writer: Writer,
+    source: Source,
+    spec: Spec,
+    place: Place,
+    info: TensorInfo,
+    tensor: torch.Tensor,
+    bits_OI: np.ndarray | None,
+    mask_OB: np.ndarray | None,
+    entry: dict[str, Any],
+) -> None:
+    """One tensor into the ticket, in the way that `storage` says; completes its entry."""
+    if spec.storage == "mask":
+        original = source.original(place.copy_of or place.name)
+        if mask_OB is None:
+            entry["sha256"] = hashlib.sha256(tensor_bytes(original)).hexdigest()
+        else:
+            entry |= write_mask(writer, place, original, mask_OB)
+    elif mask_OB is None or bits_OI is None:
+        entry |= write_whole(writer, place.name, info.dtype, tensor)
+    else:
+        entry |= write_packed(writer, place, info, bits_OI, mask_OB)
+
+
+def write_rest(
+    source: Source, spec: Spec, chosen: Sequence[Place], entries: dict[str, dict[str, Any]], folder: Path
+) -> None:
+    """The small files, and last the record."""
+    for name in source.small_files:
+        shutil.copyfile(source.folder / name, folder / name)
+    if any(p.copy_of for p in chosen):
+        write_file(folder / "config.json", untied(read_json(folder / "config.json")))
     write_record(
         folder,
         {
             "format": FORMAT,
-            "ticket": ticket_id(spec, base.files, targeted),
+            "ticket": ticket_id(spec, source.origin["files"], [p.name for p in chosen], source.ticket),
             "spec": spec.bytes_spec(),
-            "base": {
-                "id": base.id,
-                "revision": None,
-                "files": base.files,
-                "dtype": base.dtype,
-                "disk_bytes": base.disk_bytes,
-            },
+            "base": source.origin,
+            **({"source": source.ticket} if source.ticket else {}),
             "layers": sorted({p.layer for p in chosen if p.layer is not None}),
             "tensors": entries,
-            "dropped": [p.name for p in places if p.role == "buffer"],
-            "files": {name: file_sha256(folder / name) for name in base.small_files},
+            "dropped": source.dropped,
+            "files": {name: file_sha256(folder / name) for name in source.small_files},
             "shards": {path.name: header_sha256(path) for path in sorted(folder.glob("ticket-*.safetensors"))},
         },
     )
 
 
-def warm_up(base: Base, chosen: Sequence[Place]) -> None:
+def untied(config: dict[str, Any]) -> bytes:
+    """config.json of a model whose head is a matrix of its own."""
+    config["tie_word_embeddings"] = False
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = False
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def warm_up(source: Source, chosen: Sequence[Place]) -> None:
     """Have the kernels compiled before anything is timed."""
-    for dtype in {base.tensors[p.name].dtype for p in chosen}:
+    for dtype in {info_of(source, p).dtype for p in chosen}:
         kernels.warm(np.dtype(str(BITS[dtype][0]).removeprefix("torch.")))
 
 
-def check_types(base: Base, chosen: Sequence[Place]) -> None:
-    """Raises InputError for a targeted matrix whose weights are not plain floating-point numbers."""
+def check_choice(source: Source, spec: Spec, chosen: Sequence[Place], what: str) -> None:
+    """What can be known to be impossible before a weight is read.
+
+    Raises InputError for a targeted matrix whose weights are not plain floating-point numbers or, with an N:M pattern,
+    do not divide into groups; for types that cannot be compared with each other; for a source that is quantized.
+    """
+    types: dict[str, str] = {}
     for place in chosen:
-        if (dtype := base.tensors[place.name].dtype) not in BITS:
+        info = info_of(source, place)
+        types.setdefault(info.dtype, place.name)
+        if info.dtype not in BITS:
             raise InputError(
-                f"model={base.id}: its tensor {place.name!r} is of type {dtype}; convert the model to {', '.join(BITS)}"
+                f"{what}: its tensor {place.name!r} is of type {info.dtype}; convert the model to {', '.join(BITS)}"
             )
+        if (groups := group_of(spec)) and columns_of(place, info) % groups[1]:
+            raise InputError(
+                f"pattern={spec.pattern}: the {columns_of(place, info)} inputs of {place.name!r} do not divide into groups of "
+                f"{groups[1]}; leave it out of the target, or give pattern=unstructured"
+            )
+    if len(types) > 1:
+        mixed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(types.items()))
+        if spec.scope == "global":
+            raise InputError(f"{what}: the targeted weights are of mixed types, {mixed}; give scope=layer")
+        say(f"warning: the targeted weights are of mixed types, {mixed}; each keeps its own")
 
 
 def check_finite(name: str, dtype: str, tensor: torch.Tensor) -> int:
@@ -112,30 +291,37 @@ def check_finite(name: str, dtype: str, tensor: torch.Tensor) -> int:
     return zeros
 
 
-def planned(base: Base, spec: Spec, places: Sequence[Place], chosen: Sequence[Place]) -> dict[str, Any]:
-    """What `prune_base` would write, from the headers alone: counts, and the tensors' bytes before and after."""
+def planned(source: Source, spec: Spec, chosen: Sequence[Place], identified: bool = True) -> dict[str, Any]:
+    """What `prune_source` would write, from the headers alone: counts, and the tensors' bytes before and after.
+
+    With `scope=global` how much each tensor loses depends on the weights: it is given as if spread evenly. `identified`:
+    say which ticket it would be, which takes the hashes of the source's files.
+    """
     targeted = {p.name for p in chosen}
+    groups = group_of(spec)
     tensors: dict[str, dict[str, Any]] = {}
     after = 0
-    for place in places:
-        info = base.tensors[place.name]
-        if place.role == "buffer":
-            continue
-        entry: dict[str, Any] = {"role": place.role, "shape": list(info.shape), "dtype": info.dtype}
-        entry["bytes"] = info.nbytes
-        if place.layer is not None:
-            entry["layer"] = place.layer
+    for place in all_places(source, chosen):
+        info = info_of(source, place)
+        entry = about(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
         if place.name in targeted:
-            entry["kept"] = info.numel - requested(spec, info.numel)
-            mask_bytes = info.numel // info.shape[-1] * -(-info.shape[-1] // 8)
-            entry["bytes"] = min(info.nbytes, mask_bytes + entry["kept"] * DTYPES[info.dtype].itemsize)
+            asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else requested(spec, info.numel)
+            entry["kept"] = entry["requested"] = info.numel - asked
+            columns = columns_of(place, info)
+            mask_bytes = info.numel // columns * -(-columns // 8)
+            entry["bytes"] = (
+                mask_bytes
+                if spec.storage == "mask"
+                else min(info.nbytes, mask_bytes + entry["kept"] * DTYPES[info.dtype].itemsize)
+            )
         after += entry["bytes"]
         tensors[place.name] = entry
+    ticket = ticket_id(spec, source.origin["files"], targeted, source.ticket) if identified else None
     return {
-        "ticket": ticket_id(spec, base.files, targeted),
+        "ticket": ticket,
         "layers": sorted({p.layer for p in chosen if p.layer is not None}),
         "tensors": tensors,
-        "disk_bytes_before": base.disk_bytes,
+        "dropped": source.dropped,
         "disk_bytes_after": after,
         **sparsities({"tensors": tensors}),
     }

@@ -7,15 +7,15 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from lottery.models import arithmetic, build, generate, pick_device, read_tokenizer
+from lottery.sources import open_ticket
 from lottery.spec import InputError
-from lottery.ticket import Stored
 
 
 class Served:
     """`predict` takes one text a row, and gives one string a row, the prompt included."""
 
     def __init__(self, folder: Path) -> None:
-        stored = Stored(folder)
+        stored = open_ticket(folder)
         device = pick_device("auto")
         self.model = build(stored, stored.tensors, arithmetic("auto", stored.dtype, device), device)
         self.tokenizer = read_tokenizer(folder)

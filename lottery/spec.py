@@ -111,7 +111,11 @@ def parse_measure(name: str, value: Any) -> str:
 class Spec:
     """Every parameter of one ticket and of its measuring. The command line, MLproject and `lottery.prune` say the same."""
 
-    model: str = parameter("builtin", "The model to prune.", **text("builtin or a local folder"))
+    model: str = parameter(
+        "builtin",
+        "The model to prune: a base, or a ticket to prune further.",
+        **text("builtin, a local folder, a hub id (ORG/NAME, ORG/NAME@REVISION), models:/NAME/VERSION"),
+    )
     target: str = parameter(
         "all",
         "Which weights: all, attention, mlp, early, late, embeddings, lm_head, a projection; with @LAYERS; joined by +.",
@@ -119,10 +123,14 @@ class Spec:
     )
     sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **number(0, 1))
     method: str = parameter("magnitude", "What goes first.", **one_of("magnitude", "random"))
-    scope: str = parameter("layer", "Sparsity per tensor.", **one_of("layer", later=("global",)))
-    pattern: str = parameter("unstructured", "Which zeros are allowed.", **one_of("unstructured", later=("2:4", "4:8")))
+    scope: str = parameter("layer", "Sparsity per tensor, or over all together.", **one_of("layer", "global"))
+    pattern: str = parameter(
+        "unstructured",
+        "Which zeros are allowed: any, or so many of each group.",
+        **one_of("unstructured", "2:4", "4:8"),
+    )
     quantize: str = parameter("none", "8-bit survivors.", **one_of("none", later=("fp8", "int8")))
-    storage: str = parameter("packed", "Self-contained, or masks over a base.", **one_of("packed", later=("mask",)))
+    storage: str = parameter("packed", "Self-contained, or masks over a base.", **one_of("packed", "mask"))
     dataset: str = parameter(
         "auto",
         "Evaluation text; auto: the embedded text for the embedded model, else wikitext2.",
@@ -157,7 +165,18 @@ class Spec:
         for name in given:
             if name not in table:
                 raise InputError(f"unknown parameter {name}: {nearest(name, table)}")
-        return cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
+        spec = cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
+        if spec.pattern != "unstructured":
+            if spec.sparsity != 0.5:
+                raise InputError(
+                    f"pattern={spec.pattern}: it removes half of the weights, sparsity={spec.sparsity:g} says otherwise; "
+                    f"give sparsity=0.5, or pattern=unstructured"
+                )
+            if spec.scope == "global":
+                raise InputError(
+                    f"pattern={spec.pattern}: it is chosen group by group, scope=global says otherwise; give scope=layer"
+                )
+        return spec
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -188,9 +207,12 @@ def digest(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str]) -> str:
-    """12 hex digits that name a ticket's bytes: base (file name -> sha256), tensors chosen, and what was done to them."""
-    return digest({"format": FORMAT, "base": dict(base_files), "tensors": sorted(tensors), **spec.bytes_spec()})[:12]
+def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str], source: str | None = None) -> str:
+    """12 hex digits that name a ticket's bytes: base (file name -> sha256), the ticket of it that was pruned further if
+    one was, tensors chosen, and what was done to them."""
+    further = {"source": source} if source else {}
+    fixed = {"format": FORMAT, "base": dict(base_files), "tensors": sorted(tensors), **further, **spec.bytes_spec()}
+    return digest(fixed)[:12]
 
 
 def dense_id(base_files: Mapping[str, str]) -> str:

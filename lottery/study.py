@@ -9,13 +9,15 @@ from typing import Any
 
 from lottery import models, registry, tracking
 from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
-from lottery.checkpoint import Base, read_json
+from lottery.checkpoint import Base, Source, read_json
+from lottery.families import PRUNABLE, Place
 from lottery.home import alone, home, make_folder, new_folder, write_file
 from lottery.measure import timed
-from lottery.progress import stage
-from lottery.pruning import check_types, planned, prune_base, warm_up
+from lottery.progress import say, stage
+from lottery.pruning import check_choice, planned, prune_source, warm_up
+from lottery.sources import is_ticket, open_base, open_ticket
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
-from lottery.targets import Place, choose, classify
+from lottery.targets import choose, notes
 from lottery.text import Protocol
 from lottery.ticket import MEASUREMENTS, RECORD, Stored, sparsities
 
@@ -51,10 +53,13 @@ def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
 
 def run(spec: Spec, out: Path | None) -> Ticket:
     """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
-    base, places, chosen = locate(spec)
-    name = registry.model_name(spec.register, base.id)
-    setup = prepare(base, spec, base.id)
-    id = ticket_id(spec, base.files, [p.name for p in chosen])
+    source, chosen, base = locate(spec)
+    about = source.origin
+    name = registry.model_name(spec.register, about["id"])
+    setup = prepare(source, spec, about["id"])
+    for note in notes(chosen, source.tied_head):
+        say(note)
+    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
     keep = out is not None or spec.register == "none"
     if out is not None:
         folder, named = out.expanduser().resolve(), "out"
@@ -65,13 +70,13 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     make_folder(folder.parent, named)
     client = tracking.connect()
 
-    tags = first_tags("ticket", id, base.id, setup)
-    name_of_run = title(spec.target, spec.sparsity, spec.method)
+    tags = first_tags("ticket", id, about["id"], setup)
+    name_of_run = title(spec)
     uri = None
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
     with tracking.open_run(client, name_of_run, spec.params(), tags, spec) as run, alone(id):
-        stored, took = make(base, spec, places, chosen, folder, named)
-        ticket, dense = measure_pair(run, stored, base, setup, base.files)
+        stored, took = make(source, spec, chosen, base, folder, named)
+        ticket, dense = measure_pair(run, stored, base, setup, about["files"])
         ticket = with_sizes(ticket, stored, took)
         tags |= verdict(ticket, spec, setup)
         record = record_of(ticket, dense, setup, spec.params(), tags)
@@ -108,30 +113,33 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     )
 
 
-def evaluate(ticket: str, **parameters: Any) -> Ticket:
+def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     """Measure a ticket again, in a run of its own; a registered one's logged model gets the new figures beside the old.
 
     The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
     """
     spec = Spec.parse(**parameters)
     found = find_ticket(ticket)
-    stored = Stored(found.folder)
+    stored = open_ticket(found.folder, base)
     models.check(stored, stored.tensors)
-    about = stored.record["base"]
+    about = stored.origin
     setup = prepare(stored, spec, about["id"])
-    base = base_of(found.params.get("model", about["id"]), about["files"])
+    dense_base = stored.base or base_of(
+        found.params.get("model", about["id"]) if base == "auto" else base, about["files"]
+    )
     client = tracking.connect()
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
-    params = {"ticket": ticket} | {name: value for name, value in spec.params().items() if name in names}
+    params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
     tags = first_tags("evaluation", stored.id, about["id"], setup)
     with tracking.open_run(client, f"evaluate {ticket.removeprefix('models:/')}", params, tags) as run:
-        measured, dense = measure_pair(run, stored, base, setup, about["files"])
+        measured, dense = measure_pair(run, stored, dense_base, setup, about["files"])
         measured = with_sizes(measured, stored, {})
         tags |= verdict(measured, spec, setup)
         if found.model_id:
             registry.use_model(run, found.model_id)
         report(run, measured, setup, tags, record_of(measured, dense, setup, params, tags), found.model_id, {})
     uri = ticket if found.model_id else None
+    made_by = Spec.parse(**{"target": found.params.get("target", "ticket"), **stored.record["spec"]})
     return Ticket(
         stored.id,
         str(found.folder),
@@ -142,62 +150,96 @@ def evaluate(ticket: str, **parameters: Any) -> Ticket:
         dense.metrics,
         setup.protocol,
         measured.samples,
-        title(found.params.get("target", "ticket"), stored.record["spec"]["sparsity"], stored.record["spec"]["method"]),
+        title(made_by),
     )
 
 
-def load(uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense") -> tuple[Any, Any]:
+def load(
+    uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
+) -> tuple[Any, Any]:
     """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
 
-    Raises InputError where there is no such ticket, or its files are not those that were measured.
+    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
+    ticket, or its files are not those that were measured.
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
-    stored = Stored(find_ticket(str(uri_or_path)).folder)
+    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
     where = models.pick_device(spec.device)
     model = models.build(stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where)
     return model, models.read_tokenizer(stored.folder)
 
 
 def plan(**parameters: Any) -> dict[str, Any]:
-    """What `prune` would do: the tensors and layers chosen, their counts, bytes before and after. Writes nothing."""
+    """What `prune` would do: the tensors and layers chosen, their counts, bytes before and after. Writes nothing.
+
+    A folder with config.json alone will do: shapes then come from the transformers class.
+    """
     spec = Spec.parse(**parameters)
-    base, places, chosen = locate(spec)
-    return {"base": base.id, "target": spec.target, "sparsity": spec.sparsity, **planned(base, spec, places, chosen)}
+    source, chosen, _ = locate(spec, outline=True)
+    bare = isinstance(source, Base) and source.is_outline
+    found = planned(source, spec, chosen, identified=not bare)
+    total = sum(source.info(p.name).numel for p in source.places)
+    shares = {
+        role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
+    }
+    return {
+        "base": source.id if isinstance(source, Base) else source.origin["id"],
+        "target": spec.target,
+        "sparsity": spec.sparsity,
+        "parameters": total,
+        "shares": {role: share for role, share in shares.items() if share},
+        "tied": source.tied_head is not None,
+        "notes": notes(chosen, source.tied_head),
+        "disk_bytes_before": source.disk_bytes,
+        **found,
+    }
 
 
-def locate(spec: Spec) -> tuple[Base, list[Place], list[Place]]:
-    """(base, every tensor's place, the places chosen). All that can be wrong with model and target is found here."""
-    base = Base(spec.model)
-    places = classify(base.tensors, base.model_type)
-    chosen = choose(spec.target, places)
-    check_types(base, chosen)
-    models.check(base, [p.name for p in places if p.role != "buffer"])
-    return base, places, chosen
+def locate(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place], Base | None]:
+    """(what is to be pruned, the places chosen, the dense base if at hand). What can be wrong with model and target is
+    found here."""
+    source: Base | Stored
+    if spec.model.startswith("models:/") or is_ticket(spec.model):
+        found = find_ticket(spec.model)
+        source = open_ticket(found.folder, need_base=spec.storage == "mask")
+        if (quantize := source.record["spec"]["quantize"]) != "none":
+            raise InputError(
+                f"model={spec.model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
+                f"prune one that is not, or the base"
+            )
+        base = source.base or base_of(found.params.get("model", source.origin["id"]), source.origin["files"])
+    else:
+        source = base = open_base(spec.model, outline=outline)
+    chosen = choose(spec.target, source.places, source.tied_head)
+    check_choice(source, spec, chosen, f"model={spec.model}")
+    if not (isinstance(source, Base) and source.is_outline):
+        models.check(source, [p.name for p in source.places])
+    return source, chosen, base
 
 
 def make(
-    base: Base, spec: Spec, places: list[Place], chosen: list[Place], folder: Path, name: str
+    source: Source, spec: Spec, chosen: list[Place], base: Base | None, folder: Path, name: str
 ) -> tuple[Stored, dict[str, float]]:
     """The ticket in `folder`: pruned now (and `prune_s`), or whole from an earlier run of the same spec, every hash checked.
 
     `name` is the parameter to blame for the place.
     """
     took = {}
-    warm_up(base, chosen)
+    warm_up(source, chosen)
     with new_folder(folder, name) as partial:
         if partial is not None:
-            need, free = planned(base, spec, places, chosen)["disk_bytes_after"], shutil.disk_usage(partial).free
+            need, free = planned(source, spec, chosen)["disk_bytes_after"], shutil.disk_usage(partial).free
             if need > free:
                 raise MachineError(
                     f"{name}={folder}: the ticket takes {need:,} bytes, the disk has {free:,} free; "
                     f"make room, or give another folder"
                 )
             try:
-                _, took["prune_s"] = timed(lambda: prune_base(base, spec, places, chosen, partial))
+                _, took["prune_s"] = timed(lambda: prune_source(source, spec, chosen, partial))
             except OSError as e:
                 raise blame(e, f"{name}={folder}: {e.strerror}; make room, or give another folder") from e
-    stored = Stored(folder)
-    if stored.id != ticket_id(spec, base.files, [p.name for p in chosen]):
+    stored = Stored(folder, base if spec.storage == "mask" else None)
+    if stored.id != ticket_id(spec, source.origin["files"], [p.name for p in chosen], source.ticket):
         raise InputError(f"{name}={folder}: it holds another ticket, {stored.id}; give a new folder")
     if not took:
         stored.verify()
@@ -215,17 +257,23 @@ def find_ticket(ticket: str) -> registry.Fetched:
 
 
 def base_of(model: str, files: Mapping[str, str]) -> Base | None:
-    """The dense base of a ticket, where it still lies where it was and is the same to the byte."""
+    """The dense base of a ticket, where it still lies where it was and is the same to the byte. Nothing is downloaded."""
+    if model.startswith("models:/") or is_ticket(model):
+        found = find_ticket(model)
+        return base_of(found.params.get("model", ""), files)
     try:
-        base = Base(model)
+        base = open_base(model, local_only=True)
     except InputError:
         return None
     return base if base.files == dict(files) else None
 
 
-def title(target: str, sparsity: float, method: str) -> str:
+def title(spec: Spec) -> str:
     """The name of a run: what differs between tickets of one base, as short as it can be said."""
-    return f"{target} {100 * sparsity:g}%" + ("" if method == "magnitude" else f" {method}")
+    words = [spec.target, f"{100 * spec.sparsity:g}%"]
+    for name in ("method", "scope", "pattern", "quantize"):
+        words += [getattr(spec, name)] if getattr(spec, name) != getattr(Spec(), name) else []
+    return " ".join(words)
 
 
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
@@ -248,7 +296,7 @@ def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) ->
     sizes = {
         **sparsities(stored.record),
         "disk_bytes": stored.disk_bytes,
-        "disk_ratio": stored.disk_bytes / stored.record["base"]["disk_bytes"],
+        "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
     }
     return replace(measured, metrics={**measured.metrics, **sizes, **more})
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,7 +109,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, entry in plan["tensors"].items():
         if "kept" in entry:
-            every = name.replace(f".{entry['layer']}.", ".*.", 1) if "layer" in entry else name
+            every = re.sub(r"\.\d+\.", ".*.", name)  # all layers, and all experts of a layer
             groups.setdefault((every, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"]), []).append(
                 entry
             )
@@ -121,13 +122,20 @@ def plan_table(plan: dict[str, Any]) -> str:
         layers = spans([e["layer"] for e in entries if "layer" in e])
         table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
     untouched = sum("kept" not in e for e in plan["tensors"].values())
+    shares = ", ".join(f"{role} {share:.1%}" for role, share in plan["shares"].items())
+    if plan["tied"]:
+        shares += " (the head is the embedding matrix itself)"
+    dropped = [f"left out, since it is computed anew: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
     return render(
         table,
-        f"ticket {plan['ticket']}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
+        *plan["notes"],
+        f"{plan['base']}: {plan['parameters']:,} parameters: {shares}",
+        f"ticket {plan['ticket'] or '(no weights are here, so it has no name yet)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
         f"{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",
         f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
+        *dropped,
     )
 
 

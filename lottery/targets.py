@@ -1,65 +1,11 @@
-"""Where weights live: checkpoint tensor name -> component and layer, and a target expression -> the tensors it means."""
+"""What a target expression means: the tensors that are to lose weights."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
+from lottery.families import PRUNABLE, Place, projection_names
 from lottery.spec import InputError, nearest
-
-PRUNABLE = ("attention", "mlp", "embeddings", "lm_head")
-
-# One row a kind of tensor: a pattern of its checkpoint name, and its role. The groups `layer` and `projection` say
-# where a matrix stands. Roles outside PRUNABLE are stored as they were, except `buffer`: computed anew, so left out.
-LLAMA = (
-    (r"model\.layers\.(?P<layer>\d+)\.self_attn\.(?P<projection>[qkvo]_proj)\.weight", "attention"),
-    (r"model\.layers\.(?P<layer>\d+)\.mlp\.(?P<projection>gate_proj|up_proj|down_proj)\.weight", "mlp"),
-    (r"model\.embed_tokens\.weight", "embeddings"),
-    (r"lm_head\.weight", "lm_head"),
-    (r"model\.layers\.\d+\.(input|post_attention)_layernorm\.weight", "norm"),
-    (r"model\.norm\.weight", "norm"),
-    (r"model\.layers\.\d+\.(self_attn|mlp)\.[a-z]+_proj\.bias", "bias"),
-    (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "buffer"),
-)
-
-# config.json's model_type -> its table.
-FAMILIES = {"llama": LLAMA, "mistral": LLAMA}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one checkpoint tensor stands in the model."""
-
-    name: str
-    role: str
-    layer: int | None
-    projection: str | None
-
-    @property
-    def prunable(self) -> bool:
-        return self.role in PRUNABLE
-
-
-def classify(names: Iterable[str], model_type: str) -> list[Place]:
-    """Every checkpoint tensor's place, in the order given.
-
-    Raises InputError for a family or a tensor that no table knows: passing a matrix over in silence would make every
-    sparsity reported for the model a lie.
-    """
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"model: its architecture {model_type!r} is not known here; known: {', '.join(sorted(FAMILIES))}"
-        )
-    places = []
-    for name in names:
-        for pattern, role in FAMILIES[model_type]:
-            if match := re.fullmatch(pattern, name):
-                found = match.groupdict()
-                layer = None if found.get("layer") is None else int(found["layer"])
-                places.append(Place(name, role, layer, found.get("projection")))
-                break
-        else:
-            raise InputError(f"model: its tensor {name!r} is not known for the architecture {model_type!r}")
-    return places
 
 
 def layer_range(term: str, layers: str, count: int) -> range:
@@ -78,13 +24,18 @@ def layer_range(term: str, layers: str, count: int) -> range:
     )
 
 
-def choose(target: str, places: Sequence[Place]) -> list[Place]:
+def choose(target: str, places: Sequence[Place], tied_head: str | None = None) -> list[Place]:
     """The prunable tensors that a target expression means, in checkpoint order, each once.
 
+    `tied_head` is the name that the head would have if it were not the embedding matrix itself. Chosen without the
+    embeddings, it comes last, as a copy of them that is to be untied; chosen with them, it is the same tensor.
     Raises InputError where a term is unknown or matches nothing.
     """
     count = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
-    projections = sorted({p.projection for p in places if p.projection})
+    named = {p.name: projection_names(p.name) for p in places if p.projection}
+    projections = sorted({name for names in named.values() for name in names})
+    shared = [p for p in places if p.role == "embeddings"] if tied_head else []
+    copies = [replace(p, name=tied_head, role="lm_head", copy_of=p.name) for p in shared if tied_head]
     chosen: set[str] = set()
     for term in (t.strip() for t in target.split("+")):
         component, at, layers = term.partition("@")
@@ -93,20 +44,33 @@ def choose(target: str, places: Sequence[Place]) -> list[Place]:
         if component == "all":
             found = [p for p in places if p.role in ("attention", "mlp")]
         elif component in PRUNABLE:
-            found = [p for p in places if p.role == component]
+            found = [p for p in (*places, *copies) if p.role == component]
         elif component in projections:
-            found = [p for p in places if p.projection == component]
+            found = [p for p in places if component in named.get(p.name, ())]
         elif component in ("early", "late"):
             raise InputError(f"target={target}: {component} takes no @LAYERS; give a component, as in mlp@{component}")
         else:
-            known = ("all", "early", "late", *PRUNABLE, *projections)
+            known = ("all", "early", "late", *PRUNABLE, *(name for name in projections if "." not in name))
             raise InputError(f"target={target}: {component!r} is unknown; {nearest(component, known)}")
         if at:
             inside = layer_range(term, layers, count)
             found = [p for p in found if p.layer is not None and p.layer in inside]
         if not found:
-            tied = component == "lm_head" and not any(p.role == "lm_head" for p in places)
-            why = "the head is the embedding matrix itself (tied); prune embeddings" if tied else "it is in no layer"
-            raise InputError(f"target={target}: {term!r} matches no tensor of this model: {why}")
+            raise InputError(f"target={target}: {term!r} matches no tensor of this model: it is in no layer")
         chosen |= {p.name for p in found}
-    return [p for p in places if p.name in chosen]
+    chosen -= {p.name for p in copies if p.copy_of in chosen}
+    return [p for p in (*places, *copies) if p.name in chosen]
+
+
+def notes(chosen: Sequence[Place], tied_head: str | None) -> list[str]:
+    """What a person should know of a choice that touches a head which is the embedding matrix itself."""
+    if not tied_head:
+        return []
+    if any(p.copy_of for p in chosen):
+        return [
+            "the head is tied to the embeddings: the ticket gets a head of its own (tie_word_embeddings=false), "
+            "the embeddings stay as they are"
+        ]
+    if any(p.role == "embeddings" for p in chosen):
+        return ["the head is the embedding matrix itself (tied): both are pruned, counted once"]
+    return []

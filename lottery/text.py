@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lottery import hub
 from lottery.models import encode
 from lottery.spec import InputError, digest
 
@@ -20,7 +21,9 @@ def read_text(dataset: str) -> tuple[str, str]:
     if dataset == "builtin":
         return "builtin", EMBEDDED.read_text(encoding="utf-8")
     if dataset == "wikitext2":
-        return "wikitext2", "\n\n".join(wikitext2_rows())
+        return "wikitext2", "\n\n".join(
+            hub.dataset_rows(f"dataset={dataset}", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
+        )
     path = Path(dataset).expanduser()
     if not path.is_file():
         raise InputError(f"dataset={dataset}: not builtin, wikitext2 or a file; give one of them")
@@ -47,19 +50,6 @@ def read_text(dataset: str) -> tuple[str, str]:
         reason = f"no column {e}" if isinstance(e, KeyError) else str(e).splitlines()[0]
         raise InputError(
             f"dataset={dataset}: not readable ({reason}); rows need a string column `text`, in UTF-8"
-        ) from e
-
-
-def wikitext2_rows() -> list[str]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return list(datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        raise InputError(
-            f"dataset=wikitext2: the hub does not give it ({str(e).splitlines()[0]}); "
-            f"give dataset=builtin, or its test file (test-00000-of-00001.parquet) as dataset=FILE"
         ) from e
 
 

@@ -1,13 +1,15 @@
 """The ticket directory: its layout, written whole or not at all, read back with every hash checked.
 
-Legend: O rows (all dimensions of a matrix but the last), I columns, B = ceil(I/8), K survivors.
+Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
 """
 
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,18 +17,48 @@ import numpy as np
 import torch
 
 from lottery import kernels
-from lottery.checkpoint import BITS, DTYPES, TensorInfo, file_sha256, plain_name, read_json, shard_headers
+from lottery.checkpoint import (
+    BITS,
+    DTYPES,
+    SMALL_FILES,
+    Base,
+    TensorInfo,
+    plain_name,
+    read_json,
+    shard_headers,
+)
+from lottery.families import PRUNABLE, Place, classify, head_name
+from lottery.hashes import file_sha256
 from lottery.home import write_file
 from lottery.spec import FORMAT, InputError, digest
-from lottery.targets import PRUNABLE
 
 SHARD_BYTES = 5 * 10**9
+FLUSH_BYTES = 256 * 2**20  # written but not yet on the disk: few enough that the last fsync is short
 RECORD = "ticket.json"
 MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    return as_bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
+    """The bits of a weight as the kernels take them, [O, I]; a Conv1D's are stored [I, O]."""
+    bits = tensor.view(BITS_OF[tensor.dtype]).reshape(-1, tensor.shape[-1]).numpy()
+    return np.ascontiguousarray(bits.T) if transposed else bits
+
+
+def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.Tensor:
+    """`matrix_bits` undone."""
+    bits = np.ascontiguousarray(bits_OI.T) if transposed else bits_OI
+    return torch.from_numpy(bits).view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+BITS_OF = {DTYPES[dtype]: integer for dtype, (integer, _) in BITS.items()}
 
 
 class Shard:
@@ -39,7 +71,7 @@ class Shard:
         self.path = path
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.header_bytes = header_bytes
-        self.at = 0
+        self.at = self.flushed = 0
         self.file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed by `close`)
         self.file.seek(8 + header_bytes)
 
@@ -60,29 +92,31 @@ class Shard:
 
 class Writer:
     """The shards of one ticket. Types of different width go to different shards: so every tensor is aligned for mapping,
-    though nobody knows how many survivors precede it before they are written."""
+    though nobody knows how many survivors precede it before they are written.
 
-    def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], targeted: Collection[str]) -> None:
+    `parts`: (key, type, shape of the tensor that it is of) of everything that may be written.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[tuple[str, str, Sequence[int]]]) -> None:
         self.folder = folder
         self.open: dict[int, Shard] = {}
         self.done: list[Path] = []
-        end = str(sum(info.nbytes for info in tensors.values()))  # no offset has more digits than this
+        end = sum(
+            torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts
+        )  # the greatest offset
         self.header_bytes: dict[int, int] = {}
-        for name, info in tensors.items():
-            keys = (
-                [(f"{name}.bitmask", "U8"), (f"{name}.values", info.dtype)]
-                if name in targeted
-                else [(name, info.dtype)]
-            )
-            for key, dtype in keys:
-                entry = {key: {"dtype": dtype, "shape": [*info.shape, int(end)], "data_offsets": [int(end), int(end)]}}
-                width = DTYPES[dtype].itemsize
-                self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
+        for key, dtype, shape in parts:
+            entry = {key: {"dtype": dtype, "shape": [*shape, end], "data_offsets": [end, end]}}
+            width = DTYPES[dtype].itemsize
+            self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
+        self.flusher = ThreadPoolExecutor(1, thread_name_prefix="lottery-flush")
+        self.flushing: Future[None] | None = None
 
     def add(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
         width = DTYPES[dtype].itemsize
         shard = self.open.get(width)
         if shard and shard.at + len(data) > SHARD_BYTES:
+            self._settle()
             shard.close()
             shard = None
         if shard is None:
@@ -90,8 +124,19 @@ class Writer:
             self.done.append(path)
             shard = self.open[width] = Shard(path, -(-self.header_bytes[width] // 8) * 8)
         shard.add(name, dtype, shape, data)
+        if shard.at - shard.flushed > FLUSH_BYTES:
+            self._settle()
+            shard.flushed = shard.at
+            self.flushing = self.flusher.submit(os.fdatasync, shard.file.fileno())
+
+    def _settle(self) -> None:
+        """Wait for the disk; its error is raised here."""
+        if self.flushing:
+            self.flushing.result()
+            self.flushing = None
 
     def close(self) -> None:
+        self._settle()
         for shard in self.open.values():
             shard.close()
         for i, path in enumerate(self.done, 1):
@@ -101,25 +146,38 @@ class Writer:
 
 
 def write_packed(
-    writer: Writer, name: str, dtype: str, shape: Sequence[int], bitmask_OB: np.ndarray, values_K: np.ndarray
+    writer: Writer, place: Place, info: TensorInfo, bits_OI: np.ndarray, mask_OB: np.ndarray
 ) -> dict[str, Any]:
     """One pruned matrix as bitmask and survivors, or dense where that is not larger; its entry in the record."""
-    numel = torch.Size(shape).numel()
-    packed = bitmask_OB.nbytes + values_K.nbytes < numel * values_K.itemsize
+    kept = int(kernels.row_counts(mask_OB).sum())
+    packed = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
     if packed:
-        parts = [("bitmask", "U8", bitmask_OB), ("values", dtype, values_K)]
+        values_K = kernels.compact(bits_OI, mask_OB)
+        parts = [
+            ("bitmask", "U8", mask_OB.shape, as_bytes(mask_OB)),
+            ("values", info.dtype, (kept,), as_bytes(values_K)),
+        ]
     else:
-        parts = [("values", dtype, kernels.unpack(bitmask_OB, values_K, shape[-1]).reshape(shape))]
+        dense = from_bits(kernels.masked(bits_OI, mask_OB), info, place.transposed)
+        parts = [("values", info.dtype, info.shape, tensor_bytes(dense))]
     sha = hashlib.sha256()
-    for part, part_dtype, array in parts:
-        sha.update(as_bytes(array))
-        writer.add(f"{name}.{part}", part_dtype, array.shape, as_bytes(array))
-    return {"kept": len(values_K), "packed": packed, "sha256": sha.hexdigest()}
+    for part, dtype, shape, data in parts:
+        sha.update(data)
+        writer.add(f"{place.name}.{part}", dtype, shape, data)
+    return {"kept": kept, "packed": packed, "sha256": sha.hexdigest()}
+
+
+def write_mask(writer: Writer, place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> dict[str, Any]:
+    """The bitmask of one pruned matrix; its entry in the record, whose hash covers the base's whole tensor too."""
+    sha = hashlib.sha256(as_bytes(mask_OB))
+    sha.update(tensor_bytes(original))
+    writer.add(f"{place.name}.bitmask", "U8", mask_OB.shape, as_bytes(mask_OB))
+    return {"kept": int(kernels.row_counts(mask_OB).sum()), "packed": True, "sha256": sha.hexdigest()}
 
 
 def write_whole(writer: Writer, name: str, dtype: str, tensor: torch.Tensor) -> dict[str, Any]:
     """One tensor as it was; its entry in the record."""
-    data = as_bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    data = tensor_bytes(tensor)
     writer.add(name, dtype, tensor.shape, data)
     return {"sha256": hashlib.sha256(data).hexdigest()}
 
@@ -141,10 +199,11 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 class Stored:
     """A ticket on disk. Opening it checks everything but the tensors; each of those is checked when it is read.
 
-    Raises InputError where the folder is no whole ticket, or differs in any byte from the one that was written.
+    One that holds masks alone reads its tensors out of `base`. Raises InputError where the folder is no whole ticket, or
+    differs in any byte from the one that was written, or the base from the one that it was made of.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: Base | None = None) -> None:
         self.folder = path
         if not (path / RECORD).is_file():
             raise InputError(f"ticket={path}: no {RECORD} there; give a ticket's folder or models:/NAME/VERSION")
@@ -158,7 +217,7 @@ class Stored:
         if self.record.get("checksum") != digest(claimed):
             self._damaged(RECORD)
         self.id: str = self.record["ticket"]
-        self.tensors: dict[str, dict[str, Any]] = self.record["tensors"]
+        self.entries: dict[str, dict[str, Any]] = self.record["tensors"]
         for name, sha256 in self.record["files"].items():
             if not (path / plain_name(name, path / RECORD)).is_file() or file_sha256(path / name) != sha256:
                 self._damaged(name)
@@ -171,9 +230,13 @@ class Stored:
                 self._damaged(name)
         self.shards = [path / name for name in shards]
         self._files, self._stored = shard_headers(path, shards)
-        expected = {key for name in self.tensors for key in self._keys(name)}
+        expected = {key for name in self.entries for key in self._keys(name)}
         if wrong := sorted(expected ^ self._stored.keys()):
             self._damaged(wrong[0])
+        self.tensors = {name: self.info(name) for name in self.entries}
+        self.base = base
+        if base:
+            self._check_base(base)
 
     def _damaged(self, what: str) -> None:
         raise InputError(
@@ -181,11 +244,29 @@ class Stored:
             f"fetch or make the ticket again"
         )
 
+    def _check_base(self, base: Base) -> None:
+        files: dict[str, str] = self.record["base"]["files"]
+        for name, sha256 in files.items():
+            if base.files.get(name) != sha256:
+                revision = self.record["base"]["revision"]
+                raise InputError(
+                    f"base={base.folder}: its file {name} is {'not the one' if name in base.files else 'missing'} that "
+                    f"the ticket {self.id} was made of; give {self.record['base']['id']}"
+                    f"{f' at revision {revision}' if revision else ' as it was'}"
+                )
+
     def _keys(self, name: str) -> list[str]:
-        entry = self.tensors[name]
+        entry = self.entries[name]
+        if self.is_mask:
+            return [f"{name}.bitmask"] if "kept" in entry else []
         if "kept" not in entry:
             return [name]
         return [f"{name}.bitmask", f"{name}.values"] if entry["packed"] else [f"{name}.values"]
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it holds masks alone, over a base that is to be found elsewhere."""
+        return self.record["spec"]["storage"] == "mask"
 
     @property
     def dtype(self) -> str:
@@ -196,55 +277,109 @@ class Stored:
     def disk_bytes(self) -> int:
         return sum(shard.stat().st_size for shard in self.shards)
 
+    @property
+    def ticket(self) -> str:
+        return self.id
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The dense base's record."""
+        return self.record["base"]
+
+    @property
+    def dropped(self) -> list[str]:
+        return self.record["dropped"]
+
+    @property
+    def small_files(self) -> list[str]:
+        return [name for name in SMALL_FILES if name in self.record["files"]]
+
+    @cached_property
+    def places(self) -> list[Place]:
+        model_type = str(read_json(self.folder / "config.json").get("model_type", ""))
+        return classify({name: info.shape for name, info in self.tensors.items()}, model_type)
+
+    @property
+    def tied_head(self) -> str | None:
+        """As `Base.tied_head`: the head's name where it is the embedding matrix itself."""
+        if any(entry["role"] == "lm_head" for entry in self.entries.values()):
+            return None
+        return head_name(str(read_json(self.folder / "config.json").get("model_type", "")))
+
+    def has_mask(self, name: str) -> bool:
+        return "kept" in self.entries[name]
+
+    def read_ahead(self, name: str) -> None:
+        pass
+
     def parts(self, name: str) -> list[torch.Tensor]:
-        """What is stored of one tensor, mapped, its hash checked."""
-        sha, parts = hashlib.sha256(), []
-        for key in self._keys(name):
-            part = self._files[self._stored[key].shard].get_tensor(key)
-            sha.update(as_bytes(part.reshape(-1).view(torch.uint8).numpy()))
-            parts.append(part)
-        if sha.hexdigest() != self.tensors[name]["sha256"]:
+        """What is stored of one tensor, mapped, its hash checked; of a mask, with the base's tensor at its end."""
+        sha = hashlib.sha256()
+        parts = [self._files[self._stored[key].shard].get_tensor(key) for key in self._keys(name)]
+        if self.is_mask:
+            parts.append(self.original(name))
+        for part in parts:
+            sha.update(tensor_bytes(part))
+        if sha.hexdigest() != self.entries[name]["sha256"]:
             self._damaged(f"tensor {name!r}")
         return parts
 
+    def original_name(self, name: str) -> str:
+        return self.entries[name].get("copy_of", name)
+
+    def original(self, name: str) -> torch.Tensor:
+        if self.base is None:
+            raise InputError(f"ticket={self.folder}: its masks lie over {self.origin['id']}; give that model as base")
+        return self.base.tensor(self.original_name(name))
+
     def info(self, name: str) -> TensorInfo:
-        entry = self.tensors[name]
-        return TensorInfo(self._stored[self._keys(name)[-1]].shard, entry["dtype"], tuple(entry["shape"]))
+        entry = self.entries[name]
+        shard = self._stored[self._keys(name)[-1]].shard if self._keys(name) else ""
+        return TensorInfo(shard, entry["dtype"], tuple(entry["shape"]))
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as the model has it: dense, zeros where weights were removed. Raises InputError where damaged."""
-        info, parts = self.info(name), self.parts(name)
+        info, parts, entry = self.tensors[name], self.parts(name), self.entries[name]
+        transposed = entry.get("transposed", False)
         if len(parts) == 1:
             whole = parts[0]
             if whole.shape != info.shape or whole.dtype != DTYPES[info.dtype]:
                 self._damaged(f"tensor {name!r}")
             return whole
-        bitmask_OB, values_K = parts
-        bits_K = values_K.view(BITS[info.dtype][0]).numpy()
+        mask_OB, rest = parts[0].numpy(), parts[1]
+        columns = info.shape[0] if transposed else info.shape[-1]
         try:
-            bits_OI = kernels.unpack(bitmask_OB.numpy(), bits_K, info.shape[-1])
+            if self.is_mask:
+                bits_OI = kernels.masked(matrix_bits(rest, transposed), mask_OB)
+            else:
+                bits_OI = kernels.unpack(mask_OB, rest.view(BITS[info.dtype][0]).numpy(), columns)
         except ValueError:
             self._damaged(f"tensor {name!r}")
-        return torch.from_numpy(bits_OI).view(DTYPES[info.dtype]).reshape(info.shape)
+        return from_bits(bits_OI, info, transposed)
 
     def verify(self) -> None:
         """Read everything once. Raises InputError naming the first thing that is not as it was written."""
-        for name in self.tensors:
+        for name in self.entries:
             self.tensor(name)
 
 
 def sparsities(record: dict[str, Any]) -> dict[str, float]:
-    """Shares of the masks' zeros over the targeted, over all prunable and over all weights; a tied matrix counts once."""
-    removed = targeted = prunable = total = 0
+    """Shares of the masks' zeros over the targeted, over all prunable and over all weights; a tied matrix counts once.
+
+    Zeros that an earlier ticket left outside of the target count towards the last two.
+    """
+    removed = targeted = removed_target = prunable = total = 0
     for entry in record["tensors"].values():
         numel = torch.Size(entry["shape"]).numel()
+        gone = numel - entry.get("kept", numel)
         total += numel
         prunable += numel if entry["role"] in PRUNABLE else 0
-        if "kept" in entry:
+        removed += gone
+        if "requested" in entry:
             targeted += numel
-            removed += numel - entry["kept"]
+            removed_target += gone
     return {
-        "sparsity_target": removed / targeted,
+        "sparsity_target": removed_target / targeted,
         "sparsity_prunable": removed / prunable,
         "sparsity_model": removed / total,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from lottery.progress import quiet_libraries
 
 quiet_libraries()
+os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}  # no test asks a hub but its own
 
 import pytest
 import torch

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_data
 
-from lottery.checkpoint import BUILTIN, Base
+from lottery.checkpoint import BUILTIN
 from lottery.models import read_tokenizer
+from lottery.sources import open_base
 from lottery.text import EMBEDDED, windows
 
 
 def test_the_embedded_model_is_what_it_says() -> None:
-    base = Base("builtin")
+    base = open_base("builtin")
     assert base.model_type == "llama" and base.dtype == "BF16"
     assert sum(p.stat().st_size for p in BUILTIN.iterdir()) <= 12_000_000
     assert base.config["tie_word_embeddings"] is False and "lm_head.weight" in base.tensors

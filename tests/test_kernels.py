@@ -8,6 +8,12 @@ from hypothesis.extra import numpy as hnp
 
 from lottery import kernels
 
+
+def pack(bits_OI: np.ndarray, k: int, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    bitmask_OB = kernels.select(bits_OI, k, seed)
+    return bitmask_OB, kernels.compact(bits_OI, bitmask_OB)
+
+
 KINDS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.float32: torch.uint32}
 
 
@@ -42,10 +48,12 @@ def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> No
     )
     assert (zeros, broken) == (int((weight_OI == 0).sum()), 0)
     mask_OI = twin_mask(weight_OI, k)
-    bitmask_OB, values_K = kernels.pack(bits_OI, k)
+    bitmask_OB, values_K = pack(bits_OI, k)
     np.testing.assert_array_equal(bitmask_OB, twin_bits(mask_OI))
     np.testing.assert_array_equal(values_K, bits_OI[mask_OI])
-    np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1]), np.where(mask_OI, bits_OI, 0))
+    dense_OI = np.where(mask_OI, bits_OI, 0)
+    np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1]), dense_OI)
+    np.testing.assert_array_equal(kernels.masked(bits_OI, bitmask_OB), dense_OI)
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,8 +61,8 @@ def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> No
 def test_random_is_exact_and_takes_zeros_first(case: tuple[torch.Tensor, int], seed: int) -> None:
     weight_OI, k = case
     bits_OI = weight_OI.view(KINDS[weight_OI.dtype]).numpy()
-    bitmask_OB, values_K = kernels.pack(bits_OI, k, seed)
-    again_OB, _ = kernels.pack(bits_OI, k, seed)
+    bitmask_OB, values_K = pack(bits_OI, k, seed)
+    again_OB, _ = pack(bits_OI, k, seed)
     np.testing.assert_array_equal(bitmask_OB, again_OB)
     assert len(values_K) == bits_OI.size - k
     zeros = int((weight_OI == 0).sum())
@@ -65,7 +73,7 @@ def test_random_draws_every_weight_alike() -> None:
     weight_OI = torch.ones(200, 300)
     counts = np.zeros((200, 300))
     for seed in range(100):
-        bitmask_OB, _ = kernels.pack(weight_OI.view(torch.uint32).numpy(), 30_000, seed)
+        bitmask_OB, _ = pack(weight_OI.view(torch.uint32).numpy(), 30_000, seed)
         counts += np.unpackbits(bitmask_OB, axis=1, bitorder="little", count=300)
     assert abs(counts.mean() - 50) < 1e-9
     assert abs(counts.std() - 5) < 0.1  # binomial(100, 1/2)
@@ -74,14 +82,15 @@ def test_random_draws_every_weight_alike() -> None:
 
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     bits_OI = torch.randn(37, 53, generator=torch.manual_seed(0)).view(torch.uint32).numpy()
-    many = kernels.pack(bits_OI, 700)
-    before = kernels.THREADS
+    many = pack(bits_OI, 700)
+    before = kernels.THREADS, kernels.SMALL
     try:
+        kernels.SMALL = 0
         for kernels.THREADS in (1, 3, 8):
-            for a, b in zip(kernels.pack(bits_OI, 700), many, strict=True):
+            for a, b in zip(pack(bits_OI, 700), many, strict=True):
                 np.testing.assert_array_equal(a, b)
     finally:
-        kernels.THREADS = before
+        kernels.THREADS, kernels.SMALL = before
 
 
 def test_not_a_number_is_counted() -> None:
@@ -94,8 +103,52 @@ def test_not_a_number_is_counted() -> None:
         assert kernels.scan(weight.view(integer).numpy(), infinity) == (2, 3)
 
 
+@settings(max_examples=100, deadline=None)
+@given(matrices(), st.sampled_from([(2, 4), (4, 8), (1, 4)]), st.one_of(st.none(), st.integers(0, 2**64 - 1)))
+def test_groups_equal_their_twin(case: tuple[torch.Tensor, int], pattern: tuple[int, int], seed: int | None) -> None:
+    weight_OI, _ = case
+    keep, group = pattern
+    weight_OI = weight_OI.repeat_interleave(group, 1)  # with ties in every group
+    weight_OI[:, ::3] *= 2
+    bits_OI = weight_OI.view(KINDS[weight_OI.dtype]).numpy()
+    bitmask_OB = kernels.select_groups(bits_OI, keep, group, seed)
+    lives = np.unpackbits(bitmask_OB, axis=1, bitorder="little", count=bits_OI.shape[1]).astype(bool)
+    groups = weight_OI.float().abs().numpy().reshape(-1, group)
+    assert (lives.reshape(-1, group).sum(1) == np.minimum(keep, (groups != 0).sum(1))).all()
+    if seed is None:
+        twin = np.ones(groups.shape, bool)
+        for values, mine in zip(groups, twin, strict=True):
+            mine[np.argsort(values, kind="stable")[: group - keep]] = False
+            mine[values == 0] = False
+        np.testing.assert_array_equal(lives.reshape(-1, group), twin)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(matrices(), min_size=1, max_size=4), st.floats(0, 1), st.sampled_from(list(KINDS)))
+def test_a_threshold_over_several_matrices_equals_its_twin(
+    cases: list[tuple[torch.Tensor, int]], share: float, dtype: torch.dtype
+) -> None:
+    many = [weight_OI.to(dtype).view(KINDS[dtype]).numpy() for weight_OI, _ in cases]
+    k = round(share * sum(m.size for m in many))
+    search = kernels.Search(k)
+    for _ in range(2):
+        for bits_OI in many:
+            search.add(bits_OI)
+        if not search.step():
+            break
+    every = np.concatenate([weight_OI.to(dtype).float().abs().numpy().ravel() for weight_OI, _ in cases])
+    gone = np.argsort(every, kind="stable")[:k]
+    ties = search.ties
+    for bits_OI, first in zip(many, np.cumsum([0] + [m.size for m in many]), strict=False):
+        bitmask_OB = kernels.select_below(bits_OI, search.limit, ties)
+        ties -= min(ties, int(kernels.count_ties(bits_OI, search.limit).sum()))
+        mask_OI = np.ones(bits_OI.size, bool)
+        mask_OI[gone[(gone >= first) & (gone < first + bits_OI.size)] - first] = False
+        np.testing.assert_array_equal(bitmask_OB, twin_bits(mask_OI.reshape(bits_OI.shape)))
+
+
 def test_mask_and_values_must_belong_together() -> None:
-    bitmask_OB, values_K = kernels.pack(np.arange(64, dtype=np.uint16).reshape(8, 8), 30)
+    bitmask_OB, values_K = pack(np.arange(64, dtype=np.uint16).reshape(8, 8), 30)
     for wrong in (values_K[:-1], np.append(values_K, values_K[:1])):
         try:
             kernels.unpack(bitmask_OB, wrong, 8)

@@ -1,22 +1,23 @@
 """The target language, on the names of a real architecture."""
 
 import pytest
+import torch
 import transformers
 
+from lottery.families import classify
 from lottery.spec import InputError
-from lottery.targets import choose, classify
+from lottery.targets import choose, notes
 
 
-def names(layers: int = 5, tied: bool = False) -> list[str]:
+def names(layers: int = 5, tied: bool = False) -> dict[str, torch.Size]:
     config = transformers.LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=layers, num_attention_heads=1,
         attention_bias=True, mlp_bias=True, tie_word_embeddings=tied,
     )  # fmt: skip
-    found = list(transformers.LlamaForCausalLM(config).state_dict())
-    return [n for n in found if not (tied and n == "lm_head.weight")]
+    return {n: p.shape for n, p in transformers.LlamaForCausalLM(config).named_parameters()}
 
 
-PLACES = classify([*names(), "model.layers.0.self_attn.rotary_emb.inv_freq"], "llama")
+PLACES = classify({**names(), "model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}, "llama")
 COUNT = {"attention": 4, "mlp": 3, "all": 7}
 
 
@@ -51,15 +52,25 @@ def test_what_matches_nothing_is_an_error(target: str, says: str) -> None:
         choose(target, PLACES)
 
 
-def test_a_tied_head_is_named_as_such() -> None:
-    with pytest.raises(InputError, match="tied"):
-        choose("lm_head", classify(names(tied=True), "llama"))
+def test_a_tied_head_is_the_embeddings_or_a_copy_of_them() -> None:
+    places = classify(names(tied=True), "llama")
+    (head,) = choose("lm_head", places, "lm_head.weight")
+    assert (head.name, head.role, head.copy_of) == ("lm_head.weight", "lm_head", "model.embed_tokens.weight")
+    assert [p.copy_of for p in choose("embeddings+lm_head", places, "lm_head.weight")] == [None]
+    assert "the same tensor" not in notes(choose("mlp", places, "lm_head.weight"), "lm_head.weight")
 
 
 def test_every_parameter_has_its_place_and_strangers_are_refused() -> None:
     roles = {p.name: p.role for p in PLACES}
     assert set(roles.values()) == {"attention", "mlp", "embeddings", "lm_head", "norm", "bias", "buffer"}
-    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.router\.weight"):
-        classify([*names(), "model.layers.0.mlp.router.weight"], "llama")
-    with pytest.raises(InputError, match="known: llama, mistral"):
+    for name, shape in (
+        ("model.layers.0.mlp.router.weight", (8, 8)),
+        ("model.layers.0.mlp.up_proj.extra", (8,)),
+        ("model.layers.0.big_norm.weight", (8, 8)),
+        ("model.layers.0.mlp.up_proj.weight", (8,)),
+    ):
+        others = {n: s for n, s in names().items() if n != name}
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            classify({**others, name: shape}, "llama")
+    with pytest.raises(InputError, match=r"known: .*llama, mistral"):
         classify(names(), "mamba")

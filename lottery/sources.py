@@ -1,0 +1,102 @@
+"""Where models come from: a word, a path or a hub id -> the base or the ticket on this machine."""
+
+import re
+from pathlib import Path
+
+from lottery import hub, models
+from lottery.checkpoint import BUILTIN, INDEX, SMALL_FILES, Base, read_json, shard_names
+from lottery.families import family
+from lottery.spec import InputError, MachineError
+from lottery.ticket import MEASUREMENTS, RECORD, Stored
+
+
+def open_base(model: str, *, local_only: bool = False, outline: bool = False) -> Base:
+    """The dense model that `builtin`, a local folder or a hub id means, fetched where it is not here yet.
+
+    `local_only`: do not ask the hub. `outline`: config.json alone will do, and nothing larger is fetched. Raises InputError where there
+    is no such model, or one that cannot be used; MachineError where the hub fails.
+    """
+    revision = None
+    folder = BUILTIN if model == "builtin" else local_folder(model)
+    if folder is None:
+        if not hub.is_id(model):
+            raise InputError(
+                f"model={model}: there is no such folder; give builtin, a local folder or a hub id (ORG/NAME)"
+            )
+        found = hub.fetch(model, SMALL_FILES, check_config, local_only, weights=not outline)
+        folder, name, revision = found.folder, found.id, found.revision
+    elif match := re.fullmatch(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:])):
+        name, revision = f"{match[1]}/{match[2]}", match[3]
+    else:
+        name = "builtin" if model == "builtin" else folder.name
+    if not (folder / "config.json").exists():
+        raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
+    check_config(read_json(folder / "config.json"))
+    tied = models.is_tied(folder)
+    bare = outline and not has_weights(folder)
+    return Base(folder, name, tied=tied, revision=revision, outline=models.outline(folder) if bare else None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all files of the weights are there; pickled ones count, so that they are refused as such."""
+    if (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+        return all((folder / name).exists() for name in shard_names(folder, f"model={folder}"))
+    return (folder / "model.safetensors").exists() or any(folder.glob("*.bin"))
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that a path names, None where there is none."""
+    try:
+        folder = Path(model).expanduser().resolve()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError) as e:  # a loop of links
+        raise InputError(f"model={model}: not a folder that can be opened ({e})") from e
+
+
+def check_config(config: dict[str, object]) -> None:
+    """Raises InputError for an architecture that is not known, before anything large is fetched."""
+    family(str(config.get("model_type", "")))
+
+
+def is_ticket(model: str) -> bool:
+    """Whether a local path is a ticket's folder."""
+    folder = None if model == "builtin" or model.startswith("models:/") else local_folder(model)
+    return folder is not None and (folder / RECORD).exists()
+
+
+def open_ticket(folder: Path, base: str = "auto", *, need_base: bool = False) -> Stored:
+    """The ticket in a folder; of one that holds masks alone (or with `need_base`) together with its dense base.
+
+    `base` says where that lies: `auto` looks where it lay when the ticket was made, then in the hub's cache and at the
+    hub. Raises InputError where it is not to be found or has changed.
+    """
+    stored = Stored(folder)
+    if not stored.is_mask and not need_base:
+        return stored
+    about, found, reasons = stored.origin, None, []
+    for candidate in [base] if base != "auto" else candidates(stored):
+        try:
+            found = open_base(candidate)
+            return Stored(folder, found)
+        except (InputError, MachineError) as e:
+            reasons.append(str(e))
+    raise InputError(
+        reasons[0]
+        if len(reasons) == 1
+        else f"ticket={folder}: its base {about['id']} is not at hand ({reasons[0] if reasons else 'its place is unknown'}); "
+        f"give its folder as base"
+    )
+
+
+def candidates(stored: Stored) -> list[str]:
+    """Where the base of a ticket may lie, the likeliest first."""
+    about = stored.origin
+    beside = read_json(stored.folder / MEASUREMENTS) if (stored.folder / MEASUREMENTS).is_file() else {}
+    params = beside.get("params")
+    given = str(params.get("model", "")) if isinstance(params, dict) else ""
+    places = [given] if given and not given.startswith("models:/") and not is_ticket(given) else []
+    if about["id"] == "builtin":
+        places.append("builtin")
+    elif about["revision"]:
+        places.append(f"{about['id']}@{about['revision']}")
+    return list(dict.fromkeys(places))
