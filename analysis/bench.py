@@ -1,28 +1,334 @@
-"""How fast, as ratios to a peer or a floor measured in the same run: python analysis/bench.py
+"""How fast and how small, each beside a peer or a floor that the same run measures: python analysis/bench.py
 
-kernels  selecting and packing one 14336 x 4096 bfloat16 matrix at 50%, against torch's own pruning, a k-th value, a copy
-prune    a whole model: bytes per second of base read, against a plain copy of its file with its hash
-evaluate perplexity windows per second, against a bare forward loop over the same windows
+files     a Mistral-7B-shaped bfloat16 checkpoint of random weights (a slice of 3 GB; --full: all 7.24 B parameters), all
+          of it pruned to 50%: against cp and fsync of the same files; the ticket loaded, against the dense files
+kernels   one 14336 x 4096 bfloat16 matrix at 50%: against torch's own pruning, a k-th value, a plain copy
+evaluate  the embedded model's perplexity: against a bare forward loop over the same windows
+
+A table for people; the last line of stdout is one JSON object. What is timed runs in a process of its own, its imports
+done and its kernels compiled before the clock starts, and is on the disk (fsync) when the clock stops. Peak memory is
+the process's anonymous memory (RssAnon), sampled every 10 ms, imports included.
 """
 
 import hashlib
+import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import click
-import numpy as np
 import torch
 
-from lottery import kernels, measure, models
-from lottery.checkpoint import Base
-from lottery.pruning import prune_base
-from lottery.spec import Spec
-from lottery.targets import choose, classify
-from lottery.text import windows
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+SLICE_LAYERS, FULL_LAYERS = 6, 32
+SHARD_LAYERS = 6
+COMMIT = "0" * 40
+TOUCH_BYTES = 4096  # a page: read one word of each and all of it is resident
+
+
+# --- the checkpoint
+
+
+def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
+    hidden, ffn = 4096, 14336
+    at = f"model.layers.{layer}"
+    return {
+        f"{at}.self_attn.q_proj.weight": (hidden, hidden),
+        f"{at}.self_attn.k_proj.weight": (1024, hidden),
+        f"{at}.self_attn.v_proj.weight": (1024, hidden),
+        f"{at}.self_attn.o_proj.weight": (hidden, hidden),
+        f"{at}.mlp.gate_proj.weight": (ffn, hidden),
+        f"{at}.mlp.up_proj.weight": (ffn, hidden),
+        f"{at}.mlp.down_proj.weight": (hidden, ffn),
+        f"{at}.input_layernorm.weight": (hidden,),
+        f"{at}.post_attention_layernorm.weight": (hidden,),
+    }
+
+
+def make_checkpoint(cache: Path, layers: int) -> None:
+    """A model as the hub's cache holds it: files named by their sha256, links to them in the snapshot of a commit."""
+    from safetensors.torch import save_file
+
+    repo = cache / "models--random--mistral-shaped"
+    blobs, snapshot = repo / "blobs", repo / "snapshots" / COMMIT
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    groups = [dict[str, tuple[int, ...]]() for _ in range(-(-layers // SHARD_LAYERS))]
+    for layer in range(layers):
+        groups[layer // SHARD_LAYERS] |= layer_shapes(layer)
+    groups[0]["model.embed_tokens.weight"] = (32000, 4096)
+    groups[-1] |= {"lm_head.weight": (32000, 4096), "model.norm.weight": (4096,)}
+    random, index = torch.Generator().manual_seed(0), dict[str, str]()
+    for i, shapes in enumerate(groups, 1):
+        name = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        state = {n: torch.randn(s, generator=random, dtype=torch.bfloat16).mul_(0.02) for n, s in shapes.items()}
+        save_file(state, blobs / "new", {"format": "pt"})
+        index |= dict.fromkeys(state, name)
+        with open(blobs / "new", "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        (blobs / "new").rename(blobs / sha256)
+        (snapshot / name).symlink_to(blobs / sha256)
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (snapshot / "config.json").write_text(json.dumps(MISTRAL | {"num_hidden_layers": layers}))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(p.resolve() for p in folder.glob("*.safetensors"))
+
+
+# --- what is timed, each in a process of its own
+
+
+@contextmanager
+def peak_anonymous() -> Iterator[Callable[[], float]]:
+    """Yields a function that says the most anonymous memory (MB) that the process had."""
+    most, stop = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal most
+        while not stop.wait(0.01):
+            status = Path("/proc/self/status").read_text()
+            most = max(most, int(status.split("RssAnon:")[1].split()[0]))
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    try:
+        yield lambda: most * 1024 / 1e6
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def work_prune(model: Path, ticket: Path) -> dict[str, float]:
+    """From the folder's name to a whole ticket on the disk: headers read, selected, packed, hashed, written, synced."""
+    from lottery.home import new_folder
+    from lottery.pruning import prune_source, warm_up
+    from lottery.sources import open_base
+    from lottery.spec import Spec
+    from lottery.targets import choose
+    from lottery.ticket import Stored, sparsities
+
+    spec = Spec.parse(model=str(model))
+    base = open_base(str(model))
+    warm_up(base, choose("all", base.places, base.tied_head))
+    with peak_anonymous() as peak:
+        begin = time.perf_counter()
+        base = open_base(str(model))
+        chosen = choose("all", base.places, base.tied_head)
+        with new_folder(ticket, "out") as partial:
+            assert partial
+            prune_source(base, spec, chosen, partial)
+        seconds = time.perf_counter() - begin
+    stored = Stored(ticket)
+    targeted = {p.name for p in chosen}
+    dense_bytes = sum(base.info(name).nbytes for name in targeted)
+    rest_bytes = sum(base.info(p.name).nbytes for p in base.places if p.name not in targeted)
+    largest = max(base.info(p.name).nbytes for p in base.places)
+    return {
+        "seconds": seconds,
+        "peak_anon_mb": peak(),
+        "peak_anon_allowed_mb": (2 * largest + 500e6) / 1e6,
+        "largest_tensor_mb": largest / 1e6,
+        "base_bytes": base.disk_bytes,
+        "ticket_bytes": stored.disk_bytes,
+        "targeted_bytes": dense_bytes,
+        "packed_ratio": (stored.disk_bytes - rest_bytes) / dense_bytes,
+        "sparsity_target": sparsities(stored.record)["sparsity_target"],
+    }
+
+
+def work_hash(model: Path, _: Path) -> dict[str, float]:
+    """What a local folder costs once more: the sha256 of files whose names do not tell it."""
+    from lottery.hashes import computed
+
+    begin = time.perf_counter()
+    computed(weight_files(model))
+    return {"seconds": time.perf_counter() - begin}
+
+
+def work_copy(model: Path, copy: Path) -> dict[str, float]:
+    """cp of the same files, and fsync."""
+    copy.mkdir()
+    begin = time.perf_counter()
+    subprocess.run(["cp", *map(str, weight_files(model)), str(copy)], check=True)
+    for path in [*copy.iterdir(), copy]:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+    return {"seconds": time.perf_counter() - begin}
+
+
+def touch(tensor: torch.Tensor) -> int:
+    """Read a word of every page."""
+    return int(tensor.reshape(-1).view(torch.uint8)[::TOUCH_BYTES].sum(dtype=torch.int64))
+
+
+def read_all(names: list[str], read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every tensor resident and read once, by as many threads as there are cores."""
+
+    def one(name: str) -> torch.Tensor:
+        tensor = read(name)
+        touch(tensor)
+        return tensor
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def work_load_dense(model: Path, _: Path) -> dict[str, float]:
+    from safetensors import safe_open
+
+    with peak_anonymous() as peak:
+        begin = time.perf_counter()
+        where: dict[str, Any] = {}
+        for path in weight_files(model):
+            file: Any = safe_open(path, framework="pt")
+            where |= dict.fromkeys(file.offset_keys(), file)
+        state = read_all(list(where), lambda name: where[name].get_tensor(name))
+        seconds = time.perf_counter() - begin
+        time.sleep(0.05)
+    return {"seconds": seconds, "tensors": len(state), "peak_anon_mb": peak()}
+
+
+def work_load_ticket(_: Path, ticket: Path) -> dict[str, float]:
+    from lottery import kernels
+    from lottery.ticket import Stored
+
+    kernels.warm(kernels.np.dtype("uint16"))
+    with peak_anonymous() as peak:
+        begin = time.perf_counter()
+        stored = Stored(ticket)
+        state = read_all(list(stored.tensors), stored.tensor)
+        seconds = time.perf_counter() - begin
+        time.sleep(0.05)
+    return {"seconds": seconds, "tensors": len(state), "peak_anon_mb": peak()}
+
+
+WORK: dict[str, Callable[[Path, Path], dict[str, float]]] = {
+    "prune": work_prune,
+    "hash": work_hash,
+    "copy": work_copy,
+    "load_dense": work_load_dense,
+    "load_ticket": work_load_ticket,
+}
+
+
+def drop_caches(*folders: Path) -> None:
+    """Have the disk asked again: by the kernel's own switch where it may be used, else file by file."""
+    os.sync()
+    switch = Path("/proc/sys/vm/drop_caches")
+    if os.access(switch, os.W_OK):
+        switch.write_text("3")
+        return
+    for path in (p for folder in folders for p in weight_files(folder)):
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def run_work(name: str, model: Path, other: Path) -> dict[str, float]:
+    """One of WORK in a fresh process."""
+    command = [sys.executable, __file__, "--work", name, str(model), str(other)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- the three parts
+
+
+def line(name: str, seconds: float, floor: float, what: str) -> None:
+    amount = f"{seconds:10.2f} s " if seconds >= 10 else f"{1000 * seconds:10.1f} ms"
+    click.echo(f"  {name:<48} {amount}   {seconds / floor:7.3f} x {what}")
+
+
+def bench_files(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
+    cache, ticket, copy = folder / "hub", folder / "ticket", folder / "copy"
+    model = cache / "models--random--mistral-shaped" / "snapshots" / COMMIT
+    if not model.exists():
+        click.echo("making the checkpoint", err=True)
+        make_checkpoint(cache, layers)
+    times: dict[str, list[float]] = {}
+    facts: dict[str, dict[str, float]] = {}
+
+    def measure(kind: str, name: str, other: Path) -> None:
+        click.echo(f"{name} ({kind})", err=True)
+        facts[name] = run_work(name, model, other)
+        times.setdefault(f"{name}_{kind}", []).append(facts[name]["seconds"])
+
+    for _ in range(rounds):  # in turns: a machine that slows down slows both
+        drop_caches(model)
+        measure("cold", "copy", copy)
+        shutil.rmtree(copy)
+        shutil.rmtree(ticket, ignore_errors=True)
+        drop_caches(model)
+        measure("cold", "prune", ticket)
+    for _ in range(rounds):
+        drop_caches(model, ticket)
+        measure("cold", "load_dense", ticket)
+        drop_caches(model, ticket)
+        measure("cold", "load_ticket", ticket)
+        measure("warm", "load_dense", ticket)
+        measure("warm", "load_dense", ticket)
+        times["load_dense_warm"].pop(0 if len(times["load_dense_warm"]) == 1 else -2)
+        measure("warm", "load_ticket", ticket)
+    drop_caches(model)
+    measure("cold", "hash", ticket)
+
+    s = {name: median(values) for name, values in times.items()}
+    fact = facts["prune"]
+    gb = fact["base_bytes"] / 1e9
+    click.echo(f"files: {gb:.2f} GB of bfloat16, {layers} layers of Mistral 7B, target all to 50%, medians of {rounds}")
+    line("cp and fsync, cold", s["copy_cold"], s["copy_cold"], "cp")
+    line("prune, pack, fsync, cold", s["prune_cold"], s["copy_cold"], "cp")
+    line("(a local folder, once: hash of its files, cold)", s["hash_cold"], s["copy_cold"], "cp")
+    for kind in ("cold", "warm"):
+        line(f"load the dense files, {kind}", s[f"load_dense_{kind}"], s[f"load_dense_{kind}"], "dense")
+        line(f"load the ticket, hashes checked, {kind}", s[f"load_ticket_{kind}"], s[f"load_dense_{kind}"], "dense")
+    click.echo(
+        f"  peak anonymous memory of pruning {fact['peak_anon_mb']:,.0f} MB (allowed: twice the largest tensor + 500 MB = "
+        f"{fact['peak_anon_allowed_mb']:,.0f} MB); of loading {facts['load_ticket']['peak_anon_mb']:,.0f} MB, the dense "
+        f"files (mapped) {facts['load_dense']['peak_anon_mb']:,.0f} MB"
+    )
+    click.echo(
+        f"  ticket {fact['ticket_bytes'] / 1e9:.3f} GB, {fact['ticket_bytes'] / fact['base_bytes']:.4f} of the base's; "
+        f"targeted weights {fact['packed_ratio']:.4f} of their 16 bits, {fact['sparsity_target']:.4%} zeros"
+    )
+    return {
+        "layers": layers,
+        "seconds": times,
+        "prune_to_copy": s["prune_cold"] / s["copy_cold"],
+        "load_cold_to_dense": s["load_ticket_cold"] / s["load_dense_cold"],
+        "load_warm_to_dense": s["load_ticket_warm"] / s["load_dense_warm"],
+        **{name: value for name, value in fact.items() if name != "seconds"},
+        "load_peak_anon_mb": facts["load_ticket"]["peak_anon_mb"],
+    }
 
 
 def best(work: Callable[[], Any], repeats: int = 5) -> float:
@@ -35,98 +341,93 @@ def best(work: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
-def row(name: str, seconds: float, floor: float, what: str) -> None:
-    click.echo(f"  {name:<44} {1000 * seconds:10.1f} ms   {seconds / floor:8.2f} x {what}")
-
-
-def bench_kernels() -> None:
+def bench_kernels() -> dict[str, Any]:
+    import numpy as np
     from torch.nn.utils import prune as torch_prune
 
-    weight_OI = torch.randn(14336, 4096, generator=torch.manual_seed(0)).mul_(0.02).bfloat16()
+    from lottery import kernels
+
+    weight_OI = torch.randn(14336, 4096, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     bits_OI = weight_OI.view(torch.uint16).numpy()
     k = weight_OI.numel() // 2
-    copy = best(lambda: bits_OI.copy())
-    bitmask_OB, values_K = kernels.pack(bits_OI, k)
-    click.echo(
-        f"kernels: one {bits_OI.shape[0]} x {bits_OI.shape[1]} bfloat16 matrix at 50%, {kernels.THREADS} threads"
-    )
-    row("a plain copy (floor)", copy, copy, "copy")
-    row("scan for zeros and NaN", best(lambda: kernels.scan(bits_OI, 0x7F80)), copy, "copy")
-    row("histogram and threshold", best(lambda: kernels.threshold(bits_OI, k)), copy, "copy")
-    row("threshold, bitmask and survivors (pack)", best(lambda: kernels.pack(bits_OI, k)), copy, "copy")
-    row("pack, random", best(lambda: kernels.pack(bits_OI, k, 1)), copy, "copy")
-    row("unpack", best(lambda: kernels.unpack(bitmask_OB, values_K, 4096)), copy, "copy")
-    row("numpy bincount (peer of the histogram)", best(lambda: np.bincount(bits_OI.ravel() & 0x7FFF), 2), copy, "copy")
-    row("torch kthvalue, float32 (peer)", best(lambda: weight_OI.float().abs().flatten().kthvalue(k), 1), copy, "copy")
     module = torch.nn.Linear(1, 1, bias=False)
     module.weight = torch.nn.Parameter(weight_OI)
-    row(
-        "torch l1_unstructured (peer of pack)",
-        best(lambda: torch_prune.l1_unstructured(module, "weight", 0.5), 1),
-        copy,
-        "copy",
-    )
+    kernels.warm(bits_OI.dtype)
+    mask_OB = kernels.select(bits_OI, k)
+    values_K = kernels.compact(bits_OI, mask_OB)
+    times = {
+        "a plain copy (floor)": best(lambda: bits_OI.copy()),
+        "scan for zeros and NaN": best(lambda: kernels.scan(bits_OI, 0x7F80)),
+        "select: exact threshold and bitmask": best(lambda: kernels.select(bits_OI, k)),
+        "select, random": best(lambda: kernels.select(bits_OI, k, 1)),
+        "select, 2:4": best(lambda: kernels.select_groups(bits_OI, 2, 4)),
+        "select, 4:8": best(lambda: kernels.select_groups(bits_OI, 4, 8)),
+        "compact: the survivors": best(lambda: kernels.compact(bits_OI, mask_OB)),
+        "unpack": best(lambda: kernels.unpack(mask_OB, values_K, 4096)),
+        "numpy bincount (peer of the histogram)": best(lambda: np.bincount(bits_OI.ravel() & 0x7FFF), 2),
+        "torch kthvalue, float32 (peer)": best(lambda: weight_OI.float().abs().flatten().kthvalue(k), 1),
+        "torch l1_unstructured (peer of select)": best(lambda: torch_prune.l1_unstructured(module, "weight", 0.5), 1),
+    }
+    floor = times["a plain copy (floor)"]
+    click.echo(f"kernels: one 14336 x 4096 bfloat16 matrix at 50%, {kernels.THREADS} threads, best of five")
+    for name, seconds in times.items():
+        line(name, seconds, floor, "copy")
+    faster = times["torch l1_unstructured (peer of select)"] / times["select: exact threshold and bitmask"]
+    click.echo(f"  selection is {faster:.0f} times faster than torch's")
+    return {"seconds": times, "select_faster_than_torch": faster}
 
 
-def bench_prune(model: str) -> None:
-    base, spec = Base(model), Spec.parse(model=model)
-    places = classify(base.tensors, base.model_type)
-    chosen = choose("all", places)
-    with tempfile.TemporaryDirectory() as folder:
+def bench_evaluate() -> dict[str, Any]:
+    from lottery import measure, models
+    from lottery.sources import open_base
+    from lottery.text import windows
 
-        def prune() -> None:
-            shutil.rmtree(folder)
-            Path(folder).mkdir()
-            prune_base(base, spec, places, chosen, Path(folder))
-
-        def floor() -> None:
-            for name in base.files:
-                shutil.copyfile(base.folder / name, Path(folder) / name)
-                hashlib.sha256((base.folder / name).read_bytes())
-
-        copied, pruned = best(floor), best(prune)
-    click.echo(f"prune: {base.id}, all to 50%, {base.disk_bytes / 1e6:.1f} MB")
-    row("copy and hash the base (floor)", copied, copied, "floor")
-    row("prune, pack, hash, write and sync", pruned, copied, "floor")
-
-
-def bench_evaluate(model: str) -> None:
-    base = Base(model)
-    tokenizer = models.read_tokenizer(base.folder)
-    device = models.pick_device("auto")
+    base = open_base("builtin")
+    tokenizer, device = models.read_tokenizer(base.folder), models.pick_device("auto")
     dtype = models.arithmetic("auto", base.dtype, device)
     loaded = models.build(base, base.tensors, dtype, device)
-    words = loaded.config.vocab_size
-    ids_NT, protocol = windows("builtin", tokenizer, words, 512, "none", dtype, "dense", device)
+    ids_NT, protocol = windows("builtin", tokenizer, loaded.config.vocab_size, 512, "none", dtype, "dense", device)
 
     @torch.inference_mode()
     def bare() -> None:
         for ids in torch.from_numpy(ids_NT).split(16):
             loaded(ids.to(loaded.device), use_cache=False)
 
+    def perplexity() -> None:
+        measure.nll_per_window(loaded, ids_NT, lambda *a, **k: None)
+
     bare()
-    floor = best(bare, 3)
-    click.echo(f"evaluate: {base.id}, {protocol.line()}")
-    row("bare forward loop (floor)", floor, floor, "floor")
-    row("perplexity", best(lambda: measure.nll_per_window(loaded, ids_NT, lambda *a, **k: None), 3), floor, "floor")
-    for name, other in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
-        loaded.to(other)
-        row(
-            f"perplexity in {name}",
-            best(lambda: measure.nll_per_window(loaded, ids_NT, lambda *a, **k: None), 3),
-            floor,
-            "floor",
-        )
+    floor, ours = best(bare, 3), best(perplexity, 3)
+    click.echo(f"evaluate: {base.id}, {protocol.line()}, best of three")
+    line("bare forward loop (floor)", floor, floor, "floor")
+    line("perplexity", ours, floor, "floor")
+    return {"perplexity_to_forward": ours / floor}
 
 
 @click.command()
-@click.option("--model", default="builtin", show_default=True)
-@click.argument("what", nargs=-1)
-def main(model: str, what: tuple[str, ...]) -> None:
-    for name in what or ("kernels", "prune", "evaluate"):
-        {"kernels": bench_kernels, "prune": lambda: bench_prune(model), "evaluate": lambda: bench_evaluate(model)}[
-            name
-        ]()
+@click.option("--full", is_flag=True, help="All 32 layers: 14.5 GB and as much again, and as much memory.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the files go, and stay.  [default: a new one]")
+@click.option("--rounds", default=3, show_default=True, help="How often what touches the disk is measured.")
+@click.option("--work", nargs=3, hidden=True)
+@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "evaluate"]))
+def main(
+    full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
+) -> None:
+    if work:
+        click.echo(json.dumps(WORK[work[0]](Path(work[1]), Path(work[2]))))
+        return
+    found: dict[str, Any] = {}
+    for part in parts or ("kernels", "evaluate", "files"):
+        if part == "kernels":
+            found[part] = bench_kernels()
+        elif part == "evaluate":
+            found[part] = bench_evaluate()
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                where = folder or Path(temporary)
+                where.mkdir(parents=True, exist_ok=True)
+                found[part] = bench_files(where, FULL_LAYERS if full else SLICE_LAYERS, rounds)
+    click.echo(json.dumps(found))
 
 
 if __name__ == "__main__":

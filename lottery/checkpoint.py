@@ -246,6 +246,13 @@ class Base:
         about = {"id": self.id, "revision": self.revision, "dtype": self.dtype, "disk_bytes": self.disk_bytes}
         return about | {"files": self.files}
 
+    @property
+    def place(self) -> str:
+        """What opens it again from anywhere on this machine."""
+        if self.folder == BUILTIN:
+            return "builtin"
+        return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
+
     def info(self, name: str) -> TensorInfo:
         return self.tensors[name]
 

@@ -38,11 +38,15 @@ def is_id(model: str) -> bool:
 
 
 def fetch(
-    model: str, small_files: Sequence[str], check_config: CheckConfig | None = None, local_only: bool = False
+    model: str,
+    small_files: Sequence[str],
+    check_config: CheckConfig | None = None,
+    local_only: bool = False,
+    weights: bool = True,
 ) -> Snapshot:
     """config.json, the safetensors weights and what there is of `small_files`, all of one commit, in the hub's cache.
 
-    `check_config` sees config.json before a weight is downloaded. Offline, or with `local_only`, the cache is all
+    `check_config` sees config.json before a weight is downloaded; without `weights` that file is all. Offline, or with `local_only`, the cache is all
     there is; it also stands in for a hub that cannot be reached. Raises InputError or MachineError.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
@@ -60,10 +64,10 @@ def fetch(
             unreached = e
         else:
             names = {file.rfilename for file in info.siblings or ()}
-            folder = download(what, repo, revision, names, small_files, check_config)
+            folder = download(what, repo, revision, names, small_files, check_config, weights)
             return Snapshot(folder, repo, folder.name)
 
-    folder, missing = in_cache(what, repo, revision)
+    folder, missing = in_cache(what, repo, revision, weights)
     if missing:
         raise unreached or InputError(
             f"{what}: offline, and the cache {constants.HF_HUB_CACHE} has no {', '.join(missing)}; "

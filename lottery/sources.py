@@ -13,8 +13,8 @@ from lottery.ticket import MEASUREMENTS, RECORD, Stored
 def open_base(model: str, *, local_only: bool = False, outline: bool = False) -> Base:
     """The dense model that `builtin`, a local folder or a hub id means, fetched where it is not here yet.
 
-    `local_only`: do not ask the hub. `outline`: config.json alone will do, and nothing larger is fetched. Raises InputError where there
-    is no such model, or one that cannot be used; MachineError where the hub fails.
+    `local_only`: do not ask the hub. `outline`: config.json alone will do, and nothing larger is fetched. Raises
+    InputError where there is no such model, or one that cannot be used; MachineError where the hub fails.
     """
     revision = None
     folder = BUILTIN if model == "builtin" else local_folder(model)
@@ -67,24 +67,31 @@ def is_ticket(model: str) -> bool:
 def open_ticket(folder: Path, base: str = "auto", *, need_base: bool = False) -> Stored:
     """The ticket in a folder; of one that holds masks alone (or with `need_base`) together with its dense base.
 
-    `base` says where that lies: `auto` looks where it lay when the ticket was made, then in the hub's cache and at the
-    hub. Raises InputError where it is not to be found or has changed.
+    `base` says where that lies, as in `find_base`.
     """
     stored = Stored(folder)
-    if not stored.is_mask and not need_base:
-        return stored
-    about, found, reasons = stored.origin, None, []
+    return Stored(folder, find_base(stored, base)) if stored.is_mask or need_base else stored
+
+
+def find_base(stored: Stored, base: str = "auto", *, local_only: bool = False) -> Base:
+    """The dense base of a ticket, the same to the byte.
+
+    `base` says where it lies; `auto` looks where it lay when the ticket was made, then in the hub's cache and, unless
+    `local_only`, at the hub. Raises InputError where it is not to be found or has changed.
+    """
+    reasons = []
     for candidate in [base] if base != "auto" else candidates(stored):
         try:
-            found = open_base(candidate)
-            return Stored(folder, found)
+            found = open_base(candidate, local_only=local_only)
+            stored.check_base(found)
+            return found
         except (InputError, MachineError) as e:
             reasons.append(str(e))
+    if base != "auto":
+        raise InputError(f"base={base}: {reasons[0]}")
     raise InputError(
-        reasons[0]
-        if len(reasons) == 1
-        else f"ticket={folder}: its base {about['id']} is not at hand ({reasons[0] if reasons else 'its place is unknown'}); "
-        f"give its folder as base"
+        f"ticket={stored.folder}: its base {stored.origin['id']} is not at hand "
+        f"({reasons[0] if reasons else 'its place is unknown'}); give its folder as base"
     )
 
 
@@ -92,9 +99,7 @@ def candidates(stored: Stored) -> list[str]:
     """Where the base of a ticket may lie, the likeliest first."""
     about = stored.origin
     beside = read_json(stored.folder / MEASUREMENTS) if (stored.folder / MEASUREMENTS).is_file() else {}
-    params = beside.get("params")
-    given = str(params.get("model", "")) if isinstance(params, dict) else ""
-    places = [given] if given and not given.startswith("models:/") and not is_ticket(given) else []
+    places = [beside["base"]] if isinstance(beside.get("base"), str) else []
     if about["id"] == "builtin":
         places.append("builtin")
     elif about["revision"]:

@@ -15,7 +15,7 @@ from lottery.home import alone, home, make_folder, new_folder, write_file
 from lottery.measure import timed
 from lottery.progress import say, stage
 from lottery.pruning import check_choice, planned, prune_source, warm_up
-from lottery.sources import is_ticket, open_base, open_ticket
+from lottery.sources import find_base, is_ticket, open_base, open_ticket
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
 from lottery.targets import choose, notes
 from lottery.text import Protocol
@@ -79,7 +79,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
         ticket, dense = measure_pair(run, stored, base, setup, about["files"])
         ticket = with_sizes(ticket, stored, took)
         tags |= verdict(ticket, spec, setup)
-        record = record_of(ticket, dense, setup, spec.params(), tags)
+        record = record_of(ticket, dense, setup, spec.params(), tags) | ({"base": base.place} if base else {})
         if setup.wants or not (folder / MEASUREMENTS).exists():
             write_file(folder / MEASUREMENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         known = registry.registered_before(client, name, id) if spec.register != "none" else None
@@ -124,9 +124,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     models.check(stored, stored.tensors)
     about = stored.origin
     setup = prepare(stored, spec, about["id"])
-    dense_base = stored.base or base_of(
-        found.params.get("model", about["id"]) if base == "auto" else base, about["files"]
-    )
+    dense_base = stored.base or base_of(stored, base)
     client = tracking.connect()
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
     params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
@@ -207,7 +205,7 @@ def locate(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place
                 f"model={spec.model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
                 f"prune one that is not, or the base"
             )
-        base = source.base or base_of(found.params.get("model", source.origin["id"]), source.origin["files"])
+        base = source.base or base_of(source)
     else:
         source = base = open_base(spec.model, outline=outline)
     chosen = choose(spec.target, source.places, source.tied_head)
@@ -256,16 +254,14 @@ def find_ticket(ticket: str) -> registry.Fetched:
     return registry.Fetched(folder, None, params if isinstance(params, dict) else {})
 
 
-def base_of(model: str, files: Mapping[str, str]) -> Base | None:
-    """The dense base of a ticket, where it still lies where it was and is the same to the byte. Nothing is downloaded."""
-    if model.startswith("models:/") or is_ticket(model):
-        found = find_ticket(model)
-        return base_of(found.params.get("model", ""), files)
+def base_of(stored: Stored, base: str = "auto") -> Base | None:
+    """The dense base of a ticket, where it is on this machine. Nothing is downloaded."""
     try:
-        base = open_base(model, local_only=True)
+        return find_base(stored, base, local_only=True)
     except InputError:
+        if base != "auto":
+            raise
         return None
-    return base if base.files == dict(files) else None
 
 
 def title(spec: Spec) -> str:

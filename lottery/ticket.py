@@ -236,7 +236,7 @@ class Stored:
         self.tensors = {name: self.info(name) for name in self.entries}
         self.base = base
         if base:
-            self._check_base(base)
+            self.check_base(base)
 
     def _damaged(self, what: str) -> None:
         raise InputError(
@@ -244,13 +244,14 @@ class Stored:
             f"fetch or make the ticket again"
         )
 
-    def _check_base(self, base: Base) -> None:
+    def check_base(self, base: Base) -> None:
+        """Raises InputError, naming the file, where it is not the base that the ticket was made of."""
         files: dict[str, str] = self.record["base"]["files"]
         for name, sha256 in files.items():
             if base.files.get(name) != sha256:
                 revision = self.record["base"]["revision"]
                 raise InputError(
-                    f"base={base.folder}: its file {name} is {'not the one' if name in base.files else 'missing'} that "
+                    f"{base.folder}: its file {name} is {'not the one' if name in base.files else 'missing'} that "
                     f"the ticket {self.id} was made of; give {self.record['base']['id']}"
                     f"{f' at revision {revision}' if revision else ' as it was'}"
                 )

@@ -137,7 +137,7 @@ def test_files_beside_the_weights_that_are_broken(broken: Path, cli: Callable[..
     (broken / "config.json").write_text("{")
     refused(cli("prune", "--model", broken, "--dataset", "builtin", code=2), "config.json")
     (broken / "model.safetensors").rename(broken / "x")
-    (broken / "config.json").write_text("{}")
+    (broken / "config.json").write_text('{"model_type": "llama"}')
     (broken / "model.safetensors.index.json").write_text('{"weight_map": []}')
     refused(cli("prune", "--model", broken, code=2), "weight_map")
 
