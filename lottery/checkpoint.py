@@ -1,9 +1,7 @@
 """A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
 
-import contextlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lottery import disk
 from lottery.families import Place, classify, head_name
 from lottery.hashes import sha256_of_files
-from lottery.spec import InputError
+from lottery.spec import InputError, MachineError
 
 BUILTIN = Path(__file__).parent / "assets" / "builtin"
 INDEX = "model.safetensors.index.json"
@@ -112,6 +111,16 @@ def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Any], dict
     return files, tensors
 
 
+def from_memory(data: memoryview, info: TensorInfo) -> torch.Tensor:
+    """The tensor whose bytes lie there; not copied, unless it begins at an odd address."""
+    dtype = DTYPES[info.dtype]
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    if info.offset % dtype.itemsize:
+        data = memoryview(bytearray(data))
+    return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+
 class Source(Protocol):
     """What a ticket can be made of: a dense base, or another ticket."""
 
@@ -144,8 +153,10 @@ class Source(Protocol):
         """That tensor."""
 
     def has_mask(self, name: str) -> bool: ...
-    def read_ahead(self, name: str) -> None:
-        """Have the disk fetch a tensor while another one is worked on."""
+    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+        """(tensor, how to give its memory back) of each in turn; the next ones are read while this one is worked on.
+
+        Until it is given back the memory is the caller's, to overwrite too."""
 
 
 class Base:
@@ -269,10 +280,14 @@ class Base:
     def has_mask(self, name: str) -> bool:
         return False
 
-    def read_ahead(self, name: str) -> None:
-        info = self.tensors[name]
-        with contextlib.suppress(OSError, AttributeError), open(self.folder / info.shard, "rb") as f:
-            os.posix_fadvise(f.fileno(), info.offset, info.nbytes, os.POSIX_FADV_WILLNEED)
+    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+        infos = [self.tensors[name] for name in names]
+        parts = [disk.Part(self.folder / info.shard, info.offset, info.nbytes) for info in infos]
+        try:
+            for info, (data, give_back) in zip(infos, disk.stream(parts), strict=True):
+                yield from_memory(data, info), give_back
+        except OSError as e:
+            raise MachineError(f"model={self.folder}: its files cannot be read ({e.strerror or e})") from e
 
     def _read(self, info: TensorInfo, name: str) -> torch.Tensor:
         try:

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import config, njit
 
+from lottery import avx512
+from lottery.avx512 import compress, expand
 from lottery.home import home
 
 config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or str(home() / "kernels")  # compiled once a machine
@@ -160,6 +162,9 @@ def _bit(byte, j):
     return np.uint64((byte >> np.uint8(j)) & np.uint8(1))
 
 
+avx512_lanes = njit(inline="always")(avx512.lanes)
+
+
 @njit(nogil=True, cache=True)
 def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
     # Written always, kept only where the weight lives: no branch to mispredict. By hand eight at a time: as an inner
@@ -190,7 +195,40 @@ def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
             row_I[at] = bits_I[c]
             at += _bit(mask_B[c >> 3], c & 7)
         kept = np.int64(at)
-        values_K[start_O[r] : start_O[r] + kept] = row_I[:kept]
+        start = start_O[r - first]
+        values_K[start : start + kept] = row_I[:kept]
+
+
+@njit(nogil=True, cache=True)
+def _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat):
+    # In place. A vector is written whole, its end beyond the survivors: that ends before the first weight not yet read.
+    columns = bits_OI.shape[1]
+    step = avx512_lanes(bits_OI.itemsize)
+    for r in range(first, last):
+        at = np.uint64(start_O[r - first])
+        bits_I, mask_B = bits_OI[r], bitmask_OB[r]
+        for c in range(0, columns - step + 1, step):
+            at += compress(bits_I, np.uint64(c), mask_B, np.uint64(c >> 3), flat, at)
+        for c in range(columns - columns % step, columns):
+            if _bit(mask_B[c >> 3], c & 7):
+                flat[at] = bits_I[c]
+                at += np.uint64(1)
+
+
+@njit(nogil=True, cache=True)
+def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
+    columns = out_OI.shape[1]
+    step = avx512_lanes(out_OI.itemsize)
+    for r in range(first, last):
+        at = np.uint64(start_O[r])
+        mask_B, out_I = bitmask_OB[r], out_OI[r]
+        for c in range(0, columns - step + 1, step):
+            at += expand(values_K, at, mask_B, np.uint64(c >> 3), out_I, np.uint64(c))
+        for c in range(columns - columns % step, columns):
+            out_I[c] = 0
+            if _bit(mask_B[c >> 3], c & 7):
+                out_I[c] = values_K[at]
+                at += np.uint64(1)
 
 
 @njit(nogil=True, cache=True)
@@ -243,7 +281,7 @@ def warm(dtype: np.dtype) -> None:
     tiny = np.arange(16, dtype=dtype).reshape(2, 8)
     scan(tiny, 100)
     for bitmask_OB in (select(tiny, 3), select(tiny, 3, 1), select_groups(tiny, 2, 4)):
-        unpack(bitmask_OB, compact(tiny, bitmask_OB), 8)
+        unpack(bitmask_OB, np.concatenate(compact(tiny, bitmask_OB)), 8)
         masked(tiny, bitmask_OB)
 
 
@@ -393,21 +431,26 @@ def row_counts(bitmask_OB: np.ndarray) -> np.ndarray:
     return kept_O
 
 
-def compact(bits_OI: np.ndarray, bitmask_OB: np.ndarray) -> np.ndarray:
-    """values_K: the survivors in row order."""
+def compact(bits_OI: np.ndarray, bitmask_OB: np.ndarray, wide: bool = avx512.AVAILABLE) -> list[np.ndarray]:
+    """The survivors in row order, 1-D pieces to be put one behind the other. They lie in the memory of `bits_OI`, which
+    is overwritten: fresh memory would take longer than the work itself."""
+    columns, flat = bits_OI.shape[1], bits_OI.reshape(-1)
     kept_O = row_counts(bitmask_OB)
-    start_O = np.cumsum(kept_O) - kept_O
-    values_K = np.empty(int(kept_O.sum()), bits_OI.dtype)
-    columns = bits_OI.shape[1]
+    pieces: dict[int, np.ndarray] = {}
 
     def work(first: int, last: int) -> None:
-        _compact(bits_OI, bitmask_OB, first, last, start_O, np.empty(columns + 1, bits_OI.dtype), values_K)
+        start_O = first * columns + np.cumsum(kept_O[first:last]) - kept_O[first:last]
+        if wide:
+            _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat)
+        else:
+            _compact(bits_OI, bitmask_OB, first, last, start_O, np.empty(columns + 1, bits_OI.dtype), flat)
+        pieces[first] = flat[first * columns : first * columns + int(kept_O[first:last].sum())]
 
     blocks(len(bits_OI), work, bits_OI.size)
-    return values_K
+    return [pieces[first] for first in sorted(pieces)]
 
 
-def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int) -> np.ndarray:
+def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: bool = avx512.AVAILABLE) -> np.ndarray:
     """The dense bits again, zeros where the mask says so. Raises ValueError where mask and values do not belong together."""
     rows = len(bitmask_OB)
     kept_O = row_counts(bitmask_OB)
@@ -417,7 +460,8 @@ def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int) -> np.nda
         return np.zeros((rows, columns), values_K.dtype)
     start_O = np.cumsum(kept_O) - kept_O
     out_OI = np.empty((rows, columns), values_K.dtype)
-    blocks(rows, lambda a, b: _unpack(bitmask_OB, a, b, start_O, values_K, out_OI), out_OI.size)
+    kernel = _unpack_wide if wide else _unpack
+    blocks(rows, lambda a, b: kernel(bitmask_OB, a, b, start_O, values_K, out_OI), out_OI.size)
     return out_OI
 
 

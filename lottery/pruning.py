@@ -1,14 +1,15 @@
 """Shards in, ticket shards out: one tensor in memory at a time, never a whole model.
 
-While one tensor is selected and packed, the one before is hashed and written, and the disk fetches the next.
+While one tensor is selected, those before it are packed, hashed and written, and those after it are read.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,20 @@ from lottery.home import write_file
 from lottery.progress import say, stage
 from lottery.spec import FORMAT, InputError, Spec, ticket_id
 from lottery.ticket import (
+    Kept,
     Writer,
     header_sha256,
+    mask_alone,
     matrix_bits,
+    packed,
+    sha256_of,
     sparsities,
     tensor_bytes,
-    write_mask,
-    write_packed,
+    whole,
     write_record,
-    write_whole,
 )
+
+PACKERS = 2  # tensors that are packed and hashed at once
 
 
 def draw_seed(spec: Spec, name: str) -> int | None:
@@ -85,16 +90,18 @@ class Selection:
         zeros, search = 0, kernels.Search(0)
         total = sum(info_of(source, p).nbytes for p in chosen)
         with stage(f"find the threshold of {len(chosen)} tensors together", total, "bytes") as advance:
-            for place, info, tensor in tensors_of(source, chosen):
+            for place, info, tensor, give_back in tensors_of(source, chosen):
                 zeros += check_finite(place.name, info.dtype, tensor)
                 search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                give_back()
                 advance(info.nbytes)
         search.k = max(asked, zeros)
         self.sparser = len(chosen) if zeros > asked else 0
         if search.step():
             with stage("refine the threshold", total, "bytes") as advance:
-                for place, info, tensor in tensors_of(source, chosen):
+                for place, info, tensor, give_back in tensors_of(source, chosen):
                     search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                    give_back()
                     advance(info.nbytes)
             search.step()
         self.search = search
@@ -117,14 +124,13 @@ class Selection:
         return kernels.select(bits_OI, max(asked, zeros), seed), info.numel - asked
 
 
-def tensors_of(source: Source, places: Sequence[Place]) -> Iterator[tuple[Place, TensorInfo, torch.Tensor]]:
-    """Each place's tensor in turn, the next one on its way from the disk."""
-    for place, following in pairwise([*places, None]):
-        assert place is not None
-        if following:
-            source.read_ahead(following.copy_of or following.name)
-        name = place.copy_of or place.name
-        yield place, source.info(name), source.tensor(name)
+def tensors_of(
+    source: Source, places: Sequence[Place]
+) -> Generator[tuple[Place, TensorInfo, torch.Tensor, Callable[[], None]]]:
+    """Each place's tensor in turn, and how to give its memory back."""
+    stream = source.stream([place.copy_of or place.name for place in places])
+    for place, (tensor, give_back) in zip(places, stream, strict=True):
+        yield place, info_of(source, place), tensor, give_back
 
 
 def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Path) -> None:
@@ -142,9 +148,10 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     writer = Writer(folder, [part for p in places for part in parts_of(spec, p, info_of(source, p), p.name in masked)])
     total = sum(info_of(source, p).nbytes for p in places)
     title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
-    with stage(title, total, "bytes") as advance, ThreadPoolExecutor(1, thread_name_prefix="lottery-write") as pool:
-        writing: Future[None] | None = None
-        for place, info, tensor in tensors_of(source, places):
+    packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
+    with stage(title, total, "bytes") as advance, packers, appender, closing(tensors_of(source, places)) as tensors:
+        unfinished: deque[Future[None]] = deque()
+        for place, info, tensor, give_back in tensors:
             entry = entries[place.name] = about(place, info)
             if (original := source.original_name(place.copy_of or place.name)) != place.name:
                 entry["copy_of"] = original
@@ -156,13 +163,14 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:
                     mask_OB = kernels.select(bits_OI, zeros)  # what an earlier ticket removed
-            if writing:  # one at a time: no more than two tensors' survivors are in memory
-                writing.result()
-            writing = pool.submit(write, writer, source, spec, place, info, tensor, bits_OI, mask_OB, entry)
-            del tensor, bits_OI, mask_OB
+            if len(unfinished) == PACKERS:  # the survivors of so many tensors are in memory, no more
+                unfinished.popleft().result()
+            packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB)
+            unfinished.append(appender.submit(put, writer, packing, entry, give_back))
+            del tensor, bits_OI, mask_OB, packing
             advance(info.nbytes)
-        if writing:
-            writing.result()
+        for one in unfinished:
+            one.result()
         writer.close()
     if selection.sparser:
         say(
@@ -190,8 +198,7 @@ def parts_of(spec: Spec, place: Place, info: TensorInfo, masked: bool) -> list[t
     return [mask, values] if masked else [(place.name, info.dtype, info.shape)]
 
 
-def write(
-    writer: Writer,
+def pack(
     source: Source,
     spec: Spec,
     place: Place,
@@ -199,19 +206,30 @@ def write(
     tensor: torch.Tensor,
     bits_OI: np.ndarray | None,
     mask_OB: np.ndarray | None,
-    entry: dict[str, Any],
-) -> None:
-    """One tensor into the ticket, in the way that `storage` says; completes its entry."""
+) -> tuple[dict[str, Any], list[Kept]]:
+    """What completes a tensor's entry, and what is written of it in the way that `storage` says."""
     if spec.storage == "mask":
         original = source.original(place.copy_of or place.name)
         if mask_OB is None:
-            entry["sha256"] = hashlib.sha256(tensor_bytes(original)).hexdigest()
-        else:
-            entry |= write_mask(writer, place, original, mask_OB)
-    elif mask_OB is None or bits_OI is None:
-        entry |= write_whole(writer, place.name, info.dtype, tensor)
-    else:
-        entry |= write_packed(writer, place, info, bits_OI, mask_OB)
+            return {"sha256": sha256_of(tensor_bytes(original))}, []
+        return mask_alone(place, original, mask_OB)
+    if mask_OB is None or bits_OI is None:
+        return whole(place.name, info.dtype, tensor)
+    return packed(place, info, bits_OI, mask_OB)
+
+
+def put(
+    writer: Writer,
+    packing: Future[tuple[dict[str, Any], list[Kept]]],
+    entry: dict[str, Any],
+    give_back: Callable[[], None],
+) -> None:
+    """One packed tensor into the ticket; in the order of submission, by one thread."""
+    more, parts = packing.result()
+    for part in parts:
+        writer.add(*part)
+    entry |= more
+    give_back()
 
 
 def write_rest(

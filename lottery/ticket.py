@@ -7,22 +7,23 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from lottery import kernels
+from lottery import disk, kernels
 from lottery.checkpoint import (
     BITS,
     DTYPES,
     SMALL_FILES,
     Base,
     TensorInfo,
+    from_memory,
     plain_name,
     read_json,
     shard_headers,
@@ -30,10 +31,9 @@ from lottery.checkpoint import (
 from lottery.families import PRUNABLE, Place, classify, head_name
 from lottery.hashes import file_sha256
 from lottery.home import write_file
-from lottery.spec import FORMAT, InputError, digest
+from lottery.spec import FORMAT, InputError, MachineError, digest
 
 SHARD_BYTES = 5 * 10**9
-FLUSH_BYTES = 256 * 2**20  # written but not yet on the disk: few enough that the last fsync is short
 RECORD = "ticket.json"
 MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
 
@@ -67,27 +67,23 @@ class Shard:
     The library's own writer needs all tensors of a file in memory at once.
     """
 
-    def __init__(self, path: Path, header_bytes: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, header_bytes: int, large: bool) -> None:
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.header_bytes = header_bytes
-        self.at = self.flushed = 0
-        self.file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed by `close`)
-        self.file.seek(8 + header_bytes)
+        self.at = 0
+        self.file = disk.Appender(path, 8 + header_bytes, large)
 
-    def add(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
-        self.header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [self.at, self.at + len(data)]}
-        self.file.write(data)
-        self.at += len(data)
+    def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
+        begin = self.at
+        for piece in pieces:
+            self.file.write(piece)
+            self.at += len(piece)
+        self.header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, self.at]}
 
     def close(self) -> None:
         header = json.dumps(self.header, separators=(",", ":")).encode()
         assert len(header) <= self.header_bytes, "the space kept for the header is too small"
-        self.file.seek(0)
-        self.file.write(struct.pack("<Q", self.header_bytes) + header.ljust(self.header_bytes))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        self.file.close(struct.pack("<Q", self.header_bytes) + header.ljust(self.header_bytes))
 
 
 class Writer:
@@ -109,34 +105,21 @@ class Writer:
             entry = {key: {"dtype": dtype, "shape": [*shape, end], "data_offsets": [end, end]}}
             width = DTYPES[dtype].itemsize
             self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
-        self.flusher = ThreadPoolExecutor(1, thread_name_prefix="lottery-flush")
-        self.flushing: Future[None] | None = None
+        self.large = end >= disk.LARGE
 
-    def add(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
+    def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
         width = DTYPES[dtype].itemsize
         shard = self.open.get(width)
-        if shard and shard.at + len(data) > SHARD_BYTES:
-            self._settle()
+        if shard and shard.at + sum(map(len, pieces)) > SHARD_BYTES:
             shard.close()
             shard = None
         if shard is None:
             path = self.folder / f"shard-{len(self.done)}"
             self.done.append(path)
-            shard = self.open[width] = Shard(path, -(-self.header_bytes[width] // 8) * 8)
-        shard.add(name, dtype, shape, data)
-        if shard.at - shard.flushed > FLUSH_BYTES:
-            self._settle()
-            shard.flushed = shard.at
-            self.flushing = self.flusher.submit(os.fdatasync, shard.file.fileno())
-
-    def _settle(self) -> None:
-        """Wait for the disk; its error is raised here."""
-        if self.flushing:
-            self.flushing.result()
-            self.flushing = None
+            shard = self.open[width] = Shard(path, -(-self.header_bytes[width] // 8) * 8, self.large)
+        shard.add(name, dtype, shape, pieces)
 
     def close(self) -> None:
-        self._settle()
         for shard in self.open.values():
             shard.close()
         for i, path in enumerate(self.done, 1):
@@ -145,41 +128,53 @@ class Writer:
             final.chmod(0o444)  # it may come to share its bytes with a registered model's file (hard link)
 
 
-def write_packed(
-    writer: Writer, place: Place, info: TensorInfo, bits_OI: np.ndarray, mask_OB: np.ndarray
-) -> dict[str, Any]:
-    """One pruned matrix as bitmask and survivors, or dense where that is not larger; its entry in the record."""
+Kept = tuple[str, str, Sequence[int], list[memoryview]]  # key, type, shape and bytes (in pieces) of what is written
+
+
+def packed(
+    place: Place, info: TensorInfo, bits_OI: np.ndarray, mask_OB: np.ndarray
+) -> tuple[dict[str, Any], list[Kept]]:
+    """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
+
+    The survivors then lie in the memory of `bits_OI`, which is overwritten.
+    """
     kept = int(kernels.row_counts(mask_OB).sum())
-    packed = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
-    if packed:
-        values_K = kernels.compact(bits_OI, mask_OB)
-        parts = [
-            ("bitmask", "U8", mask_OB.shape, as_bytes(mask_OB)),
-            ("values", info.dtype, (kept,), as_bytes(values_K)),
+    smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
+    if smaller:
+        values = [as_bytes(piece) for piece in kernels.compact(bits_OI, mask_OB)]
+        parts: list[Kept] = [
+            (f"{place.name}.bitmask", "U8", mask_OB.shape, [as_bytes(mask_OB)]),
+            (f"{place.name}.values", info.dtype, (kept,), values),
         ]
     else:
         dense = from_bits(kernels.masked(bits_OI, mask_OB), info, place.transposed)
-        parts = [("values", info.dtype, info.shape, tensor_bytes(dense))]
-    sha = hashlib.sha256()
-    for part, dtype, shape, data in parts:
-        sha.update(data)
-        writer.add(f"{place.name}.{part}", dtype, shape, data)
-    return {"kept": kept, "packed": packed, "sha256": sha.hexdigest()}
+        parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
+    return {
+        "kept": kept,
+        "packed": smaller,
+        "sha256": sha256_of(*(piece for *_, pieces in parts for piece in pieces)),
+    }, parts
 
 
-def write_mask(writer: Writer, place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> dict[str, Any]:
-    """The bitmask of one pruned matrix; its entry in the record, whose hash covers the base's whole tensor too."""
-    sha = hashlib.sha256(as_bytes(mask_OB))
-    sha.update(tensor_bytes(original))
-    writer.add(f"{place.name}.bitmask", "U8", mask_OB.shape, as_bytes(mask_OB))
-    return {"kept": int(kernels.row_counts(mask_OB).sum()), "packed": True, "sha256": sha.hexdigest()}
+def mask_alone(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[Kept]]:
+    """The bitmask of one pruned matrix, with an entry whose hash covers the base's whole tensor too."""
+    data = as_bytes(mask_OB)
+    kept = int(kernels.row_counts(mask_OB).sum())
+    entry = {"kept": kept, "packed": True, "sha256": sha256_of(data, tensor_bytes(original))}
+    return entry, [(f"{place.name}.bitmask", "U8", mask_OB.shape, [data])]
 
 
-def write_whole(writer: Writer, name: str, dtype: str, tensor: torch.Tensor) -> dict[str, Any]:
-    """One tensor as it was; its entry in the record."""
+def whole(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], list[Kept]]:
+    """One tensor as it was."""
     data = tensor_bytes(tensor)
-    writer.add(name, dtype, tensor.shape, data)
-    return {"sha256": hashlib.sha256(data).hexdigest()}
+    return {"sha256": sha256_of(data)}, [(name, dtype, tensor.shape, [data])]
+
+
+def sha256_of(*parts: memoryview) -> str:
+    sha = hashlib.sha256()
+    for data in parts:
+        sha.update(data)
+    return sha.hexdigest()
 
 
 def header_sha256(shard: Path) -> str:
@@ -230,6 +225,8 @@ class Stored:
                 self._damaged(name)
         self.shards = [path / name for name in shards]
         self._files, self._stored = shard_headers(path, shards)
+        self._large = {shard.name: disk.File(shard) for shard in self.shards if shard.stat().st_size >= disk.LARGE}
+        self._buffers = threading.local()
         expected = {key for name in self.entries for key in self._keys(name)}
         if wrong := sorted(expected ^ self._stored.keys()):
             self._damaged(wrong[0])
@@ -310,20 +307,38 @@ class Stored:
     def has_mask(self, name: str) -> bool:
         return "kept" in self.entries[name]
 
-    def read_ahead(self, name: str) -> None:
-        pass
+    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+        for name in names:
+            mapped = len(self._keys(name)) == 1 and not self.is_mask
+            yield self.tensor(name).clone() if mapped else self.tensor(name), lambda: None
 
     def parts(self, name: str) -> list[torch.Tensor]:
-        """What is stored of one tensor, mapped, its hash checked; of a mask, with the base's tensor at its end."""
-        sha = hashlib.sha256()
-        parts = [self._files[self._stored[key].shard].get_tensor(key) for key in self._keys(name)]
+        """What is stored of one tensor, its hash checked; of a mask, with the base's tensor at its end.
+
+        A tensor in one part is mapped. Several lie in memory that this thread's next call may use again.
+        """
+        keys = self._keys(name)
+        parts = [self._mapped(keys[0])] if len(keys) == 1 else [self._read(key, i) for i, key in enumerate(keys)]
         if self.is_mask:
             parts.append(self.original(name))
-        for part in parts:
-            sha.update(tensor_bytes(part))
-        if sha.hexdigest() != self.entries[name]["sha256"]:
+        if sha256_of(*map(tensor_bytes, parts)) != self.entries[name]["sha256"]:
             self._damaged(f"tensor {name!r}")
         return parts
+
+    def _mapped(self, key: str) -> torch.Tensor:
+        return self._files[self._stored[key].shard].get_tensor(key)
+
+    def _read(self, key: str, slot: int) -> torch.Tensor:
+        info = self._stored[key]
+        if info.shard not in self._large:
+            return self._mapped(key)
+        buffers: dict[int, memoryview] = self._buffers.__dict__.setdefault("slots", {})
+        if len(buffers.get(slot, b"")) < disk.space_for(info.nbytes):
+            buffers[slot] = disk.new_buffer(disk.space_for(info.nbytes))
+        try:
+            return from_memory(self._large[info.shard].read(info.offset, info.nbytes, buffers[slot]), info)
+        except OSError as e:
+            raise MachineError(f"ticket={self.folder}: {info.shard} cannot be read ({e.strerror or e})") from e
 
     def original_name(self, name: str) -> str:
         return self.entries[name].get("copy_of", name)

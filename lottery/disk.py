@@ -1,0 +1,245 @@
+"""Large files past the page cache: read once or written once, they need not lie in memory a second time.
+
+A page of the cache costs more than the disk's own time where memory is fresh (a virtual machine's above all) or short.
+What the cache holds already is taken from it.
+"""
+
+import contextlib
+import errno
+import functools
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = 4096  # what O_DIRECT wants addresses, offsets and sizes to be multiples of
+CHUNK = 8 * 2**20  # bytes of one request
+DIRECT = getattr(os, "O_DIRECT", 0)
+LARGE = 256 * 2**20  # bytes: smaller files are better left in the cache, they are read again soon
+IN_FLIGHT = 480 * 10**6  # bytes of tensors that `stream` holds at once, but no more than two of the largest
+
+
+def page_up(nbytes: int) -> int:
+    return -(-nbytes // PAGE) * PAGE
+
+
+def new_buffer(nbytes: int) -> memoryview:
+    """Memory that begins on a page."""
+    memory = mmap.mmap(-1, max(page_up(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if nbytes >= CHUNK:
+        with contextlib.suppress(OSError, AttributeError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+class File:
+    """A file of which large parts are read: out of the page cache where they lie there, else straight off the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.cached_fd = self.direct_fd = -1
+        self.path, self.direct = path, True
+        self.cached_fd = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system that has no such thing
+            self.direct_fd = os.open(path, os.O_RDONLY | DIRECT) if DIRECT else -1
+
+    def __del__(self) -> None:
+        for fd in (self.cached_fd, self.direct_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """`nbytes` from `offset` on, somewhere within `buffer`, which has `space_for(nbytes)`. Raises OSError."""
+        first = offset // PAGE * PAGE
+        end, at = offset + nbytes, first
+        while at < end:
+            part = buffer[at - first : at - first + min(CHUNK, page_up(end) - at)]
+            got = self._read_part(at, part)
+            if not got:
+                raise OSError(errno.EIO, f"{self.path} ends before its tensors do")
+            at += got
+        return buffer[offset - first : offset - first + nbytes]
+
+    def _read_part(self, at: int, part: memoryview) -> int:
+        if self.direct and self.direct_fd >= 0 and at % PAGE == 0 and not self._cached(at + len(part) // 2):
+            try:
+                return os.preadv(self.direct_fd, [part], at)
+            except OSError as e:
+                if e.errno != errno.EINVAL:
+                    raise
+                self.direct = False  # a file system that only says it could
+        return os.preadv(self.cached_fd, [part], at)
+
+    def _cached(self, at: int) -> bool:
+        """Whether one byte is in the page cache; also where nobody can tell."""
+        try:
+            os.preadv(self.cached_fd, [bytearray(1)], at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+
+def space_for(nbytes: int) -> int:
+    return page_up(nbytes) + 2 * PAGE
+
+
+class Pool:
+    """Buffers that are used again, of so many bytes in all; one that is asked for is waited for."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.total = budget, 0
+        self.free: list[memoryview] = []
+        self.changed = threading.Condition()
+        self.closed = False
+
+    def take(self, nbytes: int) -> memoryview | None:
+        """A buffer with space for so many bytes; None when the pool was closed."""
+        with self.changed:
+            while not self.closed:
+                fitting = [b for b in self.free if nbytes <= len(b) <= 2 * nbytes]
+                if fitting:
+                    buffer = min(fitting, key=len)
+                    self.free.remove(buffer)
+                    return buffer
+                while self.free and self.total + nbytes > self.budget:
+                    self.total -= len(self.free.pop(0))
+                if not self.total or self.total + nbytes <= self.budget:
+                    buffer = new_buffer(nbytes)
+                    self.total += len(buffer)
+                    return buffer
+                self.changed.wait()
+            return None
+
+    def give_back(self, buffer: memoryview) -> None:
+        with self.changed:
+            self.free.append(buffer)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.free.clear()
+            self.changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Part:
+    """So many bytes of a file, from an offset on."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def stream(parts: Sequence[Part]) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+    """(bytes, how to give their memory back) of each part in turn, read ahead of the caller by a thread of its own.
+
+    Memory that is never given back is not read into again; the reader then waits. Raises OSError.
+    """
+    largest = space_for(max((p.nbytes for p in parts), default=0))
+    pool = Pool(max(largest, min(2 * largest, IN_FLIGHT)))
+    ready: queue.SimpleQueue[tuple[memoryview, memoryview] | BaseException] = queue.SimpleQueue()
+
+    def read_ahead() -> None:
+        files: dict[Path, File] = {}
+        try:
+            for part in parts:
+                buffer = pool.take(space_for(part.nbytes))
+                if buffer is None:
+                    return
+                file = files.get(part.path) or files.setdefault(part.path, File(part.path))
+                ready.put((file.read(part.offset, part.nbytes, buffer), buffer))
+        except BaseException as e:
+            ready.put(e)
+
+    reader = threading.Thread(target=read_ahead, name="lottery-read", daemon=True)
+    reader.start()
+    try:
+        for _ in parts:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            view, buffer = item
+            yield view, functools.partial(pool.give_back, buffer)
+            del item, view, buffer
+    finally:
+        pool.close()
+        reader.join()
+
+
+class Appender:
+    """A file written front to back, `kept` bytes at its front left free for `close`. A thread of its own writes it.
+
+    `large`: past the page cache, where the file system can.
+    """
+
+    def __init__(self, path: Path, kept: int, large: bool) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self.direct_fd = -1
+        if large and DIRECT:
+            with contextlib.suppress(OSError):
+                self.direct_fd = os.open(path, os.O_WRONLY | DIRECT)
+        self.size = kept  # so many bytes so far
+        self.at = kept // PAGE * PAGE  # where the buffer will be written
+        self.used = kept - self.at
+        self.buffer, self.spare = new_buffer(CHUNK), new_buffer(CHUNK)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="lottery-append")
+        self.writing: Future[None] | None = None
+
+    def write(self, data: memoryview) -> None:
+        """Raises OSError, also for what was written before."""
+        begin = 0
+        while begin < len(data):
+            size = min(len(data) - begin, CHUNK - self.used)
+            self.buffer[self.used : self.used + size] = data[begin : begin + size]
+            self.used += size
+            begin += size
+            if self.used == CHUNK:
+                self._settle()
+                self.writing = self.thread.submit(self._write_out, self.buffer, self.at)
+                self.buffer, self.spare = self.spare, self.buffer
+                self.at, self.used = self.at + CHUNK, 0
+        self.size += len(data)
+
+    def close(self, front: bytes) -> None:
+        """The rest, `front` at the beginning, and all of it on the disk. Raises OSError."""
+        try:
+            self._settle()
+            self._write_out(self.buffer[: self.used], self.at)
+            self._write_out(memoryview(front), 0)
+            os.fsync(self.fd)
+        finally:
+            self.drop()
+
+    def __del__(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        self.thread.shutdown()
+        for fd in {self.fd, self.direct_fd} - {-1}:
+            os.close(fd)
+        self.fd = self.direct_fd = -1
+
+    def _settle(self) -> None:
+        if self.writing:
+            self.writing.result()
+            self.writing = None
+
+    def _write_out(self, data: memoryview, at: int) -> None:
+        while len(data):
+            direct = self.direct_fd >= 0 and len(data) % PAGE == 0 and at % PAGE == 0
+            try:
+                done = os.pwrite(self.direct_fd if direct else self.fd, data, at)
+            except OSError as e:
+                if not direct or e.errno != errno.EINVAL:
+                    raise
+                os.close(self.direct_fd)
+                self.direct_fd = -1
+                continue
+            data, at = data[done:], at + done
