@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = 4096  # what O_DIRECT wants addresses, offsets and sizes to be multiples of
-CHUNK = 8 * 2**20  # bytes of one request
+CHUNK = 32 * 2**20  # bytes of one request to write
+READ_CHUNK = (
+    64 * 2**20
+)  # to read: the kernel keeps the disk busy within one request, threads that wait for a processor do not
 DIRECT = getattr(os, "O_DIRECT", 0)
 LARGE = 256 * 2**20  # bytes: smaller files are better left in the cache, they are read again soon
-IN_FLIGHT = 480 * 10**6  # bytes of tensors that `stream` holds at once, but no more than two of the largest
+IN_FLIGHT = 480 * 10**6  # bytes of tensors held at once: what keeps disk and processors busy
 
 
 def page_up(nbytes: int) -> int:
@@ -56,12 +59,17 @@ class File:
         first = offset // PAGE * PAGE
         end, at = offset + nbytes, first
         while at < end:
-            part = buffer[at - first : at - first + min(CHUNK, page_up(end) - at)]
+            part = buffer[at - first : at - first + min(READ_CHUNK, page_up(end) - at)]
             got = self._read_part(at, part)
             if not got:
                 raise OSError(errno.EIO, f"{self.path} ends before its tensors do")
             at += got
         return buffer[offset - first : offset - first + nbytes]
+
+    def read_ahead(self, offset: int, nbytes: int) -> None:
+        """Have the disk fetch a part into the page cache, without waiting for it: faults would ask for it bit by bit."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.posix_fadvise(self.cached_fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def _read_part(self, at: int, part: memoryview) -> int:
         if self.direct and self.direct_fd >= 0 and at % PAGE == 0 and not self._cached(at + len(part) // 2):
@@ -82,6 +90,11 @@ class File:
         except OSError:
             pass
         return True
+
+
+def in_flight(largest: int) -> int:
+    """How many bytes of tensors to hold at once, of which the largest has so many: memory is bounded by that one."""
+    return max(largest, min(2 * largest, IN_FLIGHT))
 
 
 def space_for(nbytes: int) -> int:
@@ -141,8 +154,7 @@ def stream(parts: Sequence[Part]) -> Iterator[tuple[memoryview, Callable[[], Non
 
     Memory that is never given back is not read into again; the reader then waits. Raises OSError.
     """
-    largest = space_for(max((p.nbytes for p in parts), default=0))
-    pool = Pool(max(largest, min(2 * largest, IN_FLIGHT)))
+    pool = Pool(in_flight(space_for(max((p.nbytes for p in parts), default=0))))
     ready: queue.SimpleQueue[tuple[memoryview, memoryview] | BaseException] = queue.SimpleQueue()
 
     def read_ahead() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lottery import kernels
+from lottery import disk, kernels
 from lottery.checkpoint import BITS, DTYPES, Source, TensorInfo, read_json
 from lottery.families import Place
 from lottery.hashes import file_sha256
@@ -150,7 +150,8 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
     with stage(title, total, "bytes") as advance, packers, appender, closing(tensors_of(source, places)) as tensors:
-        unfinished: deque[Future[None]] = deque()
+        unfinished: deque[tuple[int, Future[None]]] = deque()
+        allowed = disk.in_flight(max(info_of(source, p).nbytes for p in places))
         for place, info, tensor, give_back in tensors:
             entry = entries[place.name] = about(place, info)
             if (original := source.original_name(place.copy_of or place.name)) != place.name:
@@ -163,13 +164,13 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:
                     mask_OB = kernels.select(bits_OI, zeros)  # what an earlier ticket removed
-            if len(unfinished) == PACKERS:  # the survivors of so many tensors are in memory, no more
-                unfinished.popleft().result()
+            while unfinished and sum(nbytes for nbytes, _ in unfinished) + info.nbytes > allowed:
+                unfinished.popleft()[1].result()
             packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB)
-            unfinished.append(appender.submit(put, writer, packing, entry, give_back))
+            unfinished.append((info.nbytes, appender.submit(put, writer, packing, entry, give_back)))
             del tensor, bits_OI, mask_OB, packing
             advance(info.nbytes)
-        for one in unfinished:
+        for _, one in unfinished:
             one.result()
         writer.close()
     if selection.sparser:

@@ -326,7 +326,10 @@ class Stored:
         return parts
 
     def _mapped(self, key: str) -> torch.Tensor:
-        return self._files[self._stored[key].shard].get_tensor(key)
+        info = self._stored[key]
+        if file := self._large.get(info.shard):
+            file.read_ahead(info.offset, info.nbytes)
+        return self._files[info.shard].get_tensor(key)
 
     def _read(self, key: str, slot: int) -> torch.Tensor:
         info = self._stored[key]
