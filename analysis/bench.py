@@ -443,7 +443,7 @@ def main(
     full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
 ) -> None:
     if work:
-        fresh = touch_memory(int(0.6 * free_memory()))
+        fresh = touch_memory(int(0.75 * free_memory()))
         click.echo(json.dumps(WORK[work[0]](Path(work[1]), Path(work[2])) | {"fresh_memory_gb_s": fresh}))
         return
     found: dict[str, Any] = {}

@@ -16,14 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+HUGE_PAGE = 2**21
 PAGE = 4096  # what O_DIRECT wants addresses, offsets and sizes to be multiples of
-CHUNK = 32 * 2**20  # bytes of one request to write
-READ_CHUNK = (
-    64 * 2**20
-)  # to read: the kernel keeps the disk busy within one request, threads that wait for a processor do not
+CHUNK = 64 * 2**20  # bytes of one request, at most: the kernel keeps a disk busy better than threads do
 DIRECT = getattr(os, "O_DIRECT", 0)
 LARGE = 256 * 2**20  # bytes: smaller files are better left in the cache, they are read again soon
-IN_FLIGHT = 480 * 10**6  # bytes of tensors held at once: what keeps disk and processors busy
+IN_FLIGHT = 384 * 10**6  # bytes of tensors held at once: what keeps disk and processors busy
 
 
 def page_up(nbytes: int) -> int:
@@ -33,7 +31,7 @@ def page_up(nbytes: int) -> int:
 def new_buffer(nbytes: int) -> memoryview:
     """Memory that begins on a page."""
     memory = mmap.mmap(-1, max(page_up(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if nbytes >= CHUNK:
+    if nbytes >= HUGE_PAGE:
         with contextlib.suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
@@ -59,7 +57,7 @@ class File:
         first = offset // PAGE * PAGE
         end, at = offset + nbytes, first
         while at < end:
-            part = buffer[at - first : at - first + min(READ_CHUNK, page_up(end) - at)]
+            part = buffer[at - first : at - first + min(CHUNK, page_up(end) - at)]
             got = self._read_part(at, part)
             if not got:
                 raise OSError(errno.EIO, f"{self.path} ends before its tensors do")
@@ -187,10 +185,11 @@ def stream(parts: Sequence[Part]) -> Iterator[tuple[memoryview, Callable[[], Non
 class Appender:
     """A file written front to back, `kept` bytes at its front left free for `close`. A thread of its own writes it.
 
-    `large`: past the page cache, where the file system can.
+    `large`: past the page cache, where the file system can. `chunk`: bytes of a request, a multiple of a page; twice as
+    many are held in memory.
     """
 
-    def __init__(self, path: Path, kept: int, large: bool) -> None:
+    def __init__(self, path: Path, kept: int, large: bool, chunk: int = HUGE_PAGE) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self.direct_fd = -1
         if large and DIRECT:
@@ -199,7 +198,7 @@ class Appender:
         self.size = kept  # so many bytes so far
         self.at = kept // PAGE * PAGE  # where the buffer will be written
         self.used = kept - self.at
-        self.buffer, self.spare = new_buffer(CHUNK), new_buffer(CHUNK)
+        self.chunk, self.buffer, self.spare = chunk, new_buffer(chunk), new_buffer(chunk)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="lottery-append")
         self.writing: Future[None] | None = None
 
@@ -207,15 +206,15 @@ class Appender:
         """Raises OSError, also for what was written before."""
         begin = 0
         while begin < len(data):
-            size = min(len(data) - begin, CHUNK - self.used)
+            size = min(len(data) - begin, self.chunk - self.used)
             self.buffer[self.used : self.used + size] = data[begin : begin + size]
             self.used += size
             begin += size
-            if self.used == CHUNK:
+            if self.used == self.chunk:
                 self._settle()
                 self.writing = self.thread.submit(self._write_out, self.buffer, self.at)
                 self.buffer, self.spare = self.spare, self.buffer
-                self.at, self.used = self.at + CHUNK, 0
+                self.at, self.used = self.at + self.chunk, 0
         self.size += len(data)
 
     def close(self, front: bytes) -> None:

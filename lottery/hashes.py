@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lottery.home import home, write_file
+from lottery.home import home, make_folder, write_file
 from lottery.progress import stage
 
 LARGE = 64 * 2**20  # bytes: files from here on are worth remembering
@@ -34,6 +34,7 @@ def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
     found |= computed(unknown)
     fresh = {key(path): found[path.name] for path in unknown if path.stat().st_size >= LARGE}
     if fresh:
+        make_folder(memory.parent, "LOTTERY_HOME")
         write_file(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
     return {path.name: found[path.name] for path in paths}
 

@@ -465,11 +465,11 @@ def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: boo
     return out_OI
 
 
-def masked(bits_OI: np.ndarray, bitmask_OB: np.ndarray) -> np.ndarray:
-    """The bits with zeros where the mask says so. Raises ValueError where mask and matrix do not belong together."""
+def masked(bits_OI: np.ndarray, bitmask_OB: np.ndarray, out_OI: np.ndarray | None = None) -> np.ndarray:
+    """The bits with zeros where the mask says so, in `out_OI` (the bits themselves will do) or a new array. Raises ValueError where mask and matrix do not belong together."""
     rows, columns = bits_OI.shape
     if bitmask_OB.shape != (rows, -(-columns // 8)):
         raise ValueError("bitmask and matrix do not belong together")
-    out_OI = np.empty_like(bits_OI)
-    blocks(rows, lambda a, b: _masked(bits_OI, bitmask_OB, a, b, out_OI), out_OI.size)
-    return out_OI
+    out = np.empty_like(bits_OI) if out_OI is None else out_OI
+    blocks(rows, lambda a, b: _masked(bits_OI, bitmask_OB, a, b, out), out.size)
+    return out

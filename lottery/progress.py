@@ -1,10 +1,15 @@
-"""What a person sees on stderr while work goes on: a bar on a terminal, one plain line a stage otherwise."""
+"""What a person sees on stderr while work goes on: a bar on a terminal; otherwise a plain line a stage, and more of them
+as time goes by."""
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+PERIOD_S = 30.0  # between two lines of one stage
 
 
 class Advance(Protocol):
@@ -37,7 +42,7 @@ def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Ad
     """One step of the work. Yields `advance(amount, note)`; `unit="bytes"` shows megabytes and their rate."""
     if not sys.stderr.isatty():
         say(title)
-        yield lambda amount=1, note="": None
+        yield plain_lines(title, total, unit)
         return
 
     from rich.console import Console
@@ -59,3 +64,28 @@ def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Ad
     with shown:
         task = shown.add_task(title, total=total, note="")
         yield lambda amount=1, note="": shown.update(task, advance=amount, note=note)
+
+
+def plain_lines(title: str, total: float | None, unit: str) -> Advance:
+    """What says, now and then, how far a stage is, how fast and for how long still."""
+    begin = last = time.monotonic()
+    done, lock = 0.0, threading.Lock()
+
+    def advance(amount: float = 1, note: str = "") -> None:
+        nonlocal done, last
+        with lock:
+            done += amount
+            now = time.monotonic()
+            if now - last < PERIOD_S:
+                return
+            last = now
+        rate = done / (now - begin)
+        if unit == "bytes":
+            parts = [f"{done / 1e9:.2f}{f' of {total / 1e9:.2f}' if total else ''} GB", f"{rate / 1e6:,.0f} MB/s"]
+        else:
+            parts = [f"{done:,.0f}{f' of {total:,.0f}' if total else ''}"]
+        if total and rate:
+            parts.append(f"{(total - done) / rate:,.0f} s left")
+        say(f"{title}: {', '.join([*parts, note] if note else parts)}")
+
+    return advance

@@ -151,7 +151,8 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
     with stage(title, total, "bytes") as advance, packers, appender, closing(tensors_of(source, places)) as tensors:
         unfinished: deque[tuple[int, Future[None]]] = deque()
-        allowed = disk.in_flight(max(info_of(source, p).nbytes for p in places))
+        largest = max(info_of(source, p).nbytes for p in places)
+        allowed = disk.in_flight(largest) - (largest if source.ticket else 0)  # which was packed: that took space too
         for place, info, tensor, give_back in tensors:
             entry = entries[place.name] = about(place, info)
             if (original := source.original_name(place.copy_of or place.name)) != place.name:

@@ -51,8 +51,8 @@ def check_name(name: str) -> str:
 
 
 def model_name(register: str, base: str) -> str:
-    """The registered model's name; `auto` is made of the base's."""
-    return check_name("ticket-" + re.sub(FORBIDDEN, "-", base) if register == "auto" else register)
+    """The registered model's name; `auto` is made of the base's, without the organization of a hub id."""
+    return check_name("ticket-" + re.sub(FORBIDDEN, "-", base.split("/")[-1]) if register == "auto" else register)
 
 
 def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:

@@ -5,7 +5,9 @@ Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs
 
 import hashlib
 import json
+import math
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -67,11 +69,11 @@ class Shard:
     The library's own writer needs all tensors of a file in memory at once.
     """
 
-    def __init__(self, path: Path, header_bytes: int, large: bool) -> None:
+    def __init__(self, path: Path, header_bytes: int, large: bool, chunk: int) -> None:
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.header_bytes = header_bytes
         self.at = 0
-        self.file = disk.Appender(path, 8 + header_bytes, large)
+        self.file = disk.Appender(path, 8 + header_bytes, large, chunk)
 
     def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
         begin = self.at
@@ -106,6 +108,9 @@ class Writer:
             width = DTYPES[dtype].itemsize
             self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
         self.large = end >= disk.LARGE
+        # Memory is bounded by the largest tensor. Bitmasks are an eighth of the values at most.
+        largest = max((torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts), default=0)
+        self.chunk = min(max(largest // 16, disk.HUGE_PAGE), 16 * disk.HUGE_PAGE) // disk.PAGE * disk.PAGE
 
     def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
         width = DTYPES[dtype].itemsize
@@ -116,7 +121,9 @@ class Writer:
         if shard is None:
             path = self.folder / f"shard-{len(self.done)}"
             self.done.append(path)
-            shard = self.open[width] = Shard(path, -(-self.header_bytes[width] // 8) * 8, self.large)
+            shard = self.open[width] = Shard(
+                path, -(-self.header_bytes[width] // 8) * 8, self.large, self.chunk if width > 1 else disk.HUGE_PAGE
+            )
         shard.add(name, dtype, shape, pieces)
 
     def close(self) -> None:
@@ -136,7 +143,7 @@ def packed(
 ) -> tuple[dict[str, Any], list[Kept]]:
     """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
 
-    The survivors then lie in the memory of `bits_OI`, which is overwritten.
+    What is left lies in the memory of `bits_OI`, which is overwritten.
     """
     kept = int(kernels.row_counts(mask_OB).sum())
     smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
@@ -147,7 +154,7 @@ def packed(
             (f"{place.name}.values", info.dtype, (kept,), values),
         ]
     else:
-        dense = from_bits(kernels.masked(bits_OI, mask_OB), info, place.transposed)
+        dense = from_bits(kernels.masked(bits_OI, mask_OB, bits_OI), info, place.transposed)
         parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
     return {
         "kept": kept,
@@ -191,6 +198,69 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     write_file(folder / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
+def misfit(record: dict[str, Any]) -> str | None:
+    """The first field of a record that is not of the kind that this format says; None where all are."""
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 2**63
+
+    def is_hash(value: Any) -> bool:
+        return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+    def is_word(value: Any) -> bool:
+        return isinstance(value, str) and value.isprintable()
+
+    def are_hashes(value: Any) -> bool:
+        return isinstance(value, dict) and all(is_hash(v) for v in value.values())
+
+    def are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        return lambda value: isinstance(value, list) and all(map(kind, value))
+
+    def fields(where: str, holder: Any, kinds: dict[str, Callable[[Any], bool]], optional: str = "") -> str | None:
+        if not isinstance(holder, dict):
+            return where
+        for name, kind in kinds.items():
+            if not (kind(holder[name]) if name in holder else name in optional.split()):
+                return f"{where}{name}"
+        return None
+
+    def is_dtype(value: Any) -> bool:
+        return isinstance(value, str) and value in DTYPES
+
+    def is_flag(value: Any) -> bool:
+        return isinstance(value, bool)
+
+    wrong = fields("", record, {
+        "ticket": lambda v: is_word(v) and len(v) == 12, "spec": lambda v: isinstance(v, dict), "layers": are(is_count),
+        "dropped": are(is_word), "files": are_hashes, "shards": are_hashes, "tensors": lambda v: isinstance(v, dict) and len(v) > 0,
+    })  # fmt: skip
+    wrong = wrong or fields("base.", record.get("base"), {
+        "id": is_word, "revision": lambda v: v is None or is_word(v), "dtype": is_dtype, "files": are_hashes,
+        "disk_bytes": lambda v: is_count(v) and v > 0,
+    })  # fmt: skip
+    names = ("method", "scope", "pattern", "quantize", "storage")
+    wrong = wrong or fields("spec.", record["spec"], dict.fromkeys(names, is_word))
+    if wrong:
+        return wrong
+    targeted = 0
+    for name, entry in record["tensors"].items():
+        wrong = fields(f"{name}: ", entry, {
+            "role": is_word, "shape": are(is_count), "dtype": is_dtype, "sha256": is_hash, "kept": is_count,
+            "requested": is_count, "packed": is_flag, "layer": is_count, "transposed": is_flag, "copy_of": is_word,
+        }, "kept requested packed layer transposed copy_of")  # fmt: skip
+        if wrong:
+            return wrong
+        numel = math.prod(entry["shape"])
+        if max(entry.get("kept", 0), entry.get("requested", 0)) > numel or numel >= 2**60:
+            return f"{name}: kept"
+        if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
+            return f"{name}: packed"
+        if "kept" in entry and (entry["dtype"] not in BITS or len(entry["shape"]) < 2 or not numel):
+            return f"{name}: shape"
+        targeted += "requested" in entry
+    return None if targeted else "tensors"
+
+
 class Stored:
     """A ticket on disk. Opening it checks everything but the tensors; each of those is checked when it is read.
 
@@ -211,6 +281,10 @@ class Stored:
         claimed = {k: v for k, v in self.record.items() if k != "checksum"}
         if self.record.get("checksum") != digest(claimed):
             self._damaged(RECORD)
+        if misfitting := misfit(claimed):
+            raise InputError(
+                f"ticket={path}: {RECORD} is not one that lottery writes ({misfitting}); fetch or make it again"
+            )
         self.id: str = self.record["ticket"]
         self.entries: dict[str, dict[str, Any]] = self.record["tensors"]
         for name, sha256 in self.record["files"].items():

@@ -1,0 +1,65 @@
+"""A model is never held: pruning takes as much memory for a large one as for a small one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lottery import kernels
+
+HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1.1 GB of float16, whose largest tensor has 16 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    kernels.warm(np.dtype(np.uint16))  # compiling them takes memory, once a machine
+    shapes = {
+        "model.embed_tokens.weight": (WORDS, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (WORDS, HIDDEN),
+    }
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{p}_proj.weight": (HIDDEN, HIDDEN) for p in "qkvo"}
+        shapes |= {f"{at}.mlp.{p}_proj.weight": (FFN, HIDDEN) for p in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj.weight": (HIDDEN, FFN)}
+        shapes |= {f"{at}.{p}_layernorm.weight": (HIDDEN,) for p in ("input", "post_attention")}
+    random = torch.Generator().manual_seed(0)
+    save_file(
+        {name: torch.randn(shape, generator=random).mul_(0.02).half() for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": WORDS,
+        "tie_word_embeddings": False, "torch_dtype": "float16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("more", [(), ("--scope", "global"), ("--storage", "mask")], ids=" ".join)
+def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    command += ["--register", "none", "--out", str(tmp_path / "t"), *more]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    peak_kb = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if "RssAnon:" in status:  # not so while it ends
+            peak_kb = max(peak_kb, sum(int(status.split(f"{k}:")[1].split()[0]) for k in ("RssAnon", "RssShmem")))
+        time.sleep(0.01)
+    assert process.returncode == 0, process.stderr and process.stderr.read()
+    largest = 2 * max(WORDS, FFN) * HIDDEN
+    assert 50e6 < 1024 * peak_kb < 2 * largest + 500e6
+    assert (model / "model.safetensors").stat().st_size > 2 * (2 * largest + 500e6)
