@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lottery import disk
+from lottery import disk, hub
 from lottery.families import Place, classify, head_name
 from lottery.hashes import sha256_of_files
+from lottery.hub import INDEX, WHOLE
 from lottery.spec import InputError, MachineError
 
 BUILTIN = Path(__file__).parent / "assets" / "builtin"
-INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -197,7 +197,7 @@ class Base:
             raise InputError(f"model={id}: it holds no weight matrix; give a causal language model")
 
     def _check_index(self, tensors: Mapping[str, TensorInfo]) -> None:
-        if (self.folder / "model.safetensors").exists():
+        if (self.folder / WHOLE).exists():
             return
         for name, shard in read_json(self.folder / INDEX)["weight_map"].items():
             if name not in tensors or tensors[name].shard != shard:
@@ -301,16 +301,13 @@ def shard_names(folder: Path, what: str) -> list[str]:
 
     Raises InputError, beginning with `what`, where there are none in safetensors.
     """
-    if (folder / "model.safetensors").exists():
-        return ["model.safetensors"]
+    if (folder / WHOLE).exists():
+        return [WHOLE]
     if (folder / INDEX).exists():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise InputError(f"{folder / INDEX}: it has no weight_map; fetch the model again")
-        return sorted({plain_name(str(s), folder / INDEX) for s in shards.values()})
+        return hub.shard_names(what, folder / INDEX)
     if any(folder.glob("*.bin")):
         raise InputError(
             f"{what}: it holds pickled weights (.bin) only, which are never read; "
             f"convert them to safetensors first, or take a revision that has them"
         )
-    raise InputError(f"{what}: it has no model.safetensors and no {INDEX}")
+    raise InputError(f"{what}: it has no {WHOLE} and no {INDEX}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lottery.spec import blame
+from lottery.spec import InputError, blame
 
 
 def home() -> Path:
@@ -15,6 +15,14 @@ def home() -> Path:
     if given := os.environ.get("LOTTERY_HOME"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lottery"
+
+
+def resolved(path: str | Path, name: str) -> Path:
+    """The path that a user gave, absolute and without links. Raises InputError, naming the parameter, where links loop."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError) as e:
+        raise InputError(f"{name}={path}: not a path that can be followed ({e}); give another one") from e
 
 
 def make_folder(folder: Path, name: str) -> Path:

@@ -165,7 +165,8 @@ def shard_names(what: str, index: Path) -> list[str]:
     for name in names or [None]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(
-                f"{what}: its {INDEX} names {name!r}, not a safetensors file beside it; give another model or revision"
+                f"{what}: the weight_map of its {INDEX} names {name!r}, not a safetensors file beside it; "
+                f"give another model or revision"
             )
     return sorted(set(names))
 

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 from lottery import hub, models
-from lottery.checkpoint import BUILTIN, INDEX, SMALL_FILES, Base, read_json, shard_names
+from lottery.checkpoint import BUILTIN, SMALL_FILES, Base, read_json, shard_names
 from lottery.families import family
+from lottery.home import resolved
+from lottery.hub import INDEX, WHOLE
 from lottery.spec import InputError, MachineError
 from lottery.ticket import MEASUREMENTS, RECORD, Stored
 
@@ -39,18 +41,15 @@ def open_base(model: str, *, local_only: bool = False, outline: bool = False) ->
 
 def has_weights(folder: Path) -> bool:
     """Whether all files of the weights are there; pickled ones count, so that they are refused as such."""
-    if (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+    if (folder / INDEX).exists() and not (folder / WHOLE).exists():
         return all((folder / name).exists() for name in shard_names(folder, f"model={folder}"))
-    return (folder / "model.safetensors").exists() or any(folder.glob("*.bin"))
+    return (folder / WHOLE).exists() or any(folder.glob("*.bin"))
 
 
 def local_folder(model: str) -> Path | None:
     """The folder that a path names, None where there is none."""
-    try:
-        folder = Path(model).expanduser().resolve()
-        return folder if folder.is_dir() else None
-    except (OSError, RuntimeError) as e:  # a loop of links
-        raise InputError(f"model={model}: not a folder that can be opened ({e})") from e
+    folder = resolved(model, "model")
+    return folder if folder.is_dir() else None
 
 
 def check_config(config: dict[str, object]) -> None:

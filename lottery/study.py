@@ -11,7 +11,7 @@ from lottery import models, registry, tracking
 from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
 from lottery.checkpoint import Base, Source, read_json
 from lottery.families import PRUNABLE, Place
-from lottery.home import alone, home, make_folder, new_folder, write_file
+from lottery.home import alone, home, make_folder, new_folder, resolved, write_file
 from lottery.measure import timed
 from lottery.progress import say, stage
 from lottery.pruning import check_choice, planned, prune_source, warm_up
@@ -62,7 +62,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
     keep = out is not None or spec.register == "none"
     if out is not None:
-        folder, named = out.expanduser().resolve(), "out"
+        folder, named = resolved(out, "out"), "out"
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
             raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
     else:  # what will be registered is at home only until then
@@ -248,7 +248,7 @@ def find_ticket(ticket: str) -> registry.Fetched:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
         return registry.fetch(tracking.connect(reading=True), ticket)
-    folder = Path(ticket).expanduser().resolve()
+    folder = resolved(ticket, "ticket")
     beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
     params = beside.get("params")
     return registry.Fetched(folder, None, params if isinstance(params, dict) else {})

@@ -165,7 +165,54 @@ def test_an_index_that_climbs_out(broken: Path, cli: Callable[..., Result]) -> N
     (broken / "model.safetensors").rename(broken.parent / "model.safetensors")
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(cli("prune", "--model", broken, code=2), "outside of its folder")
+    refused(cli("prune", "--model", broken, code=2), "'../model.safetensors'", "not a safetensors file beside it")
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("moved", ("is in one.safetensors, where it is not",)),
+        ("unknown", ("holds 'model.norm.weight', which", "does not know")),
+        ("twice", ("'model.norm.weight' stands in", "one.safetensors", "two.safetensors")),
+        ("missing", ("two.safetensors", "no such file")),
+        ("pickle", ("three.bin", "safetensors")),
+    ],
+)
+def test_shards_that_disagree_with_their_index(
+    fault: str, says: tuple[str, ...], broken: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    state = load_file(broken / "model.safetensors")
+    (broken / "model.safetensors").unlink()
+    names = sorted(state)
+    parts = {"one.safetensors": names[:10], "two.safetensors": names[10:]}  # the final norm is the last name
+    weight_map = {name: shard for shard, part in parts.items() for name in part}
+    if fault == "moved":
+        weight_map["model.norm.weight"] = "one.safetensors"
+    elif fault == "unknown":
+        del weight_map["model.norm.weight"]
+    elif fault == "twice":
+        parts["one.safetensors"].append("model.norm.weight")
+    elif fault == "pickle":
+        weight_map["model.norm.weight"] = "three.bin"
+    for shard, part in parts.items():
+        save_file({name: state[name] for name in part}, broken / shard, {"format": "pt"})
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    if fault == "missing":
+        (broken / "two.safetensors").unlink()
+    out = tmp_path / "t"
+    command = ("prune", "--model", broken, "--measure", "none", "--register", "none", "--out", out)
+    refused(cli(*command, code=2), *says)
+    assert not out.exists()
+
+
+def test_a_loop_of_links(broken: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for command in (("prune", "--model"), ("plan", "--model"), ("verify", "--ticket"), ("evaluate", "--ticket")):
+        refused(cli(*command, tmp_path / "loop", code=2), f"{command[1].strip('-')}={tmp_path / 'loop'}")
+    refused(cli("prune", "--model", broken, "--out", tmp_path / "loop", "--measure", "none", code=2), "out=")
+    (broken / "model.safetensors").unlink()
+    (broken / "model.safetensors").symlink_to(broken / "model.safetensors")
+    refused(cli("prune", "--model", broken, "--measure", "none", code=2), "model")
 
 
 def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
@@ -278,3 +325,5 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
     assert failed.stderr.splitlines()[-1].startswith(f"Error: out={tmp_path}/t: File too large; make room")
     assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
+    subprocess.run(command, check=True, capture_output=True, env=environment)  # there is room again
+    assert (tmp_path / "t" / "ticket.json").exists()

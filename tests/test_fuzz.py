@@ -19,7 +19,7 @@ from lottery.cli import main
 from lottery.ticket import Stored
 
 Header = dict[str, Any]
-FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,12 @@ def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..
     places: list[tuple[str, ...]] = [(key,) for key in record]
     places += [(key, inner) for key in ("spec", "base", "files", "shards", "tensors") for inner in record[key]]
     places += [("tensors", name, field) for name, entry in record["tensors"].items() for field in entry]
+    ends: dict[int, int] = {}
     values = st.one_of(
         NUMBERS, st.just([]), st.just({}), st.just("../../etc/passwd"), st.just({"../x": "y"}), st.just(["x"])
     )
 
-    @settings(FUZZ, max_examples=200)
+    @settings(FUZZ, max_examples=1500)
     @given(st.sampled_from(places), values, st.booleans())
     def fuzz(place: tuple[str, ...], value: Any, remove: bool) -> None:
         changed = json.loads(json.dumps(record))
@@ -150,7 +151,9 @@ def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..
         result = CliRunner().invoke(main, ["verify", "--ticket", str(out)])
         assert result.exit_code in (0, 2), (place, value, remove, result.output, result.exception)
         assert "Traceback" not in result.output
+        ends[result.exit_code] = ends.get(result.exit_code, 0) + 1
         if result.exit_code == 2:
             assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1
 
     fuzz()
+    assert ends[2] > 500 and ends[0] > 5, ends
