@@ -147,10 +147,11 @@ def work_prune(model: Path, ticket: Path) -> dict[str, float]:
     """From the folder's name to a whole ticket on the disk: headers read, selected, packed, hashed, written, synced."""
     from lottery.home import new_folder
     from lottery.pruning import prune_source, warm_up
+    from lottery.record import sparsities
     from lottery.sources import open_base
     from lottery.spec import Spec
     from lottery.targets import choose
-    from lottery.ticket import Stored, sparsities
+    from lottery.ticket import Stored
 
     spec = Spec.parse(model=str(model))
     base = open_base(str(model))

@@ -10,9 +10,10 @@ import numpy as np
 from lottery import measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.progress import say, stage
+from lottery.record import MEASUREMENTS
 from lottery.spec import InputError, Spec, dense_id, digest
 from lottery.text import Protocol, pick_window, windows
-from lottery.ticket import MEASUREMENTS, Stored
+from lottery.ticket import Stored
 
 KEPT = frozenset(("perplexity", "samples"))  # of the dense base: measured once a protocol, found again in MLflow
 

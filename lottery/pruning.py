@@ -22,20 +22,9 @@ from lottery.families import Place
 from lottery.hashes import file_sha256
 from lottery.home import write_file
 from lottery.progress import say, stage
+from lottery.record import sparsities, write_record
 from lottery.spec import FORMAT, InputError, Spec, ticket_id
-from lottery.ticket import (
-    Kept,
-    Writer,
-    header_sha256,
-    mask_alone,
-    matrix_bits,
-    packed,
-    sha256_of,
-    sparsities,
-    tensor_bytes,
-    whole,
-    write_record,
-)
+from lottery.ticket import Kept, Writer, header_sha256, mask_alone, matrix_bits, packed, sha256_of, tensor_bytes, whole
 
 PACKERS = 2  # tensors that are packed and hashed at once
 

@@ -20,8 +20,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
 from lottery.home import home, new_folder
+from lottery.record import MEASUREMENTS, RECORD
 from lottery.spec import InputError, nearest
-from lottery.ticket import MEASUREMENTS, RECORD, Stored
+from lottery.ticket import Stored
 from lottery.tracking import Run, hide_password
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.

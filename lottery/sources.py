@@ -8,8 +8,9 @@ from lottery.checkpoint import BUILTIN, SMALL_FILES, Base, read_json, shard_name
 from lottery.families import family
 from lottery.home import resolved
 from lottery.hub import INDEX, WHOLE
+from lottery.record import MEASUREMENTS, RECORD
 from lottery.spec import InputError, MachineError
-from lottery.ticket import MEASUREMENTS, RECORD, Stored
+from lottery.ticket import Stored
 
 
 def open_base(model: str, *, local_only: bool = False, outline: bool = False) -> Base:

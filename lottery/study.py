@@ -15,11 +15,12 @@ from lottery.home import alone, home, make_folder, new_folder, resolved, write_f
 from lottery.measure import timed
 from lottery.progress import say, stage
 from lottery.pruning import check_choice, planned, prune_source, warm_up
+from lottery.record import MEASUREMENTS, RECORD, sparsities
 from lottery.sources import find_base, is_ticket, open_base, open_ticket
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
 from lottery.targets import choose, notes
 from lottery.text import Protocol
-from lottery.ticket import MEASUREMENTS, RECORD, Stored, sparsities
+from lottery.ticket import Stored
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_a_header_that_lies(storage: str, small: Path, tmp_path: Path) -> None:
 
 def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Its checksum made right again, so that what it says is what is looked at."""
-    from lottery.ticket import write_record
+    from lottery.record import write_record
 
     out = tmp_path / "t"
     cli("prune", "--model", small, "--measure", "none", "--register", "none", "--out", out)

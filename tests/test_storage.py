@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import lottery
 import lottery.sources
 from lottery.checkpoint import BITS
+from lottery.record import write_record
 from lottery.spec import InputError
-from lottery.ticket import Stored, write_record
+from lottery.ticket import Stored
 
 QUICK = ("--measure", "none", "--register", "none")
 Cli = Callable[..., Result]

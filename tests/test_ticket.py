@@ -135,7 +135,7 @@ def test_a_flipped_weight_refuses_to_load_and_is_named(tiny: Path, tmp_path: Pat
 
 
 def test_names_in_a_ticket_cannot_leave_its_folder(ticket: Path, tmp_path: Path) -> None:
-    from lottery.ticket import write_record
+    from lottery.record import write_record
 
     record = json.loads((ticket / "ticket.json").read_text())
     record.pop("checksum")
