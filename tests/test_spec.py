@@ -80,4 +80,4 @@ def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
     assert pinned == {name: lock[name] for name in pinned}
     wanted = (ROOT / "pyproject.toml").read_text()
     direct = re.search(r"^dependencies = \[(.*?)\]", wanted, re.S | re.M)[1]  # type: ignore[index]
-    assert set(re.findall(r'"([a-z]+)', direct)) == set(pinned)
+    assert set(re.findall(r'"([a-z0-9-]+)', direct)) == set(pinned)
