@@ -152,11 +152,13 @@ class Source(Protocol):
     def original(self, name: str) -> torch.Tensor:
         """That tensor."""
 
-    def has_mask(self, name: str) -> bool: ...
-    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
-        """(tensor, how to give its memory back) of each in turn; the next ones are read while this one is worked on.
+    def kept(self, name: str) -> int | None:
+        """How many weights of a matrix an earlier ticket left alive; None where none was removed."""
 
-        Until it is given back the memory is the caller's, to overwrite too."""
+    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+        """(tensor, how to give its memory back) of each in turn; a base reads the next ones while one is worked on.
+
+        Until it is given back the memory is the caller's, to overwrite too: it is nobody else's."""
 
 
 class Base:
@@ -277,8 +279,8 @@ class Base:
     def original(self, name: str) -> torch.Tensor:
         return self.tensor(name)
 
-    def has_mask(self, name: str) -> bool:
-        return False
+    def kept(self, name: str) -> int | None:
+        return None
 
     def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
         infos = [self.tensors[name] for name in names]

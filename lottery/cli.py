@@ -15,7 +15,16 @@ from lottery import __version__
 from lottery.progress import quiet_libraries
 from lottery.spec import InputError, MachineError, Spec
 
-USER_ERRNO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+USER_ERRNO = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -95,6 +95,13 @@ def in_flight(largest: int) -> int:
     return max(largest, min(2 * largest, IN_FLIGHT))
 
 
+def request_bytes(largest: int) -> int:
+    """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside the libraries
+    (435 MB), the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
+    left = (2 * largest + 500e6 - 435e6 - in_flight(largest) - largest / 6 - 2 * HUGE_PAGE) / 2
+    return int(min(max(left, HUGE_PAGE), 16 * HUGE_PAGE)) // PAGE * PAGE
+
+
 def space_for(nbytes: int) -> int:
     return page_up(nbytes) + 2 * PAGE
 
@@ -190,8 +197,9 @@ class Appender:
     """
 
     def __init__(self, path: Path, kept: int, large: bool, chunk: int = HUGE_PAGE) -> None:
+        self.fd = self.direct_fd = -1
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="lottery-append")
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self.direct_fd = -1
         if large and DIRECT:
             with contextlib.suppress(OSError):
                 self.direct_fd = os.open(path, os.O_WRONLY | DIRECT)
@@ -199,7 +207,6 @@ class Appender:
         self.at = kept // PAGE * PAGE  # where the buffer will be written
         self.used = kept - self.at
         self.chunk, self.buffer, self.spare = chunk, new_buffer(chunk), new_buffer(chunk)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="lottery-append")
         self.writing: Future[None] | None = None
 
     def write(self, data: memoryview) -> None:

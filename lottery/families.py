@@ -108,7 +108,7 @@ def expression(names: str, before: str = "", after: str = "") -> str:
         name = re.sub(r"\{([^}]*)\}", lambda m: f"(?:{m[1].replace(',', '|')})", name)
         return re.sub(r"\[([^]]*)\]", r"(?:\1)?", name)
 
-    start = one(before).replace(r"\d+", r"(?P<layer>\d+)") + r"\." if before else ""
+    start = one(before).replace(r"\d+", r"(?P<layer>\d{1,6})") + r"\." if before else ""
     return f"{start}(?:{'|'.join(one(name) for name in names.split())}){after}"
 
 

@@ -1,5 +1,6 @@
 """sha256 of files: taken from where it is known already, computed at the speed of the disk where it is not."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from lottery.home import home, make_folder, write_file
 from lottery.progress import stage
+from lottery.spec import InputError, MachineError
 
 LARGE = 64 * 2**20  # bytes: files from here on are worth remembering
 READ_BYTES = 4 * 2**20
@@ -21,7 +23,7 @@ def file_sha256(path: Path) -> str:
 
 def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
     """File name -> sha256 (hex). Of a large file in the hub's cache it is the name of its blob; of another one it is
-    remembered in LOTTERY_HOME until the file changes (size, time or inode)."""
+    remembered in LOTTERY_HOME until the file changes (size, times or inode)."""
     memory = home() / "hashes.json"
     known = remembered(memory)
     found, unknown = {}, []
@@ -31,11 +33,17 @@ def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
             found[path.name] = sha256
         else:
             unknown.append(path)
+    before = {path: key(path) for path in unknown}
     found |= computed(unknown)
-    fresh = {key(path): found[path.name] for path in unknown if path.stat().st_size >= LARGE}
+    fresh = {
+        before[path]: found[path.name]
+        for path in unknown
+        if path.stat().st_size >= LARGE and key(path) == before[path]  # not one that changed meanwhile
+    }
     if fresh:
-        make_folder(memory.parent, "LOTTERY_HOME")
-        write_file(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
+        with contextlib.suppress(OSError, InputError, MachineError):  # then it is computed again the next time
+            make_folder(memory.parent, "LOTTERY_HOME")
+            write_file(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
     return {path.name: found[path.name] for path in paths}
 
 
@@ -48,7 +56,7 @@ def blob_name(path: Path) -> str | None:
 
 def key(path: Path) -> str:
     about = path.stat()
-    return f"{path.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ino}"
+    return f"{path.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
 
 
 def remembered(memory: Path) -> dict[str, str]:

@@ -163,7 +163,8 @@ def shard_names(what: str, index: Path) -> list[str]:
     weight_map = read_json(what, index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     for name in names or [None]:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
             raise InputError(
                 f"{what}: the weight_map of its {INDEX} names {name!r}, not a safetensors file beside it; "
                 f"give another model or revision"

@@ -9,10 +9,12 @@ allow, so that the loops over them vectorize. The kernels release the GIL and ru
 the result does not depend on how many.
 """
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numba import config, njit
@@ -21,7 +23,9 @@ from lottery import avx512
 from lottery.avx512 import compress, expand
 from lottery.home import home
 
-config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or str(home() / "kernels")  # compiled once a machine
+# Compiled once a machine; anew when the intrinsics change, which numba itself does not look at.
+INTRINSICS = hashlib.sha256(Path(avx512.__file__).read_bytes()).hexdigest()[:8]
+config.CACHE_DIR = str(Path(os.environ.get("NUMBA_CACHE_DIR") or home() / "kernels") / INTRINSICS)
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="lottery-kernels")
 MAGNITUDE = {np.dtype(np.uint16): 0x7FFF, np.dtype(np.uint32): 0x7FFFFFFF}  # every bit but the sign

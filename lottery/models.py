@@ -11,6 +11,8 @@ import transformers
 from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
 from lottery.spec import InputError, MachineError
 
+MOST_LAYERS = 1000  # of any model there is, and more: a config.json may say what it likes
+
 
 class Tensors(Protocol):
     """What a model is built from: a Base, or a Stored ticket."""
@@ -78,7 +80,9 @@ def usable(folder: Path, what: str) -> Iterator[None]:
 def read_config(folder: Path) -> Any:
     with usable(folder, "config.json"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        config.get_text_config()
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+        if not 0 < layers <= MOST_LAYERS:
+            raise InputError(f"model={folder}: config.json says {layers} layers; give a model with 1 to {MOST_LAYERS}")
         return config
 
 
@@ -153,6 +157,7 @@ def assemble(source: Tensors, state: dict[str, Lazy], dtype: str, device: str) -
             state_dict=state,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
             **({"device_map": {"": device}} if device != "cpu" else {}),
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

@@ -85,7 +85,7 @@ class Selection:
                 give_back()
                 advance(info.nbytes)
         search.k = max(asked, zeros)
-        self.sparser = len(chosen) if zeros > asked else 0
+        self.sparser = 1 if zeros > asked else 0
         if search.step():
             with stage("refine the threshold", total, "bytes") as advance:
                 for place, info, tensor, give_back in tensors_of(source, chosen):
@@ -132,17 +132,22 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
     selection = Selection(spec, source, chosen)
-    masked = targeted | {p.name for p in source.places if source.has_mask(p.name)}
+    masked = targeted | {p.name for p in source.places if source.kept(p.name) is not None}
     entries: dict[str, dict[str, Any]] = {}
     writer = Writer(folder, [part for p in places for part in parts_of(spec, p, info_of(source, p), p.name in masked)])
     total = sum(info_of(source, p).nbytes for p in places)
     title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
-    with stage(title, total, "bytes") as advance, packers, appender, closing(tensors_of(source, places)) as tensors:
+    tensors = tensors_of(source, places)
+    with closing(writer), packers, appender, closing(tensors), stage(title, total, "bytes") as advance:
         unfinished: deque[tuple[int, Future[None]]] = deque()
         largest = max(info_of(source, p).nbytes for p in places)
-        allowed = disk.in_flight(largest) - (largest if source.ticket else 0)  # which was packed: that took space too
-        for place, info, tensor, give_back in tensors:
+        # Of a ticket, and of a matrix that is turned around, another form is in memory too.
+        twice = source.ticket is not None or any(p.transposed for p in chosen)
+        allowed = disk.in_flight(largest) - (largest if twice else 0)
+        for i, (place, info, tensor, give_back) in enumerate(tensors):
+            while unfinished and unfinished[0][1].done():
+                unfinished.popleft()[1].result()
             entry = entries[place.name] = about(place, info)
             if (original := source.original_name(place.copy_of or place.name)) != place.name:
                 entry["copy_of"] = original
@@ -150,22 +155,29 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
             mask_OB = bits_OI = None
             if place.name in masked:
                 bits_OI = matrix_bits(tensor, place.transposed)
+                if place.transposed:  # the copy is what is worked on
+                    give_back()
+                    tensor, give_back = tensor[:0], do_nothing
                 if place.name in targeted:
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:
                     mask_OB = kernels.select(bits_OI, zeros)  # what an earlier ticket removed
-            while unfinished and sum(nbytes for nbytes, _ in unfinished) + info.nbytes > allowed:
-                unfinished.popleft()[1].result()
             packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB)
             unfinished.append((info.nbytes, appender.submit(put, writer, packing, entry, give_back)))
             del tensor, bits_OI, mask_OB, packing
             advance(info.nbytes)
-        for _, one in unfinished:
-            one.result()
-        writer.close()
+            coming = info_of(source, places[i + 1]).nbytes if i + 1 < len(places) else 0
+            while unfinished and (not coming or sum(nbytes for nbytes, _ in unfinished) + coming > allowed):
+                unfinished.popleft()[1].result()
+        writer.finish()
     if selection.sparser:
+        which = (
+            "the targeted tensors together"
+            if spec.scope == "global"
+            else f"{selection.sparser} of {len(chosen)} targeted tensors"
+        )
         say(
-            f"warning: {selection.sparser} of {len(chosen)} targeted tensors hold more zeros than asked for and keep them: "
+            f"warning: {which} hold more zeros than asked for and keep them: "
             f"the target is {sparsities({'tensors': entries})['sparsity_target']:.2%} zeros"
         )
     write_rest(source, spec, chosen, entries, folder)
@@ -216,11 +228,17 @@ def put(
     give_back: Callable[[], None],
 ) -> None:
     """One packed tensor into the ticket; in the order of submission, by one thread."""
-    more, parts = packing.result()
-    for part in parts:
-        writer.add(*part)
-    entry |= more
-    give_back()
+    try:
+        more, parts = packing.result()
+        for part in parts:
+            writer.add(*part)
+        entry |= more
+    finally:  # or the reader would wait for ever
+        give_back()
+
+
+def do_nothing() -> None:
+    pass
 
 
 def write_rest(
@@ -313,9 +331,14 @@ def planned(source: Source, spec: Spec, chosen: Sequence[Place], identified: boo
     for place in all_places(source, chosen):
         info = info_of(source, place)
         entry = about(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
+        known = source.kept(place.copy_of or place.name)  # what an earlier ticket left
         if place.name in targeted:
             asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else requested(spec, info.numel)
-            entry["kept"] = entry["requested"] = info.numel - asked
+            entry["requested"] = info.numel - asked
+            entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
+        elif known is not None:
+            entry["kept"] = known
+        if "kept" in entry:
             columns = columns_of(place, info)
             mask_bytes = info.numel // columns * -(-columns // 8)
             entry["bytes"] = (

@@ -36,15 +36,20 @@ def open_base(model: str, *, local_only: bool = False, outline: bool = False) ->
         raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
     check_config(read_json(folder / "config.json"))
     tied = models.is_tied(folder)
-    bare = outline and not has_weights(folder)
+    bare = outline and not has_weights(folder, partly=revision is None)
     return Base(folder, name, tied=tied, revision=revision, outline=models.outline(folder) if bare else None)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether all files of the weights are there; pickled ones count, so that they are refused as such."""
-    if (folder / INDEX).exists() and not (folder / WHOLE).exists():
-        return all((folder / name).exists() for name in shard_names(folder, f"model={folder}"))
-    return (folder / WHOLE).exists() or any(folder.glob("*.bin"))
+def has_weights(folder: Path, partly: bool) -> bool:
+    """Whether all files of the weights are there, or `partly` some: of a local folder, what is missing is an error then.
+
+    Pickled ones count, so that they are refused as such.
+    """
+    if (folder / WHOLE).exists() or any(folder.glob("*.bin")):
+        return True
+    if not (folder / INDEX).exists():
+        return partly and any(folder.glob("*.safetensors"))
+    return partly or all((folder / name).exists() for name in shard_names(folder, f"model={folder}"))
 
 
 def local_folder(model: str) -> Path | None:
@@ -85,7 +90,7 @@ def find_base(stored: Stored, base: str = "auto", *, local_only: bool = False) -
             found = open_base(candidate, local_only=local_only)
             stored.check_base(found)
             return found
-        except (InputError, MachineError) as e:
+        except (InputError, MachineError, OSError) as e:
             reasons.append(str(e))
     if base != "auto":
         raise InputError(f"base={base}: {reasons[0]}")

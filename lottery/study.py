@@ -188,10 +188,15 @@ def plan(**parameters: Any) -> dict[str, Any]:
         "parameters": total,
         "shares": {role: share for role, share in shares.items() if share},
         "tied": source.tied_head is not None,
-        "notes": notes(chosen, source.tied_head),
+        "notes": notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
         "disk_bytes_before": source.disk_bytes,
         **found,
     }
+
+
+def sparser_already(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    count = sum(entry["kept"] < entry["requested"] for entry in tensors.values() if "requested" in entry)
+    return [f"{count} targeted tensors are sparser than asked for already and stay so"] if count else []
 
 
 def locate(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place], Base | None]:

@@ -108,7 +108,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     """One row for the same matrix of several layers; `--json` lists every tensor."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, entry in plan["tensors"].items():
-        if "kept" in entry:
+        if "requested" in entry:
             every = re.sub(r"\.\d+\.", ".*.", name)  # all layers, and all experts of a layer
             groups.setdefault((every, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"]), []).append(
                 entry
@@ -121,11 +121,11 @@ def plan_table(plan: dict[str, Any]) -> str:
         removed = numel - sum(e["kept"] for e in entries)
         layers = spans([e["layer"] for e in entries if "layer" in e])
         table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
-    untouched = sum("kept" not in e for e in plan["tensors"].values())
+    untouched = sum("requested" not in e for e in plan["tensors"].values())
     shares = ", ".join(f"{role} {share:.1%}" for role, share in plan["shares"].items())
     if plan["tied"]:
         shares += " (the head is the embedding matrix itself)"
-    dropped = [f"left out, since it is computed anew: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
+    dropped = [f"left out, a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
     return render(
         table,
         *plan["notes"],

@@ -14,7 +14,7 @@ def layer_range(term: str, layers: str, count: int) -> range:
         return range(count // 2)
     if layers == "late":
         return range(count // 2, count)
-    if match := re.fullmatch(r"(\d+)(?:-(\d+))?", layers):
+    if match := re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", layers):
         first, last = int(match[1]), int(match[2] or match[1])
         if first <= last < count:
             return range(first, last + 1)

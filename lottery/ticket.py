@@ -85,7 +85,7 @@ class Shard:
 
 
 class Writer:
-    """The shards of one ticket. Types of different width go to different shards: so every tensor is aligned for mapping,
+    """The shards of one ticket, `finish`ed or dropped (`close`). Types of different width go to different shards: so every tensor is aligned for mapping,
     though nobody knows how many survivors precede it before they are written.
 
     `parts`: (key, type, shape of the tensor that it is of) of everything that may be written.
@@ -104,14 +104,14 @@ class Writer:
             width = DTYPES[dtype].itemsize
             self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
         self.large = end >= disk.LARGE
-        # Memory is bounded by the largest tensor. Bitmasks are an eighth of the values at most.
-        largest = max((torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts), default=0)
-        self.chunk = min(max(largest // 16, disk.HUGE_PAGE), 16 * disk.HUGE_PAGE) // disk.PAGE * disk.PAGE
+        self.chunk = disk.request_bytes(
+            max((torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts), default=0)
+        )
 
     def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
         width = DTYPES[dtype].itemsize
         shard = self.open.get(width)
-        if shard and shard.at + sum(map(len, pieces)) > SHARD_BYTES:
+        if shard and 8 + shard.header_bytes + shard.at + sum(map(len, pieces)) > SHARD_BYTES:
             shard.close()
             shard = None
         if shard is None:
@@ -122,13 +122,18 @@ class Writer:
             )
         shard.add(name, dtype, shape, pieces)
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        """All of it on the disk, under the names that a ticket's shards have."""
         for shard in self.open.values():
             shard.close()
         for i, path in enumerate(self.done, 1):
             final = self.folder / f"ticket-{i:05d}-of-{len(self.done):05d}.safetensors"
             os.rename(path, final)
             final.chmod(0o444)  # it may come to share its bytes with a registered model's file (hard link)
+
+    def close(self) -> None:
+        for shard in self.open.values():
+            shard.file.drop()
 
 
 Kept = tuple[str, str, Sequence[int], list[memoryview]]  # key, type, shape and bytes (in pieces) of what is written
@@ -305,13 +310,14 @@ class Stored:
             return None
         return head_name(str(read_json(self.folder / "config.json").get("model_type", "")))
 
-    def has_mask(self, name: str) -> bool:
-        return "kept" in self.entries[name]
+    def kept(self, name: str) -> int | None:
+        return self.entries[name].get("kept")
 
     def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
         for name in names:
-            mapped = len(self._keys(name)) == 1 and not self.is_mask
-            yield self.tensor(name).clone() if mapped else self.tensor(name), lambda: None
+            unpacked = "kept" in self.entries[name] and (self.is_mask or self.entries[name]["packed"])
+            yield self.tensor(name) if unpacked else self.tensor(name).clone(), lambda: None  # else mapped from a file
+        self._buffers = threading.local()
 
     def parts(self, name: str) -> list[torch.Tensor]:
         """What is stored of one tensor, its hash checked; of a mask, with the base's tensor at its end.

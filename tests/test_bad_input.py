@@ -36,6 +36,8 @@ def refused(result: Result, *says: str) -> None:
         (("--window", "4096"), ("window=4096", "128")),
         (("--dataset", "no/such.txt"), ("dataset=no/such.txt",)),
         (("--model", "./no/such"), ("model=./no/such", "builtin", "hub id")),
+        (("--target", "mlp@" + "9" * 5000), ("target=mlp@999", "names no layers")),
+        (("--model", "x" * 5000), ("File name too long",)),
         (("--scope", "globl"), ("scope=globl", "global")),
         (("--pattern", "2:4", "--sparsity", "0.6"), ("pattern=2:4", "sparsity=0.6", "0.5")),
         (("--pattern", "4:8", "--scope", "global"), ("pattern=4:8", "scope=global")),
@@ -203,6 +205,61 @@ def test_shards_that_disagree_with_their_index(
     command = ("prune", "--model", broken, "--measure", "none", "--register", "none", "--out", out)
     refused(cli(*command, code=2), *says)
     assert not out.exists()
+
+
+def test_an_error_while_much_is_in_flight_ends(tmp_path: Path) -> None:
+    """A disk that is full when the reader is far ahead: whoever waits for memory is told."""
+    model = tiny_model(
+        tmp_path / "m",
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=12,
+        tie_word_embeddings=True,
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
+    connect = [sys.executable, "-c", "from lottery import tracking; tracking.connect()"]
+    subprocess.run(connect, env=environment, check=True)
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    command += ["--register", "none", "--out", str(tmp_path / "t")]
+    failed = subprocess.run(
+        command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000)),
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert failed.returncode == 1 and "File too large; make room" in failed.stderr.splitlines()[-1], failed.stderr
+    assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
+
+
+def test_a_config_that_promises_too_much(broken: Path, cli: Callable[..., Result]) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9, "layer_types": None}))
+    refused(cli("plan", "--model", broken, code=2), "model=", "1000000000 layers")
+    state = load_file(broken / "model.safetensors")
+    (broken / "config.json").write_text(json.dumps(config))
+    state["model.layers.1.mlp.up_proj.weight"] = state["model.layers.1.mlp.up_proj.weight"][:-4].contiguous()
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    refused(cli("plan", "--model", broken, code=2), "mismatched keys", "model.layers.1.mlp.up_proj.weight")
+    (broken / "model.safetensors").rename(broken / "one.safetensors")
+    refused(cli("plan", "--model", broken, code=2), "model=", "no model.safetensors")
+    weight_map = dict.fromkeys(state, "one.safetensors") | {"model.norm.weight": "two\ud800.safetensors"}
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refused(cli("plan", "--model", broken, code=2), "weight_map")
+
+
+def test_a_file_that_is_replaced_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same size, same time, same inode: as an archive unpacked over another one leaves it."""
+    from lottery import hashes
+
+    monkeypatch.setattr(hashes, "LARGE", 1)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    about = file.stat()
+    first = hashes.sha256_of_files([file])
+    assert hashes.sha256_of_files([file]) == first
+    with open(file, "r+b") as f:
+        f.write(b"two")
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert hashes.sha256_of_files([file]) != first
 
 
 def test_a_loop_of_links(broken: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:

@@ -246,6 +246,47 @@ def test_a_ticket_pruned_further_keeps_its_zeros(
     assert json.loads((tmp_path / "u" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+@pytest.mark.parametrize("first", ["packed", "mask"])
+@pytest.mark.parametrize("target", ["attention", "lm_head", "embeddings+attention"])
+@pytest.mark.parametrize("storage", ["packed", "mask"])
+def test_a_ticket_as_source_leaves_the_base_as_it_was(
+    first: str, target: str, storage: str, tmp_path: Path, cli: Cli, lottery_json: Callable[..., dict[str, Any]]
+) -> None:
+    """What is packed in place is nobody else's memory: neither the base's, which is measured next, nor a tied tensor's."""
+    model = tiny_model(tmp_path / "m", tie_word_embeddings=True)
+    cli("prune", "--model", model, "--target", "mlp", "--storage", first, "--out", tmp_path / "a", *QUICK)
+    more = ("--model", tmp_path / "a", "--target", target, "--sparsity", "0.6", "--storage", storage)
+    plan = lottery_json("plan", *more)
+    made = lottery_json(
+        "prune", *more, "--out", tmp_path / "b", "--register", "none", "--dataset", "builtin", "--limit", "2",
+        "--measure", "perplexity",
+    )  # fmt: skip
+    dense = lottery_json(
+        "prune", "--model", model, "--sparsity", "0", "--out", tmp_path / "c", "--register", "none",
+        "--dataset", "builtin", "--limit", "2", "--measure", "perplexity",
+    )["metrics"]["perplexity"]  # fmt: skip
+    assert made["metrics"]["perplexity"] / made["metrics"]["perplexity_ratio"] == pytest.approx(dense, rel=1e-6)
+    second, base = lottery.sources.open_ticket(tmp_path / "b"), tensors(model)
+    second.verify()
+    source = lottery.sources.open_ticket(tmp_path / "a")
+    for name, entry in second.entries.items():
+        before = base[entry["copy_of"]] if "copy_of" in entry else source.tensor(name)
+        kept = second.tensor(name) != 0
+        assert torch.equal(second.tensor(name), torch.where(kept, before, 0)), name
+        assert "kept" not in entry or int(kept.sum()) == entry["kept"] == plan["tensors"][name]["kept"]
+    header = sum(8 + int.from_bytes(s.read_bytes()[:8], "little") for s in second.shards)
+    assert second.disk_bytes - header == plan["disk_bytes_after"]
+    for figure in ("sparsity_target", "sparsity_prunable", "sparsity_model"):
+        assert plan[figure] == pytest.approx(made["metrics"][figure])
+
+
+def test_a_plan_says_what_is_sparser_already(tmp_path: Path, cli: Cli) -> None:
+    model = tiny_model(tmp_path / "m")
+    cli("prune", "--model", model, "--target", "mlp", "--sparsity", "0.7", "--out", tmp_path / "a", *QUICK)
+    said = cli("plan", "--model", tmp_path / "a", "--target", "all").stdout
+    assert "9 targeted tensors are sparser than asked for already" in said
+
+
 def test_the_zeros_of_a_ticket_survive_a_random_one(tmp_path: Path, cli: Cli) -> None:
     model = tiny_model(tmp_path / "m")
     cli("prune", "--model", model, "--sparsity", "0.3", "--out", tmp_path / "a", *QUICK)
