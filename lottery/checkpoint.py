@@ -1,7 +1,7 @@
 """A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,8 +155,9 @@ class Source(Protocol):
     def kept(self, name: str) -> int | None:
         """How many weights of a matrix an earlier ticket left alive; None where none was removed."""
 
-    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
-        """(tensor, how to give its memory back) of each in turn; a base reads the next ones while one is worked on.
+    def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
+        """(tensor, how to give its memory back) of each in turn; a base reads the next ones while one is worked on,
+        as many as fit into `budget` bytes.
 
         Until it is given back the memory is the caller's, to overwrite too: it is nobody else's."""
 
@@ -282,11 +283,11 @@ class Base:
     def kept(self, name: str) -> int | None:
         return None
 
-    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+    def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         infos = [self.tensors[name] for name in names]
         parts = [disk.Part(self.folder / info.shard, info.offset, info.nbytes) for info in infos]
         try:
-            for info, (data, give_back) in zip(infos, disk.stream(parts), strict=True):
+            for info, (data, give_back) in zip(infos, disk.stream(parts, budget), strict=True):
                 yield from_memory(data, info), give_back
         except OSError as e:
             raise MachineError(f"model={self.folder}: its files cannot be read ({e.strerror or e})") from e

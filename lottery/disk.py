@@ -37,6 +37,13 @@ def new_buffer(nbytes: int) -> memoryview:
     return memoryview(memory)
 
 
+def let_go(buffer: memoryview) -> int:
+    """Its memory goes back now, though somebody may still hold the empty hull. Returns how much it was."""
+    with contextlib.suppress(OSError, AttributeError):
+        buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return len(buffer)
+
+
 class File:
     """A file of which large parts are read: out of the page cache where they lie there, else straight off the disk."""
 
@@ -97,9 +104,9 @@ def in_flight(largest: int) -> int:
 
 def request_bytes(largest: int) -> int:
     """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside the libraries
-    (435 MB), the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
-    left = (2 * largest + 500e6 - 435e6 - in_flight(largest) - largest / 6 - 2 * HUGE_PAGE) / 2
-    return int(min(max(left, HUGE_PAGE), 16 * HUGE_PAGE)) // PAGE * PAGE
+    (450 MB), the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
+    left = (2 * largest + 500e6 - 450e6 - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
+    return int(max(min(left, largest / 8, 16 * HUGE_PAGE), HUGE_PAGE)) // PAGE * PAGE
 
 
 def space_for(nbytes: int) -> int:
@@ -125,7 +132,7 @@ class Pool:
                     self.free.remove(buffer)
                     return buffer
                 while self.free and self.total + nbytes > self.budget:
-                    self.total -= len(self.free.pop(0))
+                    self.total -= let_go(self.free.pop(0))
                 if not self.total or self.total + nbytes <= self.budget:
                     buffer = new_buffer(nbytes)
                     self.total += len(buffer)
@@ -154,12 +161,13 @@ class Part:
     nbytes: int
 
 
-def stream(parts: Sequence[Part]) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+def stream(parts: Sequence[Part], budget: int) -> Iterator[tuple[memoryview, Callable[[], None]]]:
     """(bytes, how to give their memory back) of each part in turn, read ahead of the caller by a thread of its own.
 
-    Memory that is never given back is not read into again; the reader then waits. Raises OSError.
+    So many bytes are in memory at most, or the largest part. What is never given back is not read into again; the reader
+    then waits. Raises OSError.
     """
-    pool = Pool(in_flight(space_for(max((p.nbytes for p in parts), default=0))))
+    pool = Pool(max(budget, space_for(max((p.nbytes for p in parts), default=0))))
     ready: queue.SimpleQueue[tuple[memoryview, memoryview] | BaseException] = queue.SimpleQueue()
 
     def read_ahead() -> None:

@@ -76,22 +76,28 @@ class Selection:
 
     def _search(self, source: Source, chosen: Sequence[Place]) -> None:
         asked = requested(self.spec, sum(info_of(source, p).numel for p in chosen))
-        zeros, search = 0, kernels.Search(0)
+        zeros, search, ahead = 0, kernels.Search(0), Budget(source, chosen).ahead
         total = sum(info_of(source, p).nbytes for p in chosen)
         with stage(f"find the threshold of {len(chosen)} tensors together", total, "bytes") as advance:
-            for place, info, tensor, give_back in tensors_of(source, chosen):
-                zeros += check_finite(place.name, info.dtype, tensor)
+            stream = stream_of(source, chosen, ahead)
+            for place in chosen:
+                tensor, give_back = next(stream)
+                zeros += check_finite(place.name, info_of(source, place).dtype, tensor)
                 search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                advance(tensor.nbytes)
                 give_back()
-                advance(info.nbytes)
+                del tensor
         search.k = max(asked, zeros)
         self.sparser = 1 if zeros > asked else 0
         if search.step():
             with stage("refine the threshold", total, "bytes") as advance:
-                for place, info, tensor, give_back in tensors_of(source, chosen):
+                stream = stream_of(source, chosen, ahead)
+                for place in chosen:
+                    tensor, give_back = next(stream)
                     search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                    advance(tensor.nbytes)
                     give_back()
-                    advance(info.nbytes)
+                    del tensor
             search.step()
         self.search = search
 
@@ -113,13 +119,24 @@ class Selection:
         return kernels.select(bits_OI, max(asked, zeros), seed), info.numel - asked
 
 
-def tensors_of(
-    source: Source, places: Sequence[Place]
-) -> Generator[tuple[Place, TensorInfo, torch.Tensor, Callable[[], None]]]:
+class Budget:
+    """Bytes of tensors in memory, by the largest: read ahead, and between selection and disk.
+
+    Of a ticket's tensor, and of a matrix that is turned around, another form is in memory too.
+    """
+
+    def __init__(self, source: Source, places: Sequence[Place]) -> None:
+        largest = max(info_of(source, p).nbytes for p in places)
+        twice = source.ticket is not None or any(p.transposed for p in places)
+        self.ahead = largest if twice else disk.in_flight(largest)
+        self.unfinished = disk.in_flight(largest) - (largest if twice else 0)
+
+
+def stream_of(
+    source: Source, places: Sequence[Place], ahead: int
+) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
     """Each place's tensor in turn, and how to give its memory back."""
-    stream = source.stream([place.copy_of or place.name for place in places])
-    for place, (tensor, give_back) in zip(places, stream, strict=True):
-        yield place, info_of(source, place), tensor, give_back
+    return source.stream([place.copy_of or place.name for place in places], ahead)
 
 
 def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Path) -> None:
@@ -138,14 +155,12 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     total = sum(info_of(source, p).nbytes for p in places)
     title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
-    tensors = tensors_of(source, places)
-    with closing(writer), packers, appender, closing(tensors), stage(title, total, "bytes") as advance:
+    budget = Budget(source, places)
+    stream = stream_of(source, places, budget.ahead)
+    with closing(writer), packers, appender, closing(stream), stage(title, total, "bytes") as advance:
         unfinished: deque[tuple[int, Future[None]]] = deque()
-        largest = max(info_of(source, p).nbytes for p in places)
-        # Of a ticket, and of a matrix that is turned around, another form is in memory too.
-        twice = source.ticket is not None or any(p.transposed for p in chosen)
-        allowed = disk.in_flight(largest) - (largest if twice else 0)
-        for i, (place, info, tensor, give_back) in enumerate(tensors):
+        for i, place in enumerate(places):
+            info, (tensor, give_back) = info_of(source, place), next(stream)
             while unfinished and unfinished[0][1].done():
                 unfinished.popleft()[1].result()
             entry = entries[place.name] = about(place, info)
@@ -167,7 +182,7 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
             del tensor, bits_OI, mask_OB, packing
             advance(info.nbytes)
             coming = info_of(source, places[i + 1]).nbytes if i + 1 < len(places) else 0
-            while unfinished and (not coming or sum(nbytes for nbytes, _ in unfinished) + coming > allowed):
+            while unfinished and (not coming or sum(nbytes for nbytes, _ in unfinished) + coming > budget.unfinished):
                 unfinished.popleft()[1].result()
         writer.finish()
     if selection.sparser:

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,7 @@ class Stored:
     def kept(self, name: str) -> int | None:
         return self.entries[name].get("kept")
 
-    def stream(self, names: Sequence[str]) -> Iterator[tuple[torch.Tensor, Callable[[], None]]]:
+    def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         for name in names:
             unpacked = "kept" in self.entries[name] and (self.is_mask or self.entries[name]["packed"])
             yield self.tensor(name) if unpacked else self.tensor(name).clone(), lambda: None  # else mapped from a file

@@ -39,7 +39,7 @@ def test_parts_are_read_as_they_lie(direct: bool, tmp_path: Path, parts: list[tu
         drop_from_cache(path)
     wanted = [disk.Part(path, offset, nbytes) for offset, nbytes in parts]
     held = []
-    for part, (data, give_back) in zip(wanted, disk.stream(wanted), strict=True):
+    for part, (data, give_back) in zip(wanted, disk.stream(wanted, 2 * disk.space_for(40_000)), strict=True):
         assert data == content[part.offset : part.offset + part.nbytes]
         held.append(give_back)
         if len(held) > 1:  # as its callers do: what is worked on, and one before
@@ -64,9 +64,9 @@ def test_a_file_that_ends_early_is_an_error(direct: bool, tmp_path: Path) -> Non
     path = tmp_path / "f"
     path.write_bytes(bytes(20_000))
     with pytest.raises(OSError, match="ends before its tensors do"):
-        list(disk.stream([disk.Part(path, 10_000, 50_000)]))
+        list(disk.stream([disk.Part(path, 10_000, 50_000)], 0))
     with pytest.raises(FileNotFoundError):
-        list(disk.stream([disk.Part(tmp_path / "none", 0, 1)]))
+        list(disk.stream([disk.Part(tmp_path / "none", 0, 1)], 0))
 
 
 def test_memory_is_bounded_and_its_owner_may_leave(direct: bool, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_memory_is_bounded_and_its_owner_may_leave(direct: bool, tmp_path: Path)
         waiting = thread.submit(pool.take, 90_000)
         pool.close()
         assert waiting.result() is None
-    stream = disk.stream([disk.Part(path, 0, 100_000)] * 4)
+    stream = disk.stream([disk.Part(path, 0, 100_000)] * 4, 200_000)
     next(stream)  # never given back: the reader waits for memory
     del stream
 
