@@ -172,7 +172,7 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
                 bits_OI = matrix_bits(tensor, place.transposed)
                 if place.transposed:  # the copy is what is worked on
                     give_back()
-                    tensor, give_back = tensor[:0], do_nothing
+                    tensor, give_back = torch.empty(0, dtype=tensor.dtype), do_nothing
                 if place.name in targeted:
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:

@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path,
     assert (model / "model.safetensors").stat().st_size > 2 * (2 * largest + 500e6)
 
 
-def test_memory_for_matrices_that_are_turned_around_and_for_tickets(tmp_path: Path) -> None:
+def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
     """GPT-2's, 134 MB each: where the 500 MB do not hide another copy."""
     hidden, inner = 2048, 16384
     config = {
@@ -93,6 +93,4 @@ def test_memory_for_matrices_that_are_turned_around_and_for_tickets(tmp_path: Pa
     save_file({name: torch.randn(shape) for name, shape in shapes.items()}, model / "model.safetensors")
     (model / "config.json").write_text(json.dumps(config))
     kernels.warm(np.dtype(np.uint32))
-    allowed = 2 * 4 * hidden * inner + 500e6
-    assert peak_of_pruning(model, tmp_path / "t") < allowed
-    assert peak_of_pruning(tmp_path / "t", tmp_path / "u", "--sparsity", "0.7", "--scope", "global") < allowed
+    assert peak_of_pruning(model, tmp_path / "t") < 2 * 4 * hidden * inner + 500e6
