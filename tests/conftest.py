@@ -14,6 +14,7 @@ os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}  
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hub_server import Hub, use
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -38,6 +39,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(here)
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub, and this process set to it with an empty cache."""
+    server = Hub()
+    use(monkeypatch, server.url, tmp_path / "home")
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

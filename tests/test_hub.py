@@ -29,15 +29,6 @@ WIKITEXT = ("dataset=wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", "te
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub, and this process set to it with an empty cache."""
-    server = Hub()
-    use(monkeypatch, server.url, tmp_path / "home")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's pauses between its attempts, left out."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

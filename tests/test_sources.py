@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,6 @@ from lottery.ticket import Stored
 QUICK = ("--measure", "none", "--register", "none")
 Cli = Callable[..., Result]
 Json = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    server = Hub()
-    use(monkeypatch, server.url, tmp_path / "home")
-    yield server
-    server.stop()
 
 
 @pytest.fixture
