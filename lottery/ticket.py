@@ -47,7 +47,12 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
     """The bits of a weight as the kernels take them, [O, I]; a Conv1D's are stored [I, O]."""
     bits = tensor.view(BITS_OF[tensor.dtype]).reshape(-1, tensor.shape[-1]).numpy()
-    return np.ascontiguousarray(bits.T) if transposed else bits
+    if not transposed:
+        return bits
+    # In memory that goes back to the system with the array: freed small ones would stay with the process.
+    turned = np.frombuffer(disk.new_buffer(bits.nbytes)[: bits.nbytes], bits.dtype).reshape(bits.shape[::-1])
+    np.copyto(turned, bits.T)
+    return turned
 
 
 def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.Tensor:
