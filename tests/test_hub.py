@@ -177,7 +177,7 @@ def test_hf_xet_advances_the_bar_once() -> None:
         reconstruction_desc="",
         total=100,
         log_level=0,
-        tqdm_class=hub.forward(amounts.append),  # type: ignore[arg-type]
+        tqdm_class=hub.forward(amounts.append),  # type: ignore[arg-type]  # append takes no note
     ) as reporter:
         for done in (40, 100):
             reporter.update_progress(
@@ -263,7 +263,7 @@ def test_offline_lists_the_files_that_are_missing(server: Hub, sharded: Path, of
     offline()
     (folder / "model-3.safetensors").unlink()
     (folder / "model-1.safetensors").resolve().unlink()  # its link is left
-    from_dev: Callable[[], Any] = lambda: fetch("org/name@dev", SMALL)  # noqa: E731
+    from_dev: Callable[[], Any] = lambda: fetch("org/name@dev", SMALL)  # noqa: E731 (mypy wants the type)
     way_out = "unset HF_HUB_OFFLINE, or run `hf download org/name --revision dev`"
     line(InputError, "has no model-1.safetensors, model-3.safetensors; " + way_out, call=from_dev)
     (folder / INDEX).unlink()
@@ -274,7 +274,7 @@ def test_offline_lists_the_files_that_are_missing(server: Hub, sharded: Path, of
 
 def test_only_the_cache_where_the_caller_says_so(server: Hub, model: Path) -> None:
     server.add("org/name", model)
-    local: Callable[[], Any] = lambda: fetch("org/name", SMALL, local_only=True)  # noqa: E731
+    local: Callable[[], Any] = lambda: fetch("org/name", SMALL, local_only=True)  # noqa: E731 (mypy wants the type)
     line(InputError, "config.json, model.safetensors", call=local)
     assert server.asked == []
     assert fetch("org/name", SMALL) == local()
