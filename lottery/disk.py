@@ -40,7 +40,7 @@ def new_buffer(nbytes: int) -> memoryview:
 def let_go(buffer: memoryview) -> int:
     """Its memory goes back now, though somebody may still hold the empty hull. Returns how much it was."""
     with contextlib.suppress(OSError, AttributeError):
-        buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # it is an mmap
     return len(buffer)
 
 
