@@ -170,9 +170,6 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
             mask_OB = bits_OI = None
             if place.name in masked:
                 bits_OI = matrix_bits(tensor, place.transposed)
-                if place.transposed:  # the copy is what is worked on
-                    give_back()
-                    tensor, give_back = torch.empty(0, dtype=tensor.dtype), do_nothing
                 if place.name in targeted:
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:
@@ -233,7 +230,7 @@ def pack(
         return mask_alone(place, original, mask_OB)
     if mask_OB is None or bits_OI is None:
         return whole(place.name, info.dtype, tensor)
-    return packed(place, info, bits_OI, mask_OB)
+    return packed(place, info, tensor, bits_OI, mask_OB)
 
 
 def put(
@@ -250,10 +247,6 @@ def put(
         entry |= more
     finally:  # or the reader would wait for ever
         give_back()
-
-
-def do_nothing() -> None:
-    pass
 
 
 def write_rest(
@@ -327,7 +320,8 @@ def check_finite(name: str, dtype: str, tensor: torch.Tensor) -> int:
         zeros, broken = 0, int(not tensor.double().isfinite().all())
     else:
         integer, infinity = BITS[dtype]
-        zeros, broken = kernels.scan(tensor.view(integer).numpy(), infinity)
+        bits = tensor.view(integer).numpy()
+        zeros, broken = kernels.scan(bits if tensor.is_contiguous() else bits.T, infinity)
     if broken:
         raise InputError(f"model: its tensor {name!r} holds NaN or infinite weights; take another checkpoint")
     return zeros

@@ -49,6 +49,8 @@ def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
     bits = tensor.view(BITS_OF[tensor.dtype]).reshape(-1, tensor.shape[-1]).numpy()
     if not transposed:
         return bits
+    if not bits.flags.c_contiguous:  # an unpacked ticket's, which lies as it should
+        return bits.T
     # In memory that goes back to the system with the array: freed small ones would stay with the process.
     turned = np.frombuffer(disk.new_buffer(bits.nbytes)[: bits.nbytes], bits.dtype).reshape(bits.shape[::-1])
     np.copyto(turned, bits.T)
@@ -56,8 +58,8 @@ def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
 
 
 def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.Tensor:
-    """`matrix_bits` undone."""
-    bits = np.ascontiguousarray(bits_OI.T) if transposed else bits_OI
+    """`matrix_bits` undone, in the same memory: a Conv1D's is a transposed view."""
+    bits = bits_OI.T if transposed else bits_OI
     return torch.from_numpy(bits).view(DTYPES[info.dtype]).reshape(info.shape)
 
 
@@ -145,11 +147,11 @@ Kept = tuple[str, str, Sequence[int], list[memoryview]]  # key, type, shape and 
 
 
 def packed(
-    place: Place, info: TensorInfo, bits_OI: np.ndarray, mask_OB: np.ndarray
+    place: Place, info: TensorInfo, tensor: torch.Tensor, bits_OI: np.ndarray, mask_OB: np.ndarray
 ) -> tuple[dict[str, Any], list[Kept]]:
     """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
 
-    What is left lies in the memory of `bits_OI`, which is overwritten.
+    What is left lies in the memory of `bits_OI`, or of the `tensor` that those were taken from: both are overwritten.
     """
     kept = int(kernels.row_counts(mask_OB).sum())
     smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
@@ -161,6 +163,8 @@ def packed(
         ]
     else:
         dense = from_bits(kernels.masked(bits_OI, mask_OB, bits_OI), info, place.transposed)
+        if not dense.is_contiguous() and tensor.is_contiguous():  # turned back where it came from
+            dense = tensor.copy_(dense)
         parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
     return {
         "kept": kept,
@@ -321,7 +325,7 @@ class Stored:
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         for name in names:
             unpacked = "kept" in self.entries[name] and (self.is_mask or self.entries[name]["packed"])
-            yield self.tensor(name) if unpacked else self.tensor(name).clone(), lambda: None  # else mapped from a file
+            yield self._unpacked(name) if unpacked else self._unpacked(name).clone(), lambda: None  # else mapped
         self._buffers = threading.local()
 
     def parts(self, name: str) -> list[torch.Tensor]:
@@ -370,6 +374,10 @@ class Stored:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as the model has it: dense, zeros where weights were removed. Raises InputError where damaged."""
+        return self._unpacked(name).contiguous()
+
+    def _unpacked(self, name: str) -> torch.Tensor:
+        """As `tensor`, but a Conv1D's may be a transposed view of what was unpacked."""
         info, parts, entry = self.tensors[name], self.parts(name), self.entries[name]
         transposed = entry.get("transposed", False)
         if len(parts) == 1:
@@ -381,7 +389,8 @@ class Stored:
         columns = info.shape[0] if transposed else info.shape[-1]
         try:
             if self.is_mask:
-                bits_OI = kernels.masked(matrix_bits(rest, transposed), mask_OB)
+                bits_OI = matrix_bits(rest, transposed)  # the base's own, unless it had to be turned around
+                bits_OI = kernels.masked(bits_OI, mask_OB, bits_OI if transposed else None)
             else:
                 bits_OI = kernels.unpack(mask_OB, rest.view(BITS[info.dtype][0]).numpy(), columns)
         except ValueError:
