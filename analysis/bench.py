@@ -155,7 +155,7 @@ def work_prune(model: Path, ticket: Path) -> dict[str, float]:
 
     spec = Spec.parse(model=str(model))
     base = open_base(str(model))
-    warm_up(base, choose("all", base.places, base.tied_head))
+    warm_up(base, spec, choose("all", base.places, base.tied_head))
     with peak_anonymous() as peak:
         begin = time.perf_counter()
         base = open_base(str(model))

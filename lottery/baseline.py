@@ -80,7 +80,7 @@ def measure_model(
     gc.collect()
     measure.reset_peak(setup.device)
     with stage(f"{what}: load"):
-        model, load_s = measure.timed(lambda: models.build(source, names, setup.dtype, setup.device))
+        model, load_s = measure.timed(lambda: models.build(source, names, setup.dtype, setup.device, setup.runtime))
     metrics = measure.memory_metrics(model, source_bytes) if "memory" in setup.wants else {}
     took: dict[str, float] = {"load_s": load_s}
     nll_N, outcome, found = None, None, []

@@ -19,6 +19,7 @@ import torch
 
 from lottery.models import context_length, encode, generate
 from lottery.progress import Advance
+from lottery.runtime import resident
 
 PROMPTS = (
     "The meaning of life is",
@@ -179,8 +180,8 @@ def memory_bandwidth(device: str) -> float:
 
 
 def weights_bytes(model: Any) -> int:
-    """Parameters and buffers as they lie on the device, a shared one once."""
-    return sum(t.nbytes for t in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+    """Parameters and buffers as they lie on the device, a shared one once; the buffer of packed layers too."""
+    return sum(tensor.nbytes for tensor in resident(model).values())
 
 
 def reset_peak(device: str) -> None:

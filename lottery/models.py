@@ -1,6 +1,6 @@
 """A base or a ticket on disk -> a transformers model and its tokenizer; text from it. The only file that says transformers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,10 @@ import torch
 import transformers
 
 from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
+from lottery.progress import say
+from lottery.runtime import PackedLinear, Scratch, int8_linear
 from lottery.spec import InputError, MachineError
+from lottery.ticket import Stored
 
 MOST_LAYERS = 1000  # of any model there is, and more: a config.json may say what it likes
 
@@ -115,6 +118,17 @@ def read_tokenizer(folder: Path) -> Any | None:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+class Stub(Lazy):
+    """In place of a matrix that will lie in a layer of our own: of its shape, in the memory of one number."""
+
+    def __init__(self, source: Tensors, name: str, dtype: torch.dtype) -> None:
+        super().__init__(source, name)
+        self.one = torch.empty(1, dtype=dtype)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.one.expand(self.source.info(self.name).shape)[index]
+
+
 class Shape(Lazy):
     """A tensor without its values: enough to see whether the model wants it."""
 
@@ -128,13 +142,68 @@ def check(source: Tensors, names: Iterable[str]) -> None:
     assemble(source, {name: Shape(source, name) for name in names}, "float32", "meta")
 
 
-def build(source: Tensors, names: Iterable[str], dtype: str, device: str) -> Any:
-    """The model with exactly the named tensors in it, in evaluation mode.
+def build(source: Tensors, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
+    """The model with exactly the named tensors in it, in evaluation mode; how its matrices lie in memory as `runtime` says.
 
     Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
     with random numbers.
     """
-    return assemble(source, {name: Lazy(source, name) for name in names}, dtype, device)
+    lean = lean_matrices(source, runtime)
+    stubs = {name: Stub(source, name, getattr(torch, dtype)) for name in lean}
+    state = {name: stubs.get(name) or Lazy(source, name) for name in names}
+    if not stubs or not isinstance(source, Stored):
+        return assemble(source, state, dtype, device)
+    model = assemble(source, state, dtype, "cpu")
+    put_in_layers(model, source, stubs, device, runtime)
+    return model.to(device)
+
+
+def lean_matrices(source: Tensors, runtime: str) -> list[str]:
+    """The tensors that lie in layers of ours: 8-bit ones, and with `runtime=packed` those that are packed in the file.
+
+    Each is the weight of one linear layer: embeddings are looked up, and transformers holds all experts of a layer in one
+    tensor; both are widened.
+    """
+    if not isinstance(source, Stored):
+        return []
+    found: list[str] = []
+    widened: list[str] = []
+    for name, entry in source.entries.items():
+        packed = runtime == "packed" and (entry.get("packed") or (source.is_mask and "kept" in entry))
+        if not packed and "quantized" not in entry:
+            continue
+        linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime == "packed")
+        linear = linear and len(entry["shape"]) == 2 and ".experts." not in name
+        (found if linear else widened).append(name)
+    if widened:
+        say(
+            f"warning: {len(widened)} matrices ({widened[0]}, ...) are no linear layers of their own and lie dense in memory"
+        )
+    elif runtime == "packed" and not found:
+        say("warning: nothing of this ticket is packed: runtime=packed is the same as dense")
+    return found
+
+
+def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device: str, runtime: str) -> None:
+    """Each stub's layer gives way to one over the stored matrix."""
+    waiting = {stub.one.data_ptr(): name for name, stub in stubs.items()}
+    homes = [
+        (path, module, waiting.pop(weight.data_ptr()))
+        for path, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.data_ptr() in waiting
+    ]
+    assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
+    largest = max(source.info(name).numel for _, _, name in homes)
+    scratch = None
+    for path, module, name in homes:
+        matrix, bias = source.matrix(name), getattr(module, "bias", None)
+        if matrix.quantized == "int8" and runtime == "dense":
+            layer = int8_linear(matrix, bias, device)
+        else:
+            scratch = scratch or Scratch(largest, model.dtype, device)
+            layer = PackedLinear(matrix, bias, scratch, device)
+        parent, _, own = path.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.eval())
 
 
 def model_class(config: Any, folder: Path) -> Any:
@@ -146,7 +215,7 @@ def model_class(config: Any, folder: Path) -> Any:
     return found
 
 
-def assemble(source: Tensors, state: dict[str, Lazy], dtype: str, device: str) -> Any:
+def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str) -> Any:
     config = read_config(source.folder)
     found_class = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
@@ -154,7 +223,7 @@ def assemble(source: Tensors, state: dict[str, Lazy], dtype: str, device: str) -
         model, found = found_class.from_pretrained(
             None,
             config=config,
-            state_dict=state,
+            state_dict=dict(state),
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name

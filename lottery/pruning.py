@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lottery import disk, kernels
+from lottery import disk, kernels, quantizing
 from lottery.checkpoint import BITS, DTYPES, Source, TensorInfo, read_json
 from lottery.families import Place
 from lottery.hashes import file_sha256
@@ -24,7 +24,18 @@ from lottery.home import write_file
 from lottery.progress import say, stage
 from lottery.record import sparsities, write_record
 from lottery.spec import FORMAT, InputError, Spec, ticket_id
-from lottery.ticket import Kept, Writer, header_sha256, mask_alone, matrix_bits, packed, sha256_of, tensor_bytes, whole
+from lottery.ticket import (
+    Kept,
+    Writer,
+    header_sha256,
+    mask_alone,
+    matrix_bits,
+    packed,
+    quantized,
+    sha256_of,
+    tensor_bytes,
+    whole,
+)
 
 PACKERS = 2  # tensors that are packed and hashed at once
 
@@ -61,6 +72,13 @@ def all_places(source: Source, chosen: Sequence[Place]) -> list[Place]:
 
 def info_of(source: Source, place: Place) -> TensorInfo:
     return source.info(place.copy_of or place.name)
+
+
+def to_quantize(source: Source, spec: Spec, chosen: Sequence[Place]) -> set[str]:
+    """The matrices that are stored in 8 bits: attention and MLP of every layer, as bitsandbytes has it, and what is targeted."""
+    if spec.quantize == "none":
+        return set()
+    return {p.name for p in [*source.places, *chosen] if p.role in ("attention", "mlp")} | {p.name for p in chosen}
 
 
 class Selection:
@@ -150,8 +168,10 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
     selection = Selection(spec, source, chosen)
     masked = targeted | {p.name for p in source.places if source.kept(p.name) is not None}
+    in_8_bits = to_quantize(source, spec, chosen)
     entries: dict[str, dict[str, Any]] = {}
-    writer = Writer(folder, [part for p in places for part in parts_of(spec, p, info_of(source, p), p.name in masked)])
+    kept_space = [parts_of(spec, p, info_of(source, p), p.name in masked, p.name in in_8_bits) for p in places]
+    writer = Writer(folder, [part for parts in kept_space for part in parts])
     total = sum(info_of(source, p).nbytes for p in places)
     title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
@@ -168,13 +188,15 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
                 entry["copy_of"] = original
             zeros = check_finite(place.name, info.dtype, tensor)
             mask_OB = bits_OI = None
-            if place.name in masked:
+            if place.name in masked | in_8_bits:
                 bits_OI = matrix_bits(tensor, place.transposed)
+            if bits_OI is not None and place.name in masked:
                 if place.name in targeted:
                     mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
                 else:
                     mask_OB = kernels.select(bits_OI, zeros)  # what an earlier ticket removed
-            packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB)
+            kind = spec.quantize if place.name in in_8_bits else "none"
+            packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB, zeros, kind)
             unfinished.append((info.nbytes, appender.submit(put, writer, packing, entry, give_back)))
             del tensor, bits_OI, mask_OB, packing
             advance(info.nbytes)
@@ -205,11 +227,17 @@ def about(place: Place, info: TensorInfo) -> dict[str, Any]:
     return entry
 
 
-def parts_of(spec: Spec, place: Place, info: TensorInfo, masked: bool) -> list[tuple[str, str, Sequence[int]]]:
+def parts_of(
+    spec: Spec, place: Place, info: TensorInfo, masked: bool, in_8_bits: bool
+) -> list[tuple[str, str, Sequence[int]]]:
     """The keys under which a tensor may be stored, for the writer to keep space for."""
-    mask, values = (f"{place.name}.bitmask", "U8", info.shape), (f"{place.name}.values", info.dtype, info.shape)
+    dtype = quantizing.CODES[spec.quantize][0] if in_8_bits else info.dtype
+    mask, values = (f"{place.name}.bitmask", "U8", info.shape), (f"{place.name}.values", dtype, info.shape)
+    scale = (f"{place.name}.scale", "F32", (info.numel // columns_of(place, info),))
     if spec.storage == "mask":
         return [mask] if masked else []
+    if in_8_bits:
+        return [mask, values, scale]
     return [mask, values] if masked else [(place.name, info.dtype, info.shape)]
 
 
@@ -221,13 +249,17 @@ def pack(
     tensor: torch.Tensor,
     bits_OI: np.ndarray | None,
     mask_OB: np.ndarray | None,
+    zeros: int,
+    kind: str,
 ) -> tuple[dict[str, Any], list[Kept]]:
-    """What completes a tensor's entry, and what is written of it in the way that `storage` says."""
+    """What completes a tensor's entry, and what is written of it in the way that `storage` and `quantize` say."""
     if spec.storage == "mask":
         original = source.original(place.copy_of or place.name)
         if mask_OB is None:
             return {"sha256": sha256_of(tensor_bytes(original))}, []
         return mask_alone(place, original, mask_OB)
+    if kind != "none" and bits_OI is not None:
+        return quantized(place, info, tensor, bits_OI, mask_OB, zeros, kind)
     if mask_OB is None or bits_OI is None:
         return whole(place.name, info.dtype, tensor)
     return packed(place, info, tensor, bits_OI, mask_OB)
@@ -282,10 +314,13 @@ def untied(config: dict[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def warm_up(source: Source, chosen: Sequence[Place]) -> None:
+def warm_up(source: Source, spec: Spec, chosen: Sequence[Place]) -> None:
     """Have the kernels compiled before anything is timed."""
     for dtype in {info_of(source, p).dtype for p in chosen}:
-        kernels.warm(np.dtype(str(BITS[dtype][0]).removeprefix("torch.")))
+        integer = np.dtype(str(BITS[dtype][0]).removeprefix("torch."))
+        kernels.warm(integer)
+        if spec.quantize != "none":
+            quantizing.quantize(np.zeros((2, 8), integer), None, dtype, spec.quantize)
 
 
 def check_choice(source: Source, spec: Spec, chosen: Sequence[Place], what: str) -> None:
@@ -295,6 +330,12 @@ def check_choice(source: Source, spec: Spec, chosen: Sequence[Place], what: str)
     do not divide into groups; for types that cannot be compared with each other; for a source that is quantized.
     """
     types: dict[str, str] = {}
+    eight = to_quantize(source, spec, chosen) - {p.name for p in chosen}
+    for place in [p for p in source.places if p.name in eight]:
+        if (dtype := source.info(place.name).dtype) not in BITS:
+            raise InputError(
+                f"quantize={spec.quantize}: the tensor {place.name!r} is of type {dtype}; convert the model to {', '.join(BITS)}"
+            )
     for place in chosen:
         info = info_of(source, place)
         types.setdefault(info.dtype, place.name)
@@ -335,6 +376,7 @@ def planned(source: Source, spec: Spec, chosen: Sequence[Place], identified: boo
     """
     targeted = {p.name for p in chosen}
     groups = group_of(spec)
+    in_8_bits = to_quantize(source, spec, chosen)
     tensors: dict[str, dict[str, Any]] = {}
     after = 0
     for place in all_places(source, chosen):
@@ -347,13 +389,17 @@ def planned(source: Source, spec: Spec, chosen: Sequence[Place], identified: boo
             entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
         elif known is not None:
             entry["kept"] = known
+        width, scales = DTYPES[info.dtype].itemsize, 0
+        rows = info.numel // columns_of(place, info)
+        if place.name in in_8_bits:
+            width, scales = 1, 4 * rows
+            entry |= {"quantized": spec.quantize, "bytes": info.numel + scales}
         if "kept" in entry:
-            columns = columns_of(place, info)
-            mask_bytes = info.numel // columns * -(-columns // 8)
+            mask_bytes = rows * -(-columns_of(place, info) // 8)
             entry["bytes"] = (
                 mask_bytes
                 if spec.storage == "mask"
-                else min(info.nbytes, mask_bytes + entry["kept"] * DTYPES[info.dtype].itemsize)
+                else min(info.numel * width, mask_bytes + entry["kept"] * width) + scales
             )
         after += entry["bytes"]
         tensors[place.name] = entry

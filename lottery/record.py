@@ -10,6 +10,7 @@ from typing import Any
 from lottery.checkpoint import BITS, DTYPES
 from lottery.families import PRUNABLE
 from lottery.home import write_file
+from lottery.quantizing import CODES
 from lottery.spec import digest
 
 RECORD = "ticket.json"
@@ -66,12 +67,13 @@ def misfit(record: dict[str, Any]) -> str | None:
     wrong = wrong or fields("spec.", record["spec"], dict.fromkeys(names, is_word))
     if wrong:
         return wrong
-    targeted = 0
+    targeted, kind = 0, record["spec"]["quantize"]
     for name, entry in record["tensors"].items():
         wrong = fields(f"{name}: ", entry, {
             "role": is_word, "shape": are(is_count), "dtype": is_dtype, "sha256": is_hash, "kept": is_count,
             "requested": is_count, "packed": is_flag, "layer": is_count, "transposed": is_flag, "copy_of": is_word,
-        }, "kept requested packed layer transposed copy_of")  # fmt: skip
+            "quantized": lambda v: is_word(v) and v in CODES, "rounding_zeros": is_count,
+        }, "kept requested packed layer transposed copy_of quantized rounding_zeros")  # fmt: skip
         if wrong:
             return wrong
         numel = math.prod(entry["shape"])
@@ -79,14 +81,19 @@ def misfit(record: dict[str, Any]) -> str | None:
             return f"{name}: kept"
         if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
             return f"{name}: packed"
-        if "kept" in entry and (entry["dtype"] not in BITS or len(entry["shape"]) < 2 or not numel):
+        if ("kept" in entry or "quantized" in entry) and (
+            entry["dtype"] not in BITS or len(entry["shape"]) < 2 or not numel
+        ):
             return f"{name}: shape"
+        if ("quantized" in entry) != ("rounding_zeros" in entry) or entry.get("quantized", kind) != kind:
+            return f"{name}: quantized"
         targeted += "requested" in entry
     return None if targeted else "tensors"
 
 
 def sparsities(record: dict[str, Any]) -> dict[str, float]:
     """Shares of the masks' zeros over the targeted, over all prunable and over all weights; a tied matrix counts once.
+    Of a quantized ticket apart how many survivors were rounded to zero: `rounding_zeros`.
 
     Zeros that an earlier ticket left outside of the target count towards the last two.
     """
@@ -100,8 +107,11 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
         if "requested" in entry:
             targeted += numel
             removed_target += gone
-    return {
+    found = {
         "sparsity_target": removed_target / targeted,
         "sparsity_prunable": removed / prunable,
         "sparsity_model": removed / total,
     }
+    if any("rounding_zeros" in entry for entry in record["tensors"].values()):
+        found["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
+    return found

@@ -26,7 +26,17 @@ from lottery.ticket import Stored
 from lottery.tracking import Run, hide_password
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
-SERVING = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numba", "numpy", "accelerate")
+SERVING = (
+    "mlflow",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numba",
+    "numpy",
+    "accelerate",
+    "bitsandbytes",
+)
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string")]),
     outputs=Schema([ColSpec("string")]),

@@ -129,7 +129,9 @@ class Spec:
         "Which zeros are allowed: any, or so many of each group.",
         **one_of("unstructured", "2:4", "4:8"),
     )
-    quantize: str = parameter("none", "8-bit survivors.", **one_of("none", later=("fp8", "int8")))
+    quantize: str = parameter(
+        "none", "Store attention and MLP matrices, and what is targeted, in 8 bits.", **one_of("none", "fp8", "int8")
+    )
     storage: str = parameter("packed", "Self-contained, or masks over a base.", **one_of("packed", "mask"))
     dataset: str = parameter(
         "auto",
@@ -143,7 +145,11 @@ class Spec:
     dtype: str = parameter(
         "auto", "Arithmetic of measuring and loading.", **one_of("auto", "source", "float16", "bfloat16", "float32")
     )
-    runtime: str = parameter("dense", "How weights lie in memory.", **one_of("dense", later=("packed",)))
+    runtime: str = parameter(
+        "dense",
+        "How weights lie in memory; packed: as in the file, widened layer by layer.",
+        **one_of("dense", "packed"),
+    )
     measure: str = parameter(
         "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"
     )
@@ -176,6 +182,11 @@ class Spec:
                 raise InputError(
                     f"pattern={spec.pattern}: it is chosen group by group, scope=global says otherwise; give scope=layer"
                 )
+        if spec.quantize != "none" and spec.storage == "mask":
+            raise InputError(
+                f"quantize={spec.quantize}: masks over a base hold no values of their own; give storage=packed, "
+                f"or quantize=none"
+            )
         return spec
 
     @property

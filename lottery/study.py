@@ -164,7 +164,9 @@ def load(
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
     stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
     where = models.pick_device(spec.device)
-    model = models.build(stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where)
+    model = models.build(
+        stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
+    )
     return model, models.read_tokenizer(stored.folder)
 
 
@@ -229,7 +231,7 @@ def make(
     `name` is the parameter to blame for the place.
     """
     took = {}
-    warm_up(source, chosen)
+    warm_up(source, spec, chosen)
     with new_folder(folder, name) as partial:
         if partial is not None:
             need, free = planned(source, spec, chosen)["disk_bytes_after"], shutil.disk_usage(partial).free

@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lottery import disk, kernels
+from lottery import disk, kernels, quantizing
 from lottery.checkpoint import (
     BITS,
     DTYPES,
@@ -166,11 +167,41 @@ def packed(
         if not dense.is_contiguous() and tensor.is_contiguous():  # turned back where it came from
             dense = tensor.copy_(dense)
         parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
-    return {
-        "kept": kept,
-        "packed": smaller,
-        "sha256": sha256_of(*(piece for *_, pieces in parts for piece in pieces)),
-    }, parts
+    return {"kept": kept, "packed": smaller, "sha256": sha256_of_parts(parts)}, parts
+
+
+def quantized(
+    place: Place,
+    info: TensorInfo,
+    tensor: torch.Tensor,
+    bits_OI: np.ndarray,
+    mask_OB: np.ndarray | None,
+    zeros: int,
+    kind: str,
+) -> tuple[dict[str, Any], list[Kept]]:
+    """One matrix in 8 bits, pruned (`mask_OB`) or not; as bitmask and survivors where that is smaller. `zeros`: how many
+    it held before anything was done. What is left lies in the memory of `bits_OI` or of `tensor`: both are overwritten."""
+    entry: dict[str, Any] = {"quantized": kind}
+    dtype = quantizing.CODES[kind][0]
+    parts: list[Kept] = []
+    if mask_OB is not None:
+        entry["kept"] = int(kernels.row_counts(mask_OB).sum())
+        entry["packed"] = mask_OB.nbytes + entry["kept"] < info.numel
+        zeros = info.numel - entry["kept"]
+    if mask_OB is not None and entry["packed"]:
+        parts = [(f"{place.name}.bitmask", "U8", mask_OB.shape, [as_bytes(mask_OB)])]
+        codes, scale_O, entry["rounding_zeros"] = quantizing.quantize(bits_OI, mask_OB, info.dtype, kind)
+        parts.append((f"{place.name}.values", dtype, (entry["kept"],), [as_bytes(piece) for piece in codes]))
+    else:
+        if mask_OB is not None:
+            kernels.masked(bits_OI, mask_OB, bits_OI)
+        codes, scale_O, every = quantizing.quantize(bits_OI, None, info.dtype, kind)
+        entry["rounding_zeros"] = every - zeros
+        if place.transposed:
+            codes = [turned_back(codes, bits_OI.shape, tensor)]
+        parts.append((f"{place.name}.values", dtype, info.shape, [as_bytes(piece) for piece in codes]))
+    parts.append((f"{place.name}.scale", "F32", scale_O.shape, [as_bytes(scale_O)]))
+    return entry | {"sha256": sha256_of_parts(parts)}, parts
 
 
 def mask_alone(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[Kept]]:
@@ -187,6 +218,25 @@ def whole(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], 
     return {"sha256": sha256_of(data)}, [(name, dtype, tensor.shape, [data])]
 
 
+def turned_back(codes: Sequence[np.ndarray], shape_OI: tuple[int, ...], tensor: torch.Tensor) -> np.ndarray:
+    """Codes as [I, O], in the memory of the tensor that they were taken from, unless that is a view of what they lie in."""
+    rows, columns = shape_OI
+    if tensor.is_contiguous():
+        out_IO = tensor.reshape(-1).view(torch.uint8).numpy()[: rows * columns].reshape(columns, rows)
+    else:
+        out_IO = np.empty((columns, rows), np.uint8)
+    first = 0
+    for piece in codes:
+        last = first + len(piece) // columns
+        out_IO[:, first:last] = piece.reshape(-1, columns).T
+        first = last
+    return out_IO.reshape(-1)
+
+
+def sha256_of_parts(parts: Sequence[Kept]) -> str:
+    return sha256_of(*(piece for *_, pieces in parts for piece in pieces))
+
+
 def sha256_of(*parts: memoryview) -> str:
     sha = hashlib.sha256()
     for data in parts:
@@ -200,6 +250,54 @@ def header_sha256(shard: Path) -> str:
         length = f.read(8)
         size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
         return hashlib.sha256(length + f.read(size)).hexdigest()
+
+
+@dataclass
+class Matrix:
+    """A matrix as it is stored, [O, I]: bitmask and survivors, or without a mask all of it; 8-bit codes with their scale.
+
+    `values_K`: bits of `dtype`, or uint8 codes where it is `quantized`. A whole Conv1D's are [I, O], one behind the other.
+    """
+
+    rows: int
+    columns: int
+    dtype: str
+    transposed: bool
+    quantized: str | None
+    values_K: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    bitmask_OB: np.ndarray | None = None
+    scale_O: np.ndarray | None = None
+
+    def fits(self, kept: int | None, info: TensorInfo) -> bool:
+        """Whether the parts belong together."""
+        if self.quantized and (self.scale_O is None or self.scale_O.shape != (self.rows,)):
+            return False
+        if self.bitmask_OB is None:
+            return self.values_K.shape == info.shape
+        if self.bitmask_OB.shape != (self.rows, -(-self.columns // 8)):
+            return False
+        return self.values_K.shape == (kept,) and int(kernels.row_counts(self.bitmask_OB).sum()) == kept
+
+    @property
+    def flat(self) -> np.ndarray:
+        """`values_K` in the order of [O, I]."""
+        if self.bitmask_OB is None and self.transposed:
+            return np.ascontiguousarray(self.values_K.T).reshape(-1)
+        return self.values_K.reshape(-1)
+
+    @property
+    def form(self) -> str:
+        """safetensors' name of what `values_K` are."""
+        return quantizing.CODES[self.quantized][0] if self.quantized else self.dtype
+
+    def dense(self, info: TensorInfo) -> torch.Tensor:
+        """The weights that 8-bit codes mean, in float32 and the shape of the model's tensor (a Conv1D's a view)."""
+        assert self.quantized and self.scale_O is not None
+        out_OI = np.empty((self.rows, self.columns), np.uint32)
+        start_O = quantizing.starts(self.bitmask_OB) if self.bitmask_OB is not None else None
+        step_O = quantizing.steps(self.scale_O, self.quantized)
+        quantizing.widen(self.bitmask_OB, start_O, self.flat, self.form, step_O, out_OI)
+        return from_bits(out_OI, TensorInfo("", "F32", info.shape), self.transposed)
 
 
 class Stored:
@@ -272,9 +370,10 @@ class Stored:
         entry = self.entries[name]
         if self.is_mask:
             return [f"{name}.bitmask"] if "kept" in entry else []
-        if "kept" not in entry:
+        if "kept" not in entry and "quantized" not in entry:
             return [name]
-        return [f"{name}.bitmask", f"{name}.values"] if entry["packed"] else [f"{name}.values"]
+        mask = [f"{name}.bitmask"] if entry.get("packed") else []
+        return [*mask, f"{name}.values", *([f"{name}.scale"] if "quantized" in entry else [])]
 
     @property
     def is_mask(self) -> bool:
@@ -324,7 +423,8 @@ class Stored:
 
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         for name in names:
-            unpacked = "kept" in self.entries[name] and (self.is_mask or self.entries[name]["packed"])
+            entry = self.entries[name]  # never one of 8 bits: a quantized ticket is no source
+            unpacked = "kept" in entry and (self.is_mask or entry["packed"])
             yield self._unpacked(name) if unpacked else self._unpacked(name).clone(), lambda: None  # else mapped
         self._buffers = threading.local()
 
@@ -376,10 +476,35 @@ class Stored:
         """One tensor as the model has it: dense, zeros where weights were removed. Raises InputError where damaged."""
         return self._unpacked(name).contiguous()
 
+    def matrix(self, name: str) -> "Matrix":
+        """A pruned or quantized matrix as it is stored, its hash checked; in memory as of `parts`."""
+        info, entry, parts = self.tensors[name], self.entries[name], self.parts(name)
+        columns = info.shape[0] if entry.get("transposed") else info.shape[-1]
+        found = Matrix(
+            info.numel // columns, columns, info.dtype, entry.get("transposed", False), entry.get("quantized")
+        )
+        if entry.get("packed"):
+            found.bitmask_OB = parts.pop(0).numpy()
+        if self.is_mask and found.bitmask_OB is not None:
+            bits_OI = matrix_bits(parts.pop(), found.transposed)
+            found.values_K = np.concatenate(kernels.compact(bits_OI.copy(), found.bitmask_OB))
+            return found
+        if found.quantized:
+            found.scale_O = parts.pop().numpy()
+        values = parts.pop()
+        width = torch.uint8 if found.quantized else BITS[info.dtype][0]
+        found.values_K = values.view(width).numpy()
+        want: Any = DTYPES[quantizing.CODES[found.quantized][0] if found.quantized else info.dtype]
+        if values.dtype != want or not found.fits(entry.get("kept"), info):
+            self._damaged(f"tensor {name!r}")
+        return found
+
     def _unpacked(self, name: str) -> torch.Tensor:
         """As `tensor`, but a Conv1D's may be a transposed view of what was unpacked."""
-        info, parts, entry = self.tensors[name], self.parts(name), self.entries[name]
-        transposed = entry.get("transposed", False)
+        info, entry = self.tensors[name], self.entries[name]
+        if "quantized" in entry:
+            return self.matrix(name).dense(info)
+        parts, transposed = self.parts(name), entry.get("transposed", False)
         if len(parts) == 1:
             whole = parts[0]
             if whole.shape != info.shape or whole.dtype != DTYPES[info.dtype]:

@@ -38,7 +38,14 @@ def test_values_as_typed_and_as_python() -> None:
     "given",
     [{"sparsity": v} for v in ("nan", "-0.1", "1.01", "half", "", None, "inf")]
     + [{"window": v} for v in ("1", "0", "x", "1.5")]
-    + [{"limit": "0"}, {"seed": "-1"}, {"tolerance": "-1"}, {"control": "1"}, {"quantize": "int8"}]
+    + [
+        {"limit": "0"},
+        {"seed": "-1"},
+        {"tolerance": "-1"},
+        {"control": "-1"},
+        {"quantize": "int4"},
+        {"quantize": "int8", "storage": "mask"},
+    ]
     + [{"pattern": "2:4", "sparsity": 0.6}, {"pattern": "4:8", "scope": "global"}, {"pattern": "1:4"}]
     + [{"measure": "perplexity,foo"}, {"method": "wanda"}, {"target": " "}, {"sparcity": 0.5}, {"dtype": "int8"}],
 )

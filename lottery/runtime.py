@@ -1,0 +1,134 @@
+"""Linear layers whose weights stay small in memory: packed, in float8, or in bitsandbytes' int8.
+
+Legend: O outputs, I inputs, B = ceil(I/8) bytes of a row's bitmask, K survivors.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lottery import cuda, kernels, quantizing
+from lottery.checkpoint import DTYPES
+from lottery.spec import MachineError
+from lottery.ticket import Matrix
+
+THRESHOLD = 6.0  # of an activation that bitsandbytes keeps in 16 bits (LLM.int8(), section 3.2)
+
+
+def bits_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of the CPU as the kernels take it: 8-bit codes as uint8, else the unsigned bits."""
+    return tensor.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[tensor.itemsize]).numpy()
+
+
+class Scratch:
+    """The one buffer of a model into which each packed layer is widened when its turn comes."""
+
+    def __init__(self, numel: int, dtype: torch.dtype, device: str) -> None:
+        self.buffer = torch.empty(numel, dtype=dtype, device=device)
+
+    def of(self, rows: int, columns: int) -> torch.Tensor:
+        return self.buffer[: rows * columns].view(rows, columns)
+
+
+class PackedLinear(nn.Module):
+    """y = x W' + b, with W as it is stored: bitmask and survivors, 8-bit codes with their scale, or both.
+
+    Widened whole into the scratch before each product, which is then the very one of a dense layer: the same bits.
+    """
+
+    bitmask_OB: torch.Tensor | None
+    start_O: torch.Tensor | None
+    values_K: torch.Tensor
+    step_O: torch.Tensor | None
+
+    def __init__(self, matrix: Matrix, bias: torch.Tensor | None, scratch: Scratch, device: str) -> None:
+        super().__init__()
+        self.out_features, self.in_features = matrix.rows, matrix.columns
+        self.form, self.scratch = matrix.form, scratch
+        self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
+
+        def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
+            found = None if array is None else torch.from_numpy(array.copy())
+            found = found if found is None or dtype is None else found.view(dtype)
+            self.register_buffer(name, found if found is None else found.to(device), persistent=False)
+
+        mask_OB, scale_O = matrix.bitmask_OB, matrix.scale_O
+        keep("bitmask_OB", mask_OB)
+        keep("start_O", None if mask_OB is None else quantizing.starts(mask_OB))
+        keep("values_K", matrix.flat, DTYPES[matrix.form])
+        keep("step_O", None if scale_O is None or not matrix.quantized else quantizing.steps(scale_O, matrix.quantized))
+
+    def widened(self) -> torch.Tensor:
+        """The dense matrix, in the scratch: good until the next layer's turn."""
+        out_OI = self.scratch.of(self.out_features, self.in_features)
+        if out_OI.is_cuda:
+            return cuda.widen(self.bitmask_OB, self.start_O, self.values_K, self.step_O, out_OI)
+        bits = [None if t is None else t.numpy() for t in (self.bitmask_OB, self.start_O, self.step_O)]
+        mask_OB, start_O, step_O = bits
+        values_K = bits_of(self.values_K)
+        if out_OI.dtype != torch.float16:
+            quantizing.widen(mask_OB, start_O, values_K, self.form, step_O, bits_of(out_OI))
+            return out_OI
+        # float16 is at home on no CPU: through float32, some rows at a time
+        for first in range(0, self.out_features, 256):
+            rows = slice(first, min(first + 256, self.out_features))
+            part = torch.empty(rows.stop - first, self.in_features)
+            values = (
+                values_K if mask_OB is not None else values_K[first * self.in_features : rows.stop * self.in_features]
+            )
+            cut = [None if array is None else array[rows] for array in (mask_OB, start_O, step_O)]
+            quantizing.widen(cut[0], cut[1], values, self.form, cut[2], bits_of(part))
+            out_OI[rows] = part
+        return out_OI
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.widened(), self.bias)
+
+    def extra_repr(self) -> str:
+        packed = "whole" if self.bitmask_OB is None else "packed"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {packed} {self.form}"
+
+
+def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Module:
+    """bitsandbytes' layer over the stored codes: nothing is quantized again. Raises MachineError where it is not usable."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
+    try:
+        from bitsandbytes.nn import Int8Params, Linear8bitLt
+    except Exception as e:  # a library that loads compiled code of its own may fail in any way
+        raise MachineError(
+            f"quantize=int8: bitsandbytes is not usable here ({type(e).__name__}: {e}); give runtime=packed, or quantize=fp8"
+        ) from e
+    assert matrix.scale_O is not None
+    codes_K = matrix.flat
+    if matrix.bitmask_OB is not None:
+        codes_K = kernels.unpack(matrix.bitmask_OB, codes_K, matrix.columns)
+    codes_OI = torch.from_numpy(codes_K.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
+    scale_O = torch.from_numpy(matrix.scale_O.copy()).to(device)
+    layer = Linear8bitLt(
+        matrix.columns,
+        matrix.rows,
+        bias=bias is not None,
+        has_fp16_weights=False,
+        threshold=THRESHOLD,
+        device="meta",
+    )
+    layer.weight = Int8Params(codes_OI, requires_grad=False, has_fp16_weights=False, CB=codes_OI, SCB=scale_O)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(device), requires_grad=False)
+    return layer
+
+
+def resident(model: Any) -> dict[int, torch.Tensor]:
+    """Every tensor that the model holds on its device, a shared one once: parameters, buffers, the scratch, and the
+    scales that bitsandbytes keeps beside its parameters."""
+    found = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            found.append(module.scratch.buffer)
+        elif state := getattr(module, "state", None):
+            found += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
+    return {tensor.data_ptr(): tensor for tensor in found if tensor.numel()}

@@ -1,0 +1,221 @@
+"""8-bit tickets, and layers that stay packed in memory: each fast path beside a slow, obvious twin."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from conftest import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_families import LABELS, logits, make
+from torch.nn import functional
+
+import lottery
+from lottery import cuda, models, quantizing, runtime
+from lottery.checkpoint import BITS, DTYPES
+from lottery.sources import open_ticket
+from lottery.ticket import Matrix, Stored
+
+GREATEST = {"int8": 127, "fp8": 448}
+QUICK = ("--measure", "none", "--register", "none")
+
+
+def slow_codes(weight_OI: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes as torch has them, scale_O) of a matrix whose removed weights are zero."""
+    x = weight_OI.float()
+    scale_O = x.abs().amax(1)
+    factor_O = torch.where(scale_O > 0, torch.full_like(scale_O, GREATEST[kind]) / scale_O, 0)
+    x = x * factor_O[:, None]
+    if kind == "int8":
+        return x.round().to(torch.int8), scale_O
+    codes = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    return torch.where(codes.float() == 0, 0, codes.float()).to(torch.float8_e4m3fn), scale_O  # no -0
+
+
+def slow_weight(codes: torch.Tensor, scale_O: torch.Tensor, kind: str) -> torch.Tensor:
+    return codes.float() * (scale_O / torch.full_like(scale_O, GREATEST[kind]))[:, None]
+
+
+def packed_mask(mask_OI: torch.Tensor) -> np.ndarray:
+    return np.packbits(mask_OI.numpy(), axis=1, bitorder="little")
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 200), st.sampled_from(["BF16", "F16", "F32"]), st.sampled_from(["int8", "fp8"]),
+    st.floats(0, 1), st.booleans(), st.booleans(), st.integers(0, 2**31),
+)  # fmt: skip
+def test_codes_are_those_of_the_slow_twin(
+    rows: int, columns: int, dtype: str, kind: str, share: float, masked: bool, wide: bool, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    spread = torch.exp(-12 * torch.rand(rows, columns, generator=rng))  # small ones too, that round to zero
+    weight = (torch.randn(rows, columns, generator=rng) * spread).to(DTYPES[dtype])
+    if share > 0.8:
+        weight[0] = 0
+    mask = torch.rand(rows, columns, generator=rng) < share if masked else torch.ones(rows, columns, dtype=torch.bool)
+    mask_OB = packed_mask(mask) if masked else None
+    bits = weight.view(BITS[dtype][0]).numpy().copy()
+    wide = wide and runtime.kernels.avx512.AVAILABLE
+    pieces, scale_O, lost = quantizing.quantize(bits, mask_OB, dtype, kind, wide)
+    codes, scale = slow_codes(torch.where(mask, weight, 0), kind)
+    found = np.concatenate(pieces)
+    assert np.array_equal(scale_O, scale.numpy())
+    assert np.array_equal(found, codes.view(torch.uint8)[mask].numpy())
+    assert lost == int((codes.float()[mask] == 0).sum())
+
+    start_O = quantizing.starts(mask_OB) if mask_OB is not None else None
+    for out_dtype, integer in ((torch.float32, np.uint32), (torch.bfloat16, np.uint16)):
+        out = np.empty((rows, columns), integer)
+        quantizing.widen(
+            mask_OB, start_O, found, quantizing.CODES[kind][0], quantizing.steps(scale_O, kind), out, wide
+        )  # fmt: skip
+        twin = slow_weight(codes, scale, kind).to(out_dtype)
+        assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, twin, 0))
+        if dtype != "F16" or out_dtype == torch.float32:
+            values = weight[mask].view(BITS[dtype][0]).numpy()
+            quantizing.widen(mask_OB, start_O, values, dtype, None, out, wide)
+            assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, weight, 0).to(out_dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-44, 3e38])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_rows_of_extreme_size(kind: str, scale: float) -> None:
+    weight = torch.tensor([[1.0, -1.0, 0.5, 0.0]]) * scale
+    codes = quantizing.quantize(weight.view(torch.uint32).numpy().copy(), None, "F32", kind)[0][0]
+    full = {"int8": [127, 256 - 127], "fp8": [0x7E, 0xFE]}[kind]
+    assert list(codes[:2]) == full and codes[3] == 0
+
+
+def test_every_float8_is_widened_exactly() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[codes.view(torch.float8_e4m3fn).float().isfinite()]
+    out = np.empty((1, len(codes)), np.uint32)
+    quantizing.widen(None, None, codes.numpy(), "F8_E4M3", np.ones(1, np.float32), out)
+    assert torch.equal(torch.from_numpy(out).view(torch.float32)[0], codes.view(torch.float8_e4m3fn).float())
+
+
+def dense_twin(stored: Stored, dtype: str = "float32") -> Any:
+    """Every matrix widened, in transformers' own layers."""
+    return models.assemble(stored, {name: models.Lazy(stored, name) for name in stored.tensors}, dtype, "cpu")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_packed_layers_give_the_bits_of_dense_ones(label: str, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    folder = make(label, tmp_path / "model", "published")
+    for quantize in ("none", "fp8", "int8"):
+        out = tmp_path / quantize
+        cli("prune", "--model", folder, "--quantize", quantize, "--out", out, *QUICK)
+        stored = open_ticket(out)
+        packed, _ = lottery.load(out, dtype="float32", runtime="packed")
+        layers = [m for m in packed.modules() if isinstance(m, runtime.PackedLinear)]
+        linear = [
+            n for n, e in stored.entries.items() if e.get("packed") and len(e["shape"]) == 2 and "experts" not in n
+        ]
+        assert len(layers) == len([n for n in linear if stored.entries[n]["role"] in ("attention", "mlp")])
+        want = logits(dense_twin(stored))
+        assert torch.equal(logits(packed), want)
+        dense, _ = lottery.load(out, dtype="float32")
+        if quantize != "int8":
+            assert torch.equal(logits(dense), want)
+        else:  # W8A8: activations are rounded too
+            assert (logits(dense) - want).abs().max() < 0.1 * want.abs().max()
+        kinds = {type(m).__name__ for m in dense.modules()}
+        assert ("PackedLinear" in kinds) == (quantize == "fp8") and ("Linear8bitLt" in kinds) == (quantize == "int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16, torch.float32])
+def test_packed_layers_in_every_type(
+    source: torch.dtype, dtype: str, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    folder = tiny_model(tmp_path / "model", dtype=source)
+    for arguments in (("--storage", "mask"), (), ("--quantize", "int8"), ("--quantize", "fp8", "--sparsity", 0)):
+        out = tmp_path / "-".join(("t", *map(str, arguments)))
+        cli("prune", "--model", folder, "--target", "all+lm_head", "--out", out, *QUICK, *arguments)
+        packed, _ = lottery.load(out, dtype=dtype, runtime="packed")
+        assert any(isinstance(m, runtime.PackedLinear) for m in packed.modules())
+        assert torch.equal(logits(packed), logits(dense_twin(open_ticket(out), dtype))), arguments
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_bitsandbytes_computes_with_the_stored_codes(kind: str, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    folder = make("gpt2" if kind == "GPT2" else "llama", tmp_path / "model", "saved")
+    cli("prune", "--model", folder, "--quantize", "int8", "--out", tmp_path / "t", *QUICK)
+    stored = open_ticket(tmp_path / "t")
+    model, _ = lottery.load(tmp_path / "t", dtype="float32")
+    logits(model)
+    checked = 0
+    for name, entry in stored.entries.items():
+        if "quantized" not in entry:
+            continue
+        path = name.removesuffix(".weight")
+        layer = model.get_submodule(path if path.startswith(("model.", "transformer.")) else f"transformer.{path}")
+        weight = stored.tensor(name).T if entry.get("transposed") else stored.tensor(name)
+        scale_O = torch.from_numpy(np.array(stored.matrix(name).scale_O))
+        assert layer.weight.dtype == torch.int8 and torch.equal(layer.state.SCB, scale_O)
+        assert torch.equal(slow_weight(layer.weight.data, scale_O, "int8"), weight)
+        x = torch.randn(7, weight.shape[1])
+        x[0, 0] = 20  # beyond the threshold: this column is computed in 16 bits
+        assert (layer(x) - functional.linear(x, weight, layer.bias)).abs().max() < 0.05 * layer(x).abs().max()
+        checked += 1
+    assert checked == 7 * 3 if kind == "Llama" else 4 * 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9), (5, 130), (33, 31)])
+def test_bitsandbytes_takes_odd_shapes(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape)
+    (codes,), scale_O, _ = quantizing.quantize(weight.view(torch.uint32).numpy().copy(), None, "F32", "int8")
+    matrix = Matrix(*shape, "F32", False, "int8", codes.reshape(shape), None, scale_O)
+    layer = runtime.int8_linear(matrix, None, "cpu")
+    x = torch.randn(1, 4, shape[1])
+    with torch.inference_mode():
+        assert (layer(x) - functional.linear(x, weight)).abs().max() < 0.1 * functional.linear(x, weight).abs().max()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("form", ["BF16", "I8", "F8_E4M3"])
+def test_torch_alone_widens_the_same(form: str, masked: bool) -> None:
+    """What a GPU without Triton does, here on the CPU."""
+    torch.manual_seed(1)
+    rows, columns = 19, 77
+    mask = torch.rand(rows, columns) < 0.4 if masked else torch.ones(rows, columns, dtype=torch.bool)
+    values = torch.randn(int(mask.sum()))
+    stored = (values * 40).to(torch.int8) if form == "I8" else values.to(DTYPES[form])
+    step_O = torch.rand(rows) if form != "BF16" else None
+    mask_OB = torch.from_numpy(packed_mask(mask)) if masked else None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        twin = torch.zeros(rows, columns)
+        twin[mask] = stored.float()
+        twin = (twin * step_O[:, None] if step_O is not None else twin).to(dtype)
+        out = torch.full((rows, columns), torch.nan, dtype=dtype)
+        assert torch.equal(cuda.widen_by_torch(mask_OB, stored, step_O, out), twin)
+
+
+def test_a_quantized_ticket_counts_its_zeros_apart_and_is_no_source(
+    tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    out = tmp_path / "t"
+    found = lottery_json(
+        "prune", "--model", folder, "--quantize", "int8", "--target", "late", "--out", out, *QUICK
+    )["metrics"]  # fmt: skip
+    stored = open_ticket(out)
+    in_8_bits = {n for n, e in stored.entries.items() if "quantized" in e}
+    assert in_8_bits == {n for n, e in stored.entries.items() if e["role"] in ("attention", "mlp")}  # not late alone
+    zeros = sum(int((stored.tensor(n) == 0).sum()) for n in in_8_bits)
+    pruned = sum(stored.info(n).numel - e["kept"] for n, e in stored.entries.items() if "kept" in e)
+    assert found["rounding_zeros"] == zeros - pruned > 0
+    assert found["sparsity_target"] == 0.5 and pruned == sum(
+        stored.info(n).numel // 2 for n, e in stored.entries.items() if "requested" in e
+    )
+    said = cli("prune", "--model", out, *QUICK, code=2).stderr
+    assert "is quantized (int8)" in said and "prune one that is not" in said
+    planned = lottery_json("plan", "--model", folder, "--quantize", "int8", "--target", "late")
+    sizes = {key.rpartition(".")[2] for key in stored._stored}
+    assert sizes == {"bitmask", "values", "scale", "weight"}
+    assert planned["disk_bytes_after"] == sum(info.nbytes for info in stored._stored.values())
