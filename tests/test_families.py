@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lottery
+from lottery import measure
 from lottery.checkpoint import BUILTIN
 from lottery.ticket import Stored
 
@@ -240,3 +241,25 @@ def test_plan_of_a_published_configuration_alone(
         else:
             assert 100 * shares[found] == pytest.approx(expected, abs=0.051)
     assert "no model.safetensors" in cli("prune", "--model", folder, code=2).stderr
+
+
+def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(
+    tiny_family: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through each family's own head: scaled and capped logits, a bias, a projection."""
+    label, names, folder = tiny_family
+    if names == "published":
+        return  # the same model
+    import transformers
+
+    model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
+    monkeypatch.setattr(measure, "LOGIT_BYTES", 0)
+    monkeypatch.setattr(measure, "LEAST_POSITIONS", 10)  # slices of 5 positions of two windows
+    ids_NT = torch.randint(5, 4000, (2, 33))
+    with torch.inference_mode():
+        found = measure.nll_of_tokens(model.eval(), ids_NT)
+        whole = model(ids_NT, use_cache=False).logits
+        again = model(ids_NT, use_cache=False).logits
+    assert torch.equal(whole, again)  # its layers are as they were
+    twin = -whole[:, :-1].double().log_softmax(-1).gather(-1, ids_NT[:, 1:, None])[..., 0]
+    assert found.shape == (2, 32) and torch.allclose(found.double(), twin, rtol=1e-5, atol=1e-5)
