@@ -44,10 +44,11 @@ class Measured:
     outcome: str | None = None
 
 
-def prepare(source: models.Tensors, spec: Spec, base_id: str) -> Setup:
-    """Read and tokenize once what will be measured on. Everything that may be refused is refused here.
+def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> Setup:
+    """Read and tokenize once what will be measured on. Everything that may be refused is refused here. `quantize`: the
+    ticket's.
 
-    Raises InputError for a device, window, data set or tokenizer that cannot serve.
+    Raises InputError for a device, window, data set or tokenizer that cannot serve, or where memory will not do.
     """
     device = models.pick_device(spec.device)
     dtype = models.arithmetic(spec.dtype, source.dtype, device)
@@ -57,13 +58,43 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str) -> Setup:
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
     ids_NT = protocol = None
+    if spec.measures:
+        check_memory(source, config, spec, dtype, device, quantize, window if "perplexity" in spec.measures else 0)
     if "perplexity" in spec.measures:
         dataset = spec.dataset
         if dataset == "auto":
             dataset = "builtin" if base_id == "builtin" else "wikitext2"
         words = config.get_text_config().vocab_size
         ids_NT, protocol = windows(dataset, tokenizer, words, window, spec.limit, dtype, spec.runtime, device)
+        if quantize == "int8":
+            protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
+        if protocol.windows < 2:
+            say(f"warning: dataset={dataset}: of a single window no interval is known, and no winner; give more text")
     return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol, spec.runtime)
+
+
+def check_memory(
+    source: models.Tensors, config: Any, spec: Spec, dtype: str, device: str, quantize: str, window: int
+) -> None:
+    """Raises InputError, with a value that would fit, where weights or a window clearly will not."""
+    free, numel = measure.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
+    width = 4 if dtype == "float32" else 2
+    small = quantize != "none" or (spec.runtime == "packed" and spec.sparsity > 0)
+    weights = numel if small else numel * width
+    if weights > free:
+        lean = "" if small else "; give quantize=int8 or fp8, runtime=packed, or measure=none"
+        raise InputError(
+            f"model: its {numel:,} weights take about {weights / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free"
+            f"{lean or '; give measure=none'}"
+        )
+    a_token, logits = measure.token_bytes(config), measure.logit_bytes(config)
+    if weights + logits + a_token * window > free:
+        fits = max(0, free - weights - logits) // a_token
+        way_out = f"give window={min(window, 2 ** (fits.bit_length() - 1))}" if fits > 1 else "give measure=none"
+        raise InputError(
+            f"window={window}: beside the weights it takes about {(logits + a_token * window) / 1e9:.1f} GB on {device}, "
+            f"{max(0, free - weights) / 1e9:.1f} GB are left; {way_out}"
+        )
 
 
 def measure_model(
@@ -135,6 +166,10 @@ def measure_pair(
             dense = replace(fresh, metrics={**fresh.metrics, **sizes})
             if wants:
                 record_dense(run, base, dense, setup)
+    if ticket.samples and dense.samples:
+        of_dense = {sample["prompt"]: sample["text"] for sample in dense.samples}
+        beside = [{**sample, "dense": of_dense.get(sample["prompt"], "")} for sample in ticket.samples]
+        ticket = replace(ticket, samples=beside)
     if ticket.nll_N is not None and dense.nll_N is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **measure.ratio_metrics(ticket.nll_N, dense.nll_N)})
     return ticket, dense
@@ -142,6 +177,8 @@ def measure_pair(
 
 def record_dense(run: tracking.Run, base: Base, dense: Measured, setup: Setup) -> None:
     """A run of its own for the dense base, where the next ticket finds it."""
+    protocol = replace(setup.protocol, int8_arithmetic="none") if setup.protocol else None
+    setup = replace(setup, protocol=protocol)
     tags = {
         "kind": "dense",
         "ticket": dense_id(base.files),

@@ -88,8 +88,9 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
     mlflow, torch = sys.modules.get("mlflow"), sys.modules.get("torch")
     if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
         return f"MLflow: {' '.join(str(e).split())[:300]}", 1
-    if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
-        return "out of memory; give a smaller window, device=cpu, or measure=none", 1
+    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch on a CPU has no class for it
+    if isinstance(e, MemoryError) or no_memory or (torch and isinstance(e, torch.OutOfMemoryError)):
+        return "out of memory; give a smaller window, runtime=packed, device=cpu, or measure=none", 1
     return None
 
 
@@ -196,6 +197,23 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
     click.echo(
         json.dumps(found) if as_json else f"ticket {stored.id}: {len(stored.tensors)} tensors, every hash is right"
     )
+
+
+@main.command()
+@click.argument("run")
+@click.option("--coherent", required=True, type=click.Choice(["yes", "no"]), help="Whether its text reads as language.")
+@click.option("--note", default=None, help="Why, in a few words.")
+@as_json
+def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
+    """Record a person's judgement of a run's samples, on the run, its model and its versions.
+
+    Example: lottery label 0653abf06bee492e9bc89cd452d11387 --coherent yes --note "reads well"
+    """
+    from lottery import registry, tracking
+
+    tags = {"coherent": coherent, **({"note": note[:500]} if note else {})}
+    tagged = registry.label(tracking.connect(reading=True), run, tags)
+    click.echo(json.dumps({"tags": tags, "tagged": tagged}) if as_json else f"coherent={coherent}: {', '.join(tagged)}")
 
 
 @main.command()

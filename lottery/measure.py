@@ -57,6 +57,16 @@ def token_bytes(config: Any) -> int:
     return 4 * (6 * hidden + 3 * int(inner) * int(experts))
 
 
+def positions_of(config: Any) -> int:
+    """Of how many tokens to have logits at once."""
+    return max(LOGIT_BYTES // (8 * config.get_text_config().vocab_size), LEAST_POSITIONS)
+
+
+def logit_bytes(config: Any) -> int:
+    """What they take, in the model's own type and in float32."""
+    return 8 * positions_of(config) * config.get_text_config().vocab_size
+
+
 def batch_of(config: Any, window: int, device: str) -> int:
     """How many windows to take at once: as many as fit into a small part of the memory at hand."""
     room = min(free_bytes(device) // 8, 4 * 2**30 if device == "cuda" else 2**28)
@@ -87,8 +97,7 @@ def nll_of_tokens(model: Any, ids_NT: torch.Tensor) -> torch.Tensor:
     said, some positions at a time: all logits of a large vocabulary would take gigabytes.
     """
     count, window = ids_NT.shape
-    vocabulary = model.config.get_text_config().vocab_size
-    step = -(-max(LOGIT_BYTES // (8 * vocabulary), LEAST_POSITIONS) // count)
+    step = -(-positions_of(model.config) // count)
     body = getattr(model, model.base_model_prefix)
     said = body(ids_NT, use_cache=False)
     own = body.__dict__.get("forward")  # where accelerate has put a hook

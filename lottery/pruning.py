@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -82,10 +82,15 @@ def to_quantize(source: Source, spec: Spec, chosen: Sequence[Place]) -> set[str]
 
 
 class Selection:
-    """Which weights of a tensor live, by the spec. With `scope=global`, after two passes over all targeted tensors."""
+    """Which weights of a tensor live, by the spec. With `scope=global`, after two passes over all targeted tensors.
 
-    def __init__(self, spec: Spec, source: Source, chosen: Sequence[Place]) -> None:
-        self.spec = spec
+    `survivors`: how many of each targeted tensor are to stay, whatever the sparsity (a control has as many as its ticket).
+    """
+
+    def __init__(
+        self, spec: Spec, source: Source, chosen: Sequence[Place], survivors: Mapping[str, int] | None = None
+    ) -> None:
+        self.spec, self.survivors = spec, survivors
         self.groups = group_of(spec)
         self.sparser = 0  # targeted tensors that hold more zeros than asked for
         self.search: kernels.Search | None = None
@@ -132,6 +137,9 @@ class Selection:
             mask_OB = kernels.select_groups(bits_OI, *self.groups, seed)
             self.sparser += int(kernels.row_counts(mask_OB).sum()) < info.numel // self.groups[1] * self.groups[0]
             return mask_OB, info.numel // self.groups[1] * self.groups[0]
+        if self.survivors:
+            kept = self.survivors[place.name]
+            return kernels.select(bits_OI, info.numel - kept, seed), kept
         asked = requested(self.spec, info.numel)
         self.sparser += zeros > asked
         return kernels.select(bits_OI, max(asked, zeros), seed), info.numel - asked
@@ -157,8 +165,16 @@ def stream_of(
     return source.stream([place.copy_of or place.name for place in places], ahead)
 
 
-def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Path) -> None:
+def prune_source(
+    source: Source,
+    spec: Spec,
+    chosen: Sequence[Place],
+    folder: Path,
+    survivors: Mapping[str, int] | None = None,
+    title: str | None = None,
+) -> None:
     """Write the ticket that `spec` makes of `source` into the empty `folder`; the chosen places lose weights.
+    `survivors` as in `Selection`, `title` for the progress bar.
 
     Raises InputError where a weight of the source is not a number.
     """
@@ -166,14 +182,14 @@ def prune_source(source: Source, spec: Spec, chosen: Sequence[Place], folder: Pa
     places = all_places(source, chosen)
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
-    selection = Selection(spec, source, chosen)
+    selection = Selection(spec, source, chosen, survivors)
     masked = targeted | {p.name for p in source.places if source.kept(p.name) is not None}
     in_8_bits = to_quantize(source, spec, chosen)
     entries: dict[str, dict[str, Any]] = {}
     kept_space = [parts_of(spec, p, info_of(source, p), p.name in masked, p.name in in_8_bits) for p in places]
     writer = Writer(folder, [part for parts in kept_space for part in parts])
     total = sum(info_of(source, p).nbytes for p in places)
-    title = f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
+    title = title or f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
     budget = Budget(source, places)
     stream = stream_of(source, places, budget.ahead)

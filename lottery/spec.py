@@ -74,8 +74,8 @@ def number(low: float, high: float) -> dict[str, Any]:
     return {"parse": parse, "values": f"{low:g} to {high:g}"}
 
 
-def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str, Any]:
-    """A whole number from `low`, or `word`; `only`: no more than `low` itself in this version."""
+def whole(low: int, *, word: str | None = None) -> dict[str, Any]:
+    """A whole number from `low`, or `word`."""
 
     def parse(name: str, value: Any) -> int | str:
         if word is not None and str(value) == word:
@@ -86,11 +86,9 @@ def whole(low: int, *, word: str | None = None, only: bool = False) -> dict[str,
             x = low - 1
         if not low <= x < 2**63:
             raise InputError(f"{name}={value}: give a whole number from {low}{f', or {word}' if word else ''}")
-        if only and x > low:
-            raise InputError(f"{name}={value}: this version only takes {low}")
         return x
 
-    values = f"{low} and up" if not only else f"{low} (later: more)"
+    values = f"{low} and up"
     return {"parse": parse, "values": f"{word}, or {values}" if word else values}
 
 
@@ -153,7 +151,7 @@ class Spec:
     measure: str = parameter(
         "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"
     )
-    control: int = parameter(0, "Random controls to measure beside.", **whole(0, only=True))
+    control: int = parameter(0, "Random tickets of the same size to measure beside.", **whole(0))
     tolerance: float = parameter(0.10, "What a winner may lose: ratio at most 1 + tolerance.", **number(0, 10))
     seed: int = parameter(0, "Seed of what is drawn.", **whole(0))
     device: str = parameter("auto", "Where to measure.", **one_of("auto", "cpu", "cuda"))
@@ -186,6 +184,11 @@ class Spec:
             raise InputError(
                 f"quantize={spec.quantize}: masks over a base hold no values of their own; give storage=packed, "
                 f"or quantize=none"
+            )
+        if spec.control and "perplexity" not in spec.measures:
+            raise InputError(
+                f"control={spec.control}: controls are compared by their perplexity, measure={spec.measure} leaves that "
+                f"out; give control=0, or measure=perplexity"
             )
         return spec
 

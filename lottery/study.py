@@ -10,6 +10,7 @@ from typing import Any
 from lottery import models, registry, tracking
 from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
 from lottery.checkpoint import Base, Source, read_json
+from lottery.control import control_metrics, measure_controls
 from lottery.families import PRUNABLE, Place
 from lottery.home import alone, home, make_folder, new_folder, resolved, write_file
 from lottery.measure import timed
@@ -38,6 +39,7 @@ class Ticket:
     samples: list[dict[str, str]] = field(default_factory=list, repr=False)
     title: str = field(default="ticket", repr=False)
     tolerance: float = field(default=0.10, repr=False)
+    memory: str = field(default="", repr=False)  # how its weights lie there, in words
 
     def json(self) -> dict[str, Any]:
         names = ("ticket", "path", "run_id", "model_uri", "metrics", "tags")
@@ -57,7 +59,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     source, chosen, base = locate(spec)
     about = source.origin
     name = registry.model_name(spec.register, about["id"])
-    setup = prepare(source, spec, about["id"])
+    setup = prepare(source, spec, about["id"], spec.quantize)
     for note in notes(chosen, source.tied_head):
         say(note)
     id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
@@ -78,7 +80,8 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     with tracking.open_run(client, name_of_run, spec.params(), tags, spec) as run, alone(id):
         stored, took = make(source, spec, chosen, base, folder, named)
         ticket, dense = measure_pair(run, stored, base, setup, about["files"])
-        ticket = with_sizes(ticket, stored, took)
+        control_CN = measure_controls(source, spec, chosen, stored, setup)
+        ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
         tags |= verdict(ticket, spec, setup)
         record = record_of(ticket, dense, setup, spec.params(), tags) | ({"base": base.place} if base else {})
         if setup.wants or not (folder / MEASUREMENTS).exists():
@@ -90,12 +93,18 @@ def run(spec: Spec, out: Path | None) -> Ticket:
         elif spec.register != "none":
             with stage(f"register {name}"):
                 model_id = registry.log_model(run, stored, spec.params(), tags)
-        layers = {"layers": stored.record["layers"], "tensors": [p.name for p in chosen]}
-        report(run, ticket, setup, tags, record, model_id, {"layers.json": layers})
+        more: dict[str, Any] = {"layers.json": {"layers": stored.record["layers"], "tensors": [p.name for p in chosen]}}
+        if control_CN is not None:
+            more["control_nll_per_window.npy"] = control_CN
+        report(run, ticket, setup, tags, record, model_id, more)
         if model_id and uri is None:
             uri = registry.register(client, model_id, name, tags)
         elif model_id and uri and "winner" in tags and "limited" not in tags:
             registry.tag_version(client, uri, model_id, tags)
+        if model_id and "winner" in tags:
+            registry.crown(client, name)
+        if known and model_id:
+            tags |= registry.labels(client, model_id)
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     path = str(folder) if keep else None
@@ -111,6 +120,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
         ticket.samples,
         name_of_run,
         spec.tolerance,
+        in_memory(spec.quantize, spec.runtime),
     )
 
 
@@ -124,7 +134,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     stored = open_ticket(found.folder, base)
     models.check(stored, stored.tensors)
     about = stored.origin
-    setup = prepare(stored, spec, about["id"])
+    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
     dense_base = stored.base or base_of(stored, base)
     client = tracking.connect()
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
@@ -136,6 +146,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
         tags |= verdict(measured, spec, setup)
         if found.model_id:
             registry.use_model(run, found.model_id)
+            tags |= registry.labels(client, found.model_id)
         report(run, measured, setup, tags, record_of(measured, dense, setup, params, tags), found.model_id, {})
     uri = ticket if found.model_id else None
     made_by = Spec.parse(**{"target": found.params.get("target", "ticket"), **stored.record["spec"]})
@@ -150,6 +161,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
         setup.protocol,
         measured.samples,
         title(made_by),
+        memory=in_memory(made_by.quantize, spec.runtime),
     )
 
 
@@ -280,6 +292,19 @@ def title(spec: Spec) -> str:
     return " ".join(words)
 
 
+def in_memory(quantize: str, runtime: str) -> str:
+    """What a run's figures of speed and memory are about, in words."""
+    if runtime == "packed":
+        return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
+    if quantize == "int8":
+        return (
+            "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
+        )
+    if quantize == "fp8":
+        return "stored sparse, held as float8 and widened for each product: the zeros save disk alone"
+    return "stored sparse, runs dense: the zeros save disk, not time or memory"
+
+
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
     protocol = {"protocol": setup.protocol_id} if setup.wants else {}
     return {"kind": kind, "ticket": ticket, "base": base, "device": setup.device, **protocol}
@@ -293,6 +318,8 @@ def verdict(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]:
     if "perplexity_ratio_hi" in measured.metrics:
         wins = measured.metrics["perplexity_ratio_hi"] <= 1 + spec.tolerance and "limited" not in tags
         tags["winner"] = "yes" if wins else "no"
+    if "control_ratio_hi" in measured.metrics:
+        tags["beats_control"] = "yes" if measured.metrics["control_ratio_hi"] < 1 else "no"
     return tags
 
 

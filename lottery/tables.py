@@ -76,8 +76,16 @@ def ticket_table(ticket: Ticket) -> str:
     ]
     if ticket.protocol:
         lines.append(f"protocol {ticket.protocol.id}: {ticket.protocol.line()}")
-    if "decode_tok_s" in m:
-        lines.append("stored sparse, runs dense: the zeros save disk, not time or memory")
+    if "rounding_zeros" in m:
+        lines.append(f"{m['rounding_zeros']:,.0f} more weights became zero by rounding to 8 bits")
+    if "decode_tok_s" in m or "weights_bytes" in m:
+        lines.append(ticket.memory)
+    if "control_perplexity" in m:
+        lines.append(
+            f"control: random tickets of the same size have {plain(m, 'control_perplexity', 2)}, from "
+            f"{plain(m, 'control_perplexity_lo', 2)} to {plain(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
+            f"{with_interval(m, 'control_ratio', 4)}: beats them: {ticket.tags.get('beats_control', 'not known')}"
+        )
     if "winner" in ticket.tags:
         limited = f"; measured on {ticket.tags['limited']} windows only" if "limited" in ticket.tags else ""
         upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {1 + ticket.tolerance:g}"
@@ -86,6 +94,11 @@ def ticket_table(ticket: Ticket) -> str:
         lines.append(f"outcome: {ticket.tags['outcome']}")
     if ticket.samples:
         lines.append(f"sample: {ticket.samples[0]['text']!r}")
+        if "dense" in ticket.samples[0]:
+            lines.append(f"dense:  {ticket.samples[0]['dense']!r}")
+    if "coherent" in ticket.tags:
+        note = f" ({ticket.tags['note']})" if "note" in ticket.tags else ""
+        lines.append(f"coherent, to a reader: {ticket.tags['coherent']}{note}")
     if ticket.model_uri:
         lines.append(f"{'registered' if ticket.tags['kind'] == 'ticket' else 'ticket'}: {ticket.model_uri}")
     if ticket.path:

@@ -68,6 +68,9 @@ class Protocol:
     dtype: str
     runtime: str
     device: str
+    int8_arithmetic: str = (
+        "none"  # of a ticket quantized so: w8a8 (activations are rounded too) or w8a16; goes with runtime
+    )
 
     @property
     def id(self) -> str:
@@ -82,7 +85,7 @@ class Protocol:
         limited = f"the first {self.windows}" if self.limit != "none" else f"{self.windows}"
         return (
             f"{self.dataset}: {self.tokens:,} tokens, {limited} windows of {self.window}, BOS {self.bos}, "
-            f"{self.dtype} on {self.device}"
+            f"{self.dtype} on {self.device}{f', int8 as {self.int8_arithmetic}' if self.int8_arithmetic != 'none' else ''}"
         )
 
 
