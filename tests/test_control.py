@@ -1,0 +1,167 @@
+"""Controls, winners and a person's judgement, through the command and a real store."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import Result
+from conftest import tiny_model
+
+from lottery import kernels, registry
+from lottery.baseline import Measured
+from lottery.control import control_metrics
+from lottery.sources import open_base, open_ticket
+from lottery.ticket import matrix_bits
+
+SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--scope", "global"),
+        ("--quantize", "int8"),
+        ("--pattern", "2:4"),
+        ("--storage", "mask"),
+        ("--method", "random"),
+    ],
+    ids="=".join,
+)
+def test_a_control_has_the_ticket_s_own_counts(
+    arguments: tuple[str, str],
+    tmp_path: Path,
+    lottery_json: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(tmp_path / "model")
+    from lottery import control
+
+    seen: list[tuple[dict[str, Any], dict[str, bytes]]] = []
+    measure_model = control.measure_model
+
+    def looked_at(what: str, ticket: Any, *rest: Any) -> Any:
+        masks = {n: ticket.matrix(n).bitmask_OB.tobytes() for n, e in ticket.entries.items() if "requested" in e}
+        seen.append((ticket.record, masks))
+        return measure_model(what, ticket, *rest)
+
+    monkeypatch.setattr(control, "measure_model", looked_at)
+    out = tmp_path / "t"
+    made = lottery_json("prune", "--model", model, "--control", 2, "--out", out, *SHORT, *arguments)
+    stored = open_ticket(out)
+    targeted = {n: e["kept"] for n, e in stored.entries.items() if "requested" in e}
+    assert len(seen) == 2 and seen[0][1] != seen[1][1]
+    for record, masks in seen:
+        assert {n: e["kept"] for n, e in record["tensors"].items() if "requested" in e} == targeted
+        assert record["spec"]["quantize"] == stored.record["spec"]["quantize"]
+        assert masks != {n: stored.matrix(n).bitmask_OB.tobytes() for n in targeted}  # type: ignore[union-attr]  # packed
+    metrics, client = made["metrics"], mlflow.MlflowClient()
+    local = Path(client.download_artifacts(made["run_id"], "control_nll_per_window.npy", str(tmp_path)))
+    nll_CN = np.load(local)
+    assert nll_CN.shape == (2, 6)
+    each = np.exp(nll_CN.mean(1))
+    assert metrics["control_perplexity"] == pytest.approx(np.median(each))
+    assert (metrics["control_perplexity_lo"], metrics["control_perplexity_hi"]) == (each.min(), each.max())
+    assert metrics["control_ratio"] == pytest.approx(metrics["perplexity"] / math.sqrt(each[0] * each[1]))
+    assert made["tags"]["beats_control"] == ("yes" if metrics["control_ratio_hi"] < 1 else "no")
+
+
+def test_a_control_is_a_random_ticket_of_the_next_seed(tmp_path: Path, lottery_json: Callable[..., Any]) -> None:
+    """At sparsity per tensor it is the very ticket that method=random makes."""
+    model = tiny_model(tmp_path / "model")
+    arguments = ("prune", "--model", model, "--sparsity", "0.8", *SHORT)
+    with_control = lottery_json(*arguments, "--control", 1)["metrics"]
+    random = lottery_json(*arguments, "--method", "random", "--seed", 1, "--out", tmp_path / "r")["metrics"]
+    assert with_control["control_perplexity"] == random["perplexity"]
+    stored, base = open_ticket(tmp_path / "r"), open_base(str(model))
+    for name, entry in stored.entries.items():
+        if "requested" in entry:
+            kept = kernels.row_counts(stored.matrix(name).bitmask_OB).sum()  # type: ignore[arg-type]  # packed
+            assert kept == round(0.2 * matrix_bits(base.tensor(name), False).size)
+
+
+def test_controls_that_overflow_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    nll_N = np.array([1.0, 2.0, 3.0])
+    some = control_metrics(Measured(nll_N=nll_N), np.stack([nll_N + 1, nll_N * np.nan]))
+    assert some["control_perplexity"] == pytest.approx(math.exp(3)) and some["control_ratio"] == pytest.approx(
+        1 / math.e
+    )
+    assert "1 of 2 controls overflowed" in capsys.readouterr().err
+    assert control_metrics(Measured(nll_N=nll_N), np.full((1, 3), np.inf)) == {}
+
+
+def test_a_control_without_perplexity_is_refused(cli: Callable[..., Result]) -> None:
+    said = cli("prune", "--control", 2, "--measure", "speed", code=2).stderr
+    assert "control=2" in said and "measure=speed" in said
+
+
+def alias(name: str) -> str | None:
+    found = mlflow.MlflowClient().get_registered_model(name).aliases.get("winner")
+    return None if found is None else str(found)
+
+
+def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_path: Path) -> None:
+    def prune(*arguments: Any) -> dict[str, Any]:
+        return lottery_json("prune", "--measure", "perplexity", "--register", "crown", *arguments)
+
+    assert prune("--sparsity", "0.9")["tags"]["winner"] == "no" and alias("crown") is None
+    assert prune("--target", "late", "--sparsity", "0.4", "--tolerance", "5")["tags"]["winner"] == "yes"
+    assert alias("crown") is None  # another tolerance
+    prune("--target", "late", "--sparsity", "0.45", "--limit", 20)
+    prune("--target", "late", "--sparsity", "0.05", "--method", "random", "--window", "256")
+    assert alias("crown") is None  # limited; another window, and random
+    first = prune("--target", "late", "--sparsity", "0.3")
+    assert first["tags"]["winner"] == "yes" and first["model_uri"] == f"models:/crown/{alias('crown')}"
+    again = prune("--target", "late", "--sparsity", "0.4")  # an old version, now judged by the default tolerance
+    assert again["model_uri"] == "models:/crown/2" and alias("crown") == "2"
+    assert prune("--target", "late", "--sparsity", "0.2")["tags"]["winner"] == "yes" and alias("crown") == "2"
+
+    client = mlflow.MlflowClient()
+    client.delete_registered_model_alias("crown", "winner")
+    registry.crown(client, "crown")
+    assert alias("crown") == "2"
+
+
+def test_the_alias_is_right_when_runs_finish_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lottery", "prune", "--target", "late", "--measure", "perplexity", "--json"]
+    command += ["--register", "crowd", "--sparsity"]
+    sparsities = ("0.1", "0.35", "0.2", "0.3")
+    started = [subprocess.Popen([*command, s], stdout=-1, stderr=-1, text=True) for s in sparsities]
+    ends = [(p.communicate(), p.returncode) for p in started]
+    assert [code for _, code in ends] == [0] * 4, ends
+    made = [json.loads(out) for (out, _), _ in ends]
+    assert [m["tags"]["winner"] for m in made] == ["yes"] * 4
+    assert made[1]["model_uri"] == f"models:/crowd/{alias('crowd')}"
+
+
+def test_a_person_s_judgement_is_kept_everywhere(
+    cli: Callable[..., Result], lottery_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "model")
+    made = lottery_json("prune", "--model", model, "--measure", "samples", "--register", "judged")
+    assert "coherent" not in made["tags"]  # nothing is called so by a rule
+    said = lottery_json("label", made["run_id"], "--coherent", "no", "--note", "letters at random")
+    assert made["model_uri"] in said["tagged"]
+    client = mlflow.MlflowClient()
+    version = client.get_model_version("judged", "1")
+    for tags in (
+        client.get_run(made["run_id"]).data.tags,
+        version.tags,
+        client.get_logged_model(version.source.removeprefix("models:/")).tags,
+    ):
+        assert (tags["coherent"], tags["note"]) == ("no", "letters at random")
+    again = lottery_json("evaluate", "--ticket", "models:/judged/1", "--measure", "samples")
+    assert again["tags"]["coherent"] == "no"
+    cli("label", again["run_id"], "--coherent", "yes")  # of an evaluation: the model that it used
+    assert client.get_model_version("judged", "1").tags["coherent"] == "yes"
+    printed = cli("evaluate", "--ticket", "models:/judged/1", "--measure", "samples").stdout
+    assert "coherent, to a reader: yes" in printed and "sample: " in printed and "dense:  " in printed
+
+    assert "there is no such run" in cli("label", "0" * 32, "--coherent", "yes", code=2).stderr
+    assert "maybe" in cli("label", made["run_id"], "--coherent", "maybe", code=2).stderr
