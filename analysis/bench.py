@@ -3,6 +3,8 @@
 files     a Mistral-7B-shaped bfloat16 checkpoint of random weights (a slice of 3 GB; --full: all 7.24 B parameters), all
           of it pruned to 50%: against cp and fsync of the same files; the ticket loaded, against the dense files
 kernels   one 14336 x 4096 bfloat16 matrix at 50%: against torch's own pruning, a k-th value, a plain copy
+packed    one linear layer, 14336 x 4096 at 50%, whose weights stay packed in memory: against a dense layer in the type that
+          is fastest here, for one token (decode) and for 512 (prefill)
 evaluate  the embedded model's perplexity: against a bare forward loop over the same windows
 
 A table for people; the last line of stdout is one JSON object. What is timed runs in a process of its own, its imports
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -414,6 +417,62 @@ def bench_kernels() -> dict[str, Any]:
     return {"seconds": times, "select_faster_than_torch": faster}
 
 
+def bench_packed() -> dict[str, Any]:
+    import numpy as np
+
+    from lottery import kernels, models, quantizing, runtime
+    from lottery.ticket import Matrix
+
+    rows, columns = 14336, 4096
+    torch.manual_seed(0)
+    weight = torch.randn(rows, columns).bfloat16()
+    bits = weight.view(torch.uint16).numpy()
+    mask_OB = kernels.select(bits.copy(), weight.numel() // 2)
+    masked = torch.from_numpy(kernels.masked(bits, mask_OB)).view(torch.bfloat16)
+    own = getattr(torch, models.arithmetic("auto", "BF16", "cpu"))
+    scratch = {dtype: runtime.Scratch(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
+    layers: dict[str, torch.nn.Module] = {}
+    for dtype in scratch:
+        layers[f"dense {str(dtype)[6:]}"] = dense = torch.nn.Linear(columns, rows, bias=False, dtype=dtype)
+        dense.weight = torch.nn.Parameter(masked.to(dtype), requires_grad=False)
+    for kind in ("none", "int8", "fp8"):
+        if kind == "none":
+            values, scale_O = np.concatenate(kernels.compact(bits.copy(), mask_OB)), None
+        else:
+            pieces, scale_O, _ = quantizing.quantize(bits.copy(), mask_OB, "BF16", kind)
+            values = np.concatenate(pieces)
+        matrix = Matrix(rows, columns, "BF16", False, None if kind == "none" else kind, values, mask_OB, scale_O)
+        layers[f"packed {kind}"] = runtime.PackedLinear(matrix, None, scratch[own], "cpu")
+        if kind == "int8":
+            layers["bitsandbytes int8"] = runtime.int8_linear(matrix, None, "cpu")
+    seconds: dict[str, dict[str, float]] = {}
+    for tokens in (1, 512):
+        times: dict[str, list[float]] = {name: [] for name in layers}
+        for repeat in range(8):
+            for name, layer in layers.items():  # in turn: the machine's speed changes by the minute
+                dtype = torch.float32 if name == "dense float32" else own
+                if name == "dense bfloat16":
+                    dtype = torch.bfloat16
+                x = torch.randn(1, tokens, columns, dtype=dtype)
+                with torch.inference_mode():
+                    taken = best(partial(layer, x), 1)
+                times[name] += [taken] if repeat else []  # the first warms up
+        seconds[str(tokens)] = {name: median(several) for name, several in times.items()}
+        floor = min(found for name, found in seconds[str(tokens)].items() if name.startswith("dense"))
+        click.echo(
+            f"packed: one layer of {rows} x {columns} at 50%, {tokens} tokens, computed in {str(own)[6:]}, medians of 7"
+        )
+        for name, found in seconds[str(tokens)].items():
+            line(name, found, floor, "the faster dense")
+    sizes = {
+        name: sum(t.nbytes for t in layer.buffers()) / masked.nbytes
+        for name, layer in layers.items()
+        if isinstance(layer, runtime.PackedLinear)
+    }
+    click.echo("  resident, of 16-bit dense: " + ", ".join(f"{name} {size:.4f}" for name, size in sizes.items()))
+    return {"seconds": seconds, "resident": sizes}
+
+
 def bench_evaluate() -> dict[str, Any]:
     from lottery import measure, models
     from lottery.sources import open_base
@@ -452,7 +511,7 @@ def bench_evaluate() -> dict[str, Any]:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the files go, and stay.  [default: a new one]")
 @click.option("--rounds", default=3, show_default=True, help="How often what touches the disk is measured.")
 @click.option("--work", nargs=3, hidden=True)
-@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "evaluate"]))
+@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "evaluate"]))
 def main(
     full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
 ) -> None:
@@ -461,9 +520,11 @@ def main(
         click.echo(json.dumps(WORK[work[0]](Path(work[1]), Path(work[2])) | {"fresh_memory_gb_s": fresh}))
         return
     found: dict[str, Any] = {}
-    for part in parts or ("kernels", "evaluate", "files"):
+    for part in parts or ("kernels", "packed", "evaluate", "files"):
         if part == "kernels":
             found[part] = bench_kernels()
+        elif part == "packed":
+            found[part] = bench_packed()
         elif part == "evaluate":
             found[part] = bench_evaluate()
         else:

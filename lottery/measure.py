@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lottery.models import context_length, encode, generate
+from lottery.models import Decoder, context_length, encode, generate
 from lottery.progress import Advance
 from lottery.runtime import resident
 
@@ -196,14 +196,13 @@ def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
     prompt = (words * (length // len(words) + 1))[:length]
     ids_1T = torch.tensor([prompt], device=model.device)
     prefill, decode, whole = [], [], []
+    decoder = Decoder(model, length + NEW_TOKENS)
     for repeat in range(REPEATS + 1):
         begin = clock(model)
-        out = model(ids_1T, use_cache=True, logits_to_keep=1)
-        token_11 = out.logits[:, -1:].argmax(-1)
+        token_11 = decoder.begin(ids_1T)
         first = clock(model)
         for _ in range(NEW_TOKENS - 1):
-            out = model(token_11, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-            token_11 = out.logits[:, -1:].argmax(-1)
+            token_11 = decoder.next(token_11)
         last = clock(model)
         generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, exactly=True)
         end = clock(model)

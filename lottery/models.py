@@ -248,6 +248,49 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     return tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
 
 
+class Decoder:
+    """Greedy decoding at batch 1, a token a call. On a GPU over a cache of fixed size, so that from capability 8.0 on
+    torch.compile replays each step as a CUDA graph: the time of launching kernels would hide the model's own."""
+
+    def __init__(self, model: Any, tokens: int, static: bool | None = None, compiled: bool | None = None) -> None:
+        cuda = model.device.type == "cuda"
+        self.model, self.step = model, model
+        self.static = cuda if static is None else static
+        self.cache: Any = transformers.StaticCache(config=model.config, max_cache_len=tokens) if self.static else None
+        # bitsandbytes looks at the activations' values in between: no graph can hold that
+        able = (
+            cuda and torch.cuda.get_device_capability() >= (8, 0) and "Linear8bitLt" not in map(kind, model.modules())
+        )
+        if able if compiled is None else compiled:
+            self.step = torch.compile(model.forward, mode="reduce-overhead" if cuda else "default")
+
+    def begin(self, ids_1T: torch.Tensor) -> torch.Tensor:
+        """The prompt; the first new token [1, 1]."""
+        if self.static:
+            self.cache.reset()
+        out = self.model(ids_1T, past_key_values=self.cache if self.static else None, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        return out.logits[:, -1:].argmax(-1)
+
+    def next(self, token_11: torch.Tensor) -> torch.Tensor:
+        """The token after that one."""
+        given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        try:
+            torch.compiler.cudagraph_mark_step_begin()
+            out = self.step(token_11, **given)
+        except Exception as e:  # a compiler that is missing or at its limits: many kinds
+            if self.step is self.model:
+                raise
+            say(f"warning: torch.compile failed ({type(e).__name__}); decoding without a graph, launches included")
+            self.step = self.model
+            out = self.step(token_11, **given)
+        return out.logits[:, -1:].argmax(-1).clone()
+
+
+def kind(thing: Any) -> str:
+    return type(thing).__name__
+
+
 def check_temperature(temperature: float) -> float:
     """Raises InputError below 0.01 but for 0, where the logits would overflow, and above 100."""
     if temperature != 0 and not 0.01 <= temperature <= 100:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lottery
-from lottery import measure
+from lottery import measure, models
 from lottery.checkpoint import BUILTIN
 from lottery.ticket import Stored
 
@@ -263,3 +263,21 @@ def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(
     assert torch.equal(whole, again)  # its layers are as they were
     twin = -whole[:, :-1].double().log_softmax(-1).gather(-1, ids_NT[:, 1:, None])[..., 0]
     assert found.shape == (2, 32) and torch.allclose(found.double(), twin, rtol=1e-5, atol=1e-5)
+
+
+def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str, str, Path]) -> None:
+    """What a GPU does, here on the CPU, twice over one cache."""
+    label, names, folder = tiny_family
+    if names == "published":
+        return  # the same model
+    import transformers
+
+    model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
+    static = models.Decoder(model.eval(), 64, static=True)
+
+    def tokens(decoder: models.Decoder) -> list[int]:
+        token_11 = decoder.begin(torch.arange(5, 17)[None])
+        return [int(token_11), *(int(token_11 := decoder.next(token_11)) for _ in range(8))]
+
+    with torch.inference_mode():
+        assert tokens(static) == tokens(models.Decoder(model, 64)) == tokens(static)
