@@ -11,6 +11,7 @@ from lottery import measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.progress import say, stage
 from lottery.record import MEASUREMENTS
+from lottery.runtime import check_int8
 from lottery.spec import InputError, Spec, dense_id, digest
 from lottery.text import Protocol, pick_window, windows
 from lottery.ticket import Stored
@@ -58,6 +59,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> 
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
     ids_NT = protocol = None
+    if spec.measures and quantize == "int8" and spec.runtime == "dense":
+        check_int8(device)
     if spec.measures:
         check_memory(source, config, spec, dtype, device, quantize, window if "perplexity" in spec.measures else 0)
     if "perplexity" in spec.measures:

@@ -12,7 +12,7 @@ from lottery.home import home, make_folder
 from lottery.models import computes_bfloat16
 from lottery.spec import InputError, MachineError
 
-PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "numba", "numpy")
+PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "bitsandbytes", "numba", "numpy")
 LOW_DISK = 10 * 10**9
 
 

@@ -10,7 +10,7 @@ import transformers
 
 from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
 from lottery.progress import say
-from lottery.runtime import PackedLinear, Scratch, int8_linear
+from lottery.runtime import PackedLinear, Scratch, check_int8, int8_linear
 from lottery.spec import InputError, MachineError
 from lottery.ticket import Stored
 
@@ -197,8 +197,12 @@ def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device:
     assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
     largest = max(source.info(name).numel for _, _, name in homes)
     scratch = None
+    if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in stubs):
+        check_int8(device)
     for path, module, name in homes:
         matrix, bias = source.matrix(name), getattr(module, "bias", None)
+        if runtime == "dense":
+            matrix = matrix.whole()
         if matrix.quantized == "int8" and runtime == "dense":
             layer = int8_linear(matrix, bias, device)
         else:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lottery import cuda, kernels, quantizing
+from lottery import cuda, quantizing
 from lottery.checkpoint import DTYPES
-from lottery.spec import MachineError
+from lottery.spec import InputError
 from lottery.ticket import Matrix
 
 THRESHOLD = 6.0  # of an activation that bitsandbytes keeps in 16 bits (LLM.int8(), section 3.2)
@@ -93,20 +93,30 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, {packed} {self.form}"
 
 
-def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Module:
-    """bitsandbytes' layer over the stored codes: nothing is quantized again. Raises MachineError where it is not usable."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
+def check_int8(device: str) -> None:
+    """Raises InputError where bitsandbytes does not compute on the device."""
+    codes = np.eye(4, dtype=np.uint8)
     try:
-        from bitsandbytes.nn import Int8Params, Linear8bitLt
+        layer = int8_linear(Matrix(4, 4, "F32", False, "int8", codes, None, np.ones(4, np.float32)), None, device)
+        with torch.inference_mode():
+            layer(torch.ones(1, 4, dtype=torch.float16, device=device))
     except Exception as e:  # a library that loads compiled code of its own may fail in any way
-        raise MachineError(
-            f"quantize=int8: bitsandbytes is not usable here ({type(e).__name__}: {e}); give runtime=packed, or quantize=fp8"
+        reason = " ".join(str(e).split())[:200]
+        raise InputError(
+            f"quantize=int8: bitsandbytes is not usable on {device} ({type(e).__name__}: {reason}); give runtime=packed, "
+            f"or quantize=fp8"
         ) from e
+
+
+def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Module:
+    """bitsandbytes' layer over the stored codes: nothing is quantized again."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
     assert matrix.scale_O is not None
-    codes_K = matrix.flat
-    if matrix.bitmask_OB is not None:
-        codes_K = kernels.unpack(matrix.bitmask_OB, codes_K, matrix.columns)
-    codes_OI = torch.from_numpy(codes_K.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
+    codes_OI = (
+        torch.from_numpy(matrix.whole().flat.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
+    )
     scale_O = torch.from_numpy(matrix.scale_O.copy()).to(device)
     layer = Linear8bitLt(
         matrix.columns,

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -284,6 +284,13 @@ class Matrix:
         if self.bitmask_OB is None and self.transposed:
             return np.ascontiguousarray(self.values_K.T).reshape(-1)
         return self.values_K.reshape(-1)
+
+    def whole(self) -> "Matrix":
+        """The same without a mask: zeros among the values."""
+        if self.bitmask_OB is None:
+            return self
+        values_OI = kernels.unpack(self.bitmask_OB, self.values_K, self.columns)
+        return replace(self, values_K=values_OI, bitmask_OB=None, transposed=False)
 
     @property
     def form(self) -> str:

@@ -16,6 +16,9 @@ from click.testing import Result
 from conftest import only_run, tiny_model
 from safetensors.torch import load_file, save_file
 
+import lottery
+from lottery.spec import InputError
+
 
 def refused(result: Result, *says: str) -> None:
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -385,3 +388,43 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
     subprocess.run(command, check=True, capture_output=True, env=environment)  # there is room again
     assert (tmp_path / "t" / "ticket.json").exists()
+
+
+def test_int8_where_bitsandbytes_is_not_usable(
+    tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bitsandbytes", "bitsandbytes.nn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    arguments = ("--model", tiny, "--quantize", "int8", "--out", tmp_path / "t", "--register", "none")
+    refused(cli("prune", *arguments, "--measure", "memory", code=2), "quantize=int8", "runtime=packed", "fp8")
+    assert not (tmp_path / "t").exists()  # known before any work
+    cli("prune", *arguments, "--measure", "memory", "--runtime", "packed")
+    with pytest.raises(InputError, match="quantize=int8"):
+        lottery.load(tmp_path / "t")
+
+
+def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "m", max_position_embeddings=10**9)
+    common = ("--model", model, "--dataset", "builtin", "--register", "none")
+    said = cli("prune", *common, "--window", 10**8, code=2).stderr
+    assert "window=100000000: beside the weights it takes about" in said
+    fits = int(said.split("give window=")[1])
+    assert 1000 < fits < 10**8
+    assert "fewer than one window" in cli("prune", *common, "--window", fits, code=2).stderr  # memory would do
+
+    from lottery import measure
+
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 10**6)
+    refused(cli("prune", *common, code=2), "weights take about", "quantize=int8", "runtime=packed", "measure=none")
+    cli("prune", *common, "--measure", "none")
+
+
+def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
+    result = cli(
+        "prune", "--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none", "--json"
+    )  # fmt: skip
+    assert "of a single window no interval is known" in result.stderr
+    found = json.loads(result.stdout)
+    assert (
+        "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"] and "winner" not in found["tags"]
+    )

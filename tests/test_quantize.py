@@ -15,7 +15,7 @@ from test_families import LABELS, logits, make
 from torch.nn import functional
 
 import lottery
-from lottery import cuda, models, quantizing, runtime
+from lottery import avx512, cuda, models, quantizing, runtime
 from lottery.checkpoint import BITS, DTYPES
 from lottery.sources import open_ticket
 from lottery.ticket import Matrix, Stored
@@ -60,7 +60,7 @@ def test_codes_are_those_of_the_slow_twin(
     mask = torch.rand(rows, columns, generator=rng) < share if masked else torch.ones(rows, columns, dtype=torch.bool)
     mask_OB = packed_mask(mask) if masked else None
     bits = weight.view(BITS[dtype][0]).numpy().copy()
-    wide = wide and runtime.kernels.avx512.AVAILABLE
+    wide = wide and avx512.AVAILABLE
     pieces, scale_O, lost = quantizing.quantize(bits, mask_OB, dtype, kind, wide)
     codes, scale = slow_codes(torch.where(mask, weight, 0), kind)
     found = np.concatenate(pieces)
@@ -219,3 +219,33 @@ def test_a_quantized_ticket_counts_its_zeros_apart_and_is_no_source(
     sizes = {key.rpartition(".")[2] for key in stored._stored}
     assert sizes == {"bitmask", "values", "scale", "weight"}
     assert planned["disk_bytes_after"] == sum(info.nbytes for info in stored._stored.values())
+
+
+def test_float8_lies_whole_in_a_dense_runtime_and_packed_in_a_packed_one(
+    tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    folder = tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=512, vocab_size=4096)
+    sizes: dict[tuple[str, str], float] = {}
+    for quantize in ("none", "int8", "fp8"):
+        cli("prune", "--model", folder, "--quantize", quantize, "--out", tmp_path / quantize, *QUICK)
+        for kind in ("dense", "packed"):
+            model, _ = lottery.load(tmp_path / quantize, runtime=kind)
+            inside = [t for n, t in named_resident(model) if ".layers." in n and "norm" not in n]
+            dense = sum(
+                m.in_features * m.out_features * 2 for m in model.model.layers.modules() if hasattr(m, "in_features")
+            )
+            sizes[quantize, kind] = sum(t.nbytes for t in inside) / dense
+            if (quantize, kind) == ("fp8", "dense"):
+                assert {t.dtype for t in inside} == {torch.float8_e4m3fn, torch.float32}
+    assert sizes["none", "dense"] == 1 and 0.5 < sizes["int8", "dense"] < 0.52 and 0.5 < sizes["fp8", "dense"] < 0.52
+    assert 0.5 < sizes["none", "packed"] <= 0.6
+    assert 0.3 < sizes["int8", "packed"] <= 0.35 and sizes["fp8", "packed"] == sizes["int8", "packed"]
+
+
+def named_resident(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Every tensor inside the layers by the path of its module, bitsandbytes' scales too."""
+    found = list(model.named_parameters()) + list(model.named_buffers())
+    for path, module in model.named_modules():
+        if type(module).__name__ == "Linear8bitLt":
+            found.append((f"{path}.SCB", module.weight.SCB))
+    return found

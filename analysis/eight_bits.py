@@ -1,0 +1,71 @@
+"""Prune and quantize, side by side: python analysis/eight_bits.py [--model builtin] [--dataset auto] [--control 3]
+
+Every quantize= at several sparsities of `all`, each ticket measured as it was loaded from disk, with random controls; then
+once more with runtime=packed, for the memory that its weights take and what that costs. A Markdown table on stdout.
+Speed as a share of the dense model's in the same run, in the same minute.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import click
+
+SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
+
+
+@click.command()
+@click.option("--model", default="builtin", show_default=True)
+@click.option("--dataset", default="auto", show_default=True)
+@click.option("--limit", default="none", show_default=True)
+@click.option("--control", default=3, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("eight_bits"), show_default=True)
+def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> None:
+    """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
+    import lottery
+    from lottery.progress import quiet_libraries
+    from lottery.study import evaluate
+    from lottery.tables import plain, with_interval
+
+    quiet_libraries()
+    titles: tuple[str, ...] = (
+        "ticket",
+        "perplexity [95%]",
+        "ratio to dense [95%]",
+        "controls (least to greatest)",
+        "rounded to 0",
+    )
+    titles += ("file", "in memory", "decode", "packed: perplexity", "packed: in memory", "packed: decode")
+    click.echo("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    for quantize in ("none", "int8", "fp8"):
+        for sparsity in SPARSITIES:
+            out = folder / f"{quantize}-{sparsity}"
+            common = {"dataset": dataset, "limit": limit}
+            made = lottery.prune(
+                model=model, quantize=quantize, sparsity=sparsity, control=control if sparsity else 0,
+                measure="perplexity,speed,memory", register="none", out=out, **common,
+            )  # fmt: skip
+            packed = evaluate(str(out), runtime="packed", measure="perplexity,speed,memory", **common)
+            m, p = made.metrics, packed.metrics
+            spread = f"{plain(m, 'control_perplexity_lo', 1)} to {plain(m, 'control_perplexity_hi', 1)}"
+            cells = [
+                f"{quantize} {sparsity:.0%}",
+                with_interval(m, "perplexity", 2),
+                with_interval(m, "perplexity_ratio", 4),
+                spread if "control_perplexity_lo" in m else "",
+                f"{int(m.get('rounding_zeros', 0)):,}",
+                f"{m['disk_ratio']:.3f}",
+                f"{m['weights_ratio']:.3f}",
+                f"{m['decode_tok_s'] / made.dense['decode_tok_s']:.2f}",
+                plain(p, "perplexity", 2),
+                f"{p['weights_ratio']:.3f}",
+                f"{p['decode_tok_s'] / packed.dense['decode_tok_s']:.2f}",
+            ]
+            click.echo("| " + " | ".join(cells) + " |")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
