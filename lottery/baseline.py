@@ -30,6 +30,7 @@ class Setup:
     ids_NT: np.ndarray | None
     protocol: Protocol | None
     runtime: str
+    eager: bool = False  # the ticket decodes without a graph on a GPU: then the dense base does, too
 
     @property
     def protocol_id(self) -> str:
@@ -73,7 +74,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> 
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         if protocol.windows < 2:
             say(f"warning: dataset={dataset}: of a single window no interval is known, and no winner; give more text")
-    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol, spec.runtime)
+    eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
+    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol, spec.runtime, eager)
 
 
 def check_memory(
@@ -81,15 +83,18 @@ def check_memory(
 ) -> None:
     """Raises InputError, with a value that would fit, where weights or a window clearly will not."""
     free, numel = measure.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
-    width = 4 if dtype == "float32" else 2
-    small = quantize != "none" or (spec.runtime == "packed" and spec.sparsity > 0)
-    weights = numel if small else numel * width
+    # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the process;
+    # a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
+    mapped = device == "cpu" and models.arithmetic("source", source.dtype, device) == dtype
+    lean = quantize != "none" or spec.runtime == "packed"
+    weights = numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
     if weights > free:
-        lean = "" if small else "; give quantize=int8 or fp8, runtime=packed, or measure=none"
         raise InputError(
-            f"model: its {numel:,} weights take about {weights / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free"
-            f"{lean or '; give measure=none'}"
+            f"model: its {numel:,} weights take about {weights / 1e9:.1f} GB as {dtype} on {device}, {free / 1e9:.1f} GB "
+            f"are free; give dtype=source, device=cpu or measure=none"
         )
+    if not window:
+        return
     a_token, logits = measure.token_bytes(config), measure.logit_bytes(config)
     if weights + logits + a_token * window > free:
         fits = max(0, free - weights - logits) // a_token
@@ -130,7 +135,7 @@ def measure_model(
         metrics |= measure.text_metrics(found, setup.tokenizer)
     if "speed" in setup.wants:
         say(f"{what}: speed")  # no bar: its thread would take part in what is timed
-        metrics |= measure.speed_metrics(model, setup.tokenizer)
+        metrics |= measure.speed_metrics(model, setup.tokenizer, setup.eager)
     if "memory" in setup.wants:
         metrics["peak_bytes"] = measure.peak_bytes(setup.device)
     scored = measure.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None

@@ -27,6 +27,9 @@ USER_ERRNO = (
 )
 
 
+LONGEST_NOTE = 500  # characters
+
+
 def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option for each of these parameters of Spec (all: none named), with its default and help."""
 
@@ -211,7 +214,9 @@ def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
     """
     from lottery import registry, tracking
 
-    tags = {"coherent": coherent, **({"note": note[:500]} if note else {})}
+    if note and len(note) > LONGEST_NOTE:
+        raise InputError(f"note: it has {len(note)} characters; give at most {LONGEST_NOTE}")
+    tags = {"coherent": coherent, "note": note or ""}  # a new judgement does not keep the old one's reason
     tagged = registry.label(tracking.connect(reading=True), run, tags)
     click.echo(json.dumps({"tags": tags, "tagged": tagged}) if as_json else f"coherent={coherent}: {', '.join(tagged)}")
 

@@ -16,7 +16,7 @@ from lottery.home import home, make_folder
 from lottery.measure import exp, finite, ratio_metrics
 from lottery.progress import say
 from lottery.pruning import prune_source
-from lottery.spec import Spec
+from lottery.spec import Spec, blame
 from lottery.ticket import Stored
 
 
@@ -35,15 +35,19 @@ def measure_controls(
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
     found = []
     for i in range(1, spec.control + 1):
-        shutil.rmtree(folder, ignore_errors=True)  # the one before, or what a killed run left
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
         what = f"control {i} of {spec.control}"
-        prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
-        ticket = Stored(folder)
-        measured, _ = measure_model(what, ticket, list(ticket.tensors), only, source_bytes)
+        try:
+            prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+            ticket = Stored(folder)
+            measured, _ = measure_model(what, ticket, list(ticket.tensors), only, source_bytes)
+        except OSError as e:
+            raise blame(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         assert measured.nll_N is not None
         found.append(measured.nll_N)
-    shutil.rmtree(folder, ignore_errors=True)
     return np.stack(found)
 
 

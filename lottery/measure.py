@@ -185,10 +185,11 @@ def clock(model: Any) -> float:
 
 
 @torch.inference_mode()
-def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
+def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, float]:
     """Tokens per second at batch 1: prefill and decode apart, and a whole `generate` call; medians of 5 after a warm-up.
 
-    The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth.
+    The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth. `eager`: without
+    a graph on a GPU too, where the other model of the table can have none.
     """
     context = context_length(model.config)
     words = encode(tokenizer, " ".join(PROMPTS) + " ")
@@ -196,7 +197,7 @@ def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
     prompt = (words * (length // len(words) + 1))[:length]
     ids_1T = torch.tensor([prompt], device=model.device)
     prefill, decode, whole = [], [], []
-    decoder = Decoder(model, length + NEW_TOKENS)
+    decoder = Decoder(model, length + NEW_TOKENS, compiled=False if eager else None)
     for repeat in range(REPEATS + 1):
         begin = clock(model)
         token_11 = decoder.begin(ids_1T)
@@ -225,7 +226,7 @@ def speed_metrics(model: Any, tokenizer: Any) -> dict[str, float]:
 def read_bytes(model: Any) -> int:
     """Bytes of weights that one decoded token reads: all, but of an embedding matrix that is not the head a single row."""
     table = model.get_input_embeddings().weight
-    tied = model.get_output_embeddings().weight is table
+    tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has none
     return weights_bytes(model) - (0 if tied else table.nbytes)
 
 
@@ -298,8 +299,8 @@ def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, f
 
 
 @torch.inference_mode()
-def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> float:
-    """Mean NLL (nats per token) that `model` gives to the samples' new text."""
+def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> float | None:
+    """Mean NLL (nats per token) that `model` gives to the samples' new text; None where there is none."""
     total, count = 0.0, 0
     for sample in found:
         ids = encode(tokenizer, sample["text"])[: context_length(model.config)]
@@ -308,7 +309,7 @@ def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> flo
         logits = model(ids_1T, use_cache=False).logits[0, :-1]
         nll = token_nll(logits, ids_1T[0, 1:])[prompt - 1 :]
         total, count = total + float(nll.sum()), count + len(nll)
-    return total / max(count, 1)
+    return total / count if count else None
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

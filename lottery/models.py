@@ -78,6 +78,8 @@ def usable(folder: Path, what: str) -> Iterator[None]:
     except (InputError, MachineError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as e:  # KeyError, ZeroDivisionError, a validation class of its own: anything, over a bad file
+        if "can't allocate memory" in str(e):
+            raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
 
@@ -207,9 +209,11 @@ def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device:
             layer = int8_linear(matrix, bias, device)
         else:
             scratch = scratch or Scratch(largest, model.dtype, device)
-            layer = PackedLinear(matrix, bias, scratch, device)
+            layer = PackedLinear(matrix, bias, scratch, device, PRODUCTS.get(type(module).__name__, "linear"))
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
+    model.requires_grad_(False)
+    model.save_pretrained = cannot_save
 
 
 def model_class(config: Any, folder: Path) -> Any:
@@ -250,6 +254,17 @@ def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     """Token ids, with the tokenizer's own special tokens (a BOS, where it has one) unless told otherwise."""
     return tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
+
+
+# How a layer multiplies, by the name of its class, where it is not torch's own: the order of the operations fixes the bits.
+PRODUCTS = {"Conv1D": "conv1d", "FalconLinear": "bias after"}
+
+
+def cannot_save(*_: Any, **__: Any) -> None:
+    raise InputError(
+        "save_pretrained: this ticket's layers are packed or in 8 bits in memory, and another library would read them as "
+        "something else; the ticket's folder is what to keep"
+    )
 
 
 class Decoder:

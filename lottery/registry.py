@@ -54,6 +54,7 @@ SIGNATURE = ModelSignature(
 )
 
 
+VERDICT = ("winner", "beats_control", "outcome", "limited")  # tags that one measuring gives
 FORBIDDEN = r"[/:@'\"\s]"
 
 
@@ -96,6 +97,11 @@ def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str
     client.set_logged_model_tags(model_id, dict(tags))
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
+    for key in set(VERDICT) - tags.keys():  # of an earlier measuring
+        with contextlib.suppress(MlflowException):
+            client.delete_logged_model_tag(model_id, key)
+        with contextlib.suppress(MlflowException):
+            client.delete_model_version_tag(name, version, key)
 
 
 def logged_model_id(source: str | None) -> str | None:
@@ -205,7 +211,8 @@ def crown(client: MlflowClient, name: str) -> None:
 
 def winner(client: MlflowClient, versions: Sequence[Any]) -> str | None:
     """The version that the alias `winner` belongs to, judged by the newest run of each ticket that counts."""
-    by_ticket = {v.tags["ticket"]: str(v.version) for v in versions if "ticket" in v.tags}
+    # of several versions of one ticket the last: the files of those before it were gone
+    by_ticket = {v.tags["ticket"]: str(v.version) for v in sorted(versions, key=version_number) if "ticket" in v.tags}
     experiments = [e.experiment_id for e in client.search_experiments()]
     judged: dict[str, tuple[float, float] | None] = {}
     for base in {v.tags["base"] for v in versions if "base" in v.tags}:
@@ -224,6 +231,10 @@ def winner(client: MlflowClient, versions: Sequence[Any]) -> str | None:
         max((ranks, by_ticket[ticket]) for ticket, ranks in judged.items() if ranks) if any(judged.values()) else None
     )
     return best[1] if best else None
+
+
+def version_number(version: Any) -> int:
+    return int(version.version)
 
 
 def counts(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
@@ -255,6 +266,8 @@ def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[st
     try:
         run = client.get_run(run_id)
     except MlflowException as e:
+        if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         raise InputError(
             f"run={run_id}: there is no such run in {hide_password(mlflow.get_tracking_uri())}; give a run's id"
         ) from e

@@ -4,6 +4,7 @@ Legend: O outputs, I inputs, B = ceil(I/8) bytes of a row's bitmask, K survivors
 """
 
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,23 @@ class Scratch:
 
     def __init__(self, numel: int, dtype: torch.dtype, device: str) -> None:
         self.buffer = torch.empty(numel, dtype=dtype, device=device)
+        self.turned: torch.Tensor | None = None  # a second one, where a Conv1D needs its matrix the other way around
+        self.lock = threading.Lock()
 
     def of(self, rows: int, columns: int) -> torch.Tensor:
         return self.buffer[: rows * columns].view(rows, columns)
+
+    def turn(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        if self.turned is None:
+            self.turned = torch.empty_like(self.buffer)
+        return self.turned[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
 
 
 class PackedLinear(nn.Module):
     """y = x W' + b, with W as it is stored: bitmask and survivors, 8-bit codes with their scale, or both.
 
-    Widened whole into the scratch before each product, which is then the very one of a dense layer: the same bits.
+    Widened whole into the scratch before each product, which is then the very one of the dense layer that it stands for:
+    the same bits. `product`: linear, conv1d (GPT-2's), or `bias after` (Falcon's). For inference alone.
     """
 
     bitmask_OB: torch.Tensor | None
@@ -45,8 +54,11 @@ class PackedLinear(nn.Module):
     values_K: torch.Tensor
     step_O: torch.Tensor | None
 
-    def __init__(self, matrix: Matrix, bias: torch.Tensor | None, scratch: Scratch, device: str) -> None:
+    def __init__(
+        self, matrix: Matrix, bias: torch.Tensor | None, scratch: Scratch, device: str, product: str = "linear"
+    ) -> None:
         super().__init__()
+        self.product = product
         self.out_features, self.in_features = matrix.rows, matrix.columns
         self.form, self.scratch = matrix.form, scratch
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
@@ -86,7 +98,40 @@ class PackedLinear(nn.Module):
         return out_OI
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.widened(), self.bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise InputError(
+                "runtime: packed and 8-bit layers have no gradients; load a ticket of 16 bits, runtime=dense"
+            )
+        if torch.compiler.is_compiling():
+            return self.multiply(x)
+        with self.scratch.lock:  # another thread's layer would widen into the same memory
+            return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        weight_OI = self.widened()
+        if self.product == "conv1d" and self.bias is not None:
+            weight_IO = self.scratch.turn(weight_OI)
+            out = torch.addmm(self.bias, x.view(-1, x.shape[-1]), weight_IO)
+            return out.view(*x.shape[:-1], self.out_features)
+        if self.product == "bias after" and self.bias is not None:
+            return x @ weight_OI.T + self.bias
+        return functional.linear(x, weight_OI, self.bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves to a device; types stay."""
+        own = self.scratch.buffer.dtype
+        if fn(torch.empty(0, dtype=own)).dtype != own:
+            raise InputError(f"dtype: this ticket was loaded to compute in {own}; load it again with another dtype")
+        device = fn(torch.empty(0, dtype=torch.uint8)).device
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.to(device)
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.to(device), requires_grad=False)
+        self.scratch.buffer = self.scratch.buffer.to(device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        raise InputError("state_dict: this ticket's layers are packed in memory; the ticket's folder is what to keep")
 
     def extra_repr(self) -> str:
         packed = "whole" if self.bitmask_OB is None else "packed"
@@ -138,7 +183,7 @@ def resident(model: Any) -> dict[int, torch.Tensor]:
     found = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            found.append(module.scratch.buffer)
+            found += [t for t in (module.scratch.buffer, module.scratch.turned) if t is not None]
         elif state := getattr(module, "state", None):
             found += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
     return {tensor.data_ptr(): tensor for tensor in found if tensor.numel()}

@@ -97,7 +97,7 @@ def ticket_table(ticket: Ticket) -> str:
         if "dense" in ticket.samples[0]:
             lines.append(f"dense:  {ticket.samples[0]['dense']!r}")
     if "coherent" in ticket.tags:
-        note = f" ({ticket.tags['note']})" if "note" in ticket.tags else ""
+        note = f" ({ticket.tags['note']})" if ticket.tags.get("note") else ""
         lines.append(f"coherent, to a reader: {ticket.tags['coherent']}{note}")
     if ticket.model_uri:
         lines.append(f"{'registered' if ticket.tags['kind'] == 'ticket' else 'ticket'}: {ticket.model_uri}")
@@ -134,7 +134,8 @@ def plan_table(plan: dict[str, Any]) -> str:
         removed = numel - sum(e["kept"] for e in entries)
         layers = spans([e["layer"] for e in entries if "layer" in e])
         table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
-    untouched = sum("requested" not in e for e in plan["tensors"].values())
+    eight = sum("quantized" in e for e in plan["tensors"].values())
+    untouched = sum("requested" not in e and "quantized" not in e for e in plan["tensors"].values())
     shares = ", ".join(f"{role} {share:.1%}" for role, share in plan["shares"].items())
     if plan["tied"]:
         shares += " (the head is the embedding matrix itself)"
@@ -144,7 +145,7 @@ def plan_table(plan: dict[str, Any]) -> str:
         *plan["notes"],
         f"{plan['base']}: {plan['parameters']:,} parameters: {shares}",
         f"ticket {plan['ticket'] or '(no weights are here, so it has no name yet)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
-        f"{untouched} tensors stay as they are",
+        f"{f'{eight} tensors are stored in 8 bits; ' if eight else ''}{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",
         f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",

@@ -270,13 +270,24 @@ class Matrix:
 
     def fits(self, kept: int | None, info: TensorInfo) -> bool:
         """Whether the parts belong together."""
-        if self.quantized and (self.scale_O is None or self.scale_O.shape != (self.rows,)):
+        if self.quantized:
+            if self.scale_O is None or self.scale_O.shape != (self.rows,):
+                return False
+            if not np.isfinite(self.scale_O).all() or (self.scale_O < 0).any():
+                return False
+            # codes that are never written: -128, and float8's NaN
+            wrong = self.values_K == 0x80 if self.quantized == "int8" else (self.values_K & 0x7F) == 0x7F
+            if wrong.any():
+                return False
+        return self.values_K.shape == (info.shape if self.bitmask_OB is None else (kept,))
+
+    def mask_fits(self, kept: int) -> bool:
+        """Whether the bitmask is of this matrix, with so many survivors, and 0 beyond the last column."""
+        mask_OB = self.bitmask_OB
+        if mask_OB is None or mask_OB.shape != (self.rows, -(-self.columns // 8)):
             return False
-        if self.bitmask_OB is None:
-            return self.values_K.shape == info.shape
-        if self.bitmask_OB.shape != (self.rows, -(-self.columns // 8)):
-            return False
-        return self.values_K.shape == (kept,) and int(kernels.row_counts(self.bitmask_OB).sum()) == kept
+        beyond = self.columns % 8 and (mask_OB[:, -1] >> (self.columns % 8)).any()
+        return not beyond and int(kernels.row_counts(mask_OB).sum()) == kept
 
     @property
     def flat(self) -> np.ndarray:
@@ -490,8 +501,13 @@ class Stored:
         found = Matrix(
             info.numel // columns, columns, info.dtype, entry.get("transposed", False), entry.get("quantized")
         )
+        want = {"bitmask": torch.uint8, "scale": torch.float32, "values": DTYPES[found.form]}
+        if any(part.dtype != want[key.rpartition(".")[2]] for key, part in zip(self._keys(name), parts, strict=False)):
+            self._damaged(f"tensor {name!r}")
         if entry.get("packed"):
             found.bitmask_OB = parts.pop(0).numpy()
+            if not found.mask_fits(entry["kept"]):
+                self._damaged(f"tensor {name!r}")
         if self.is_mask and found.bitmask_OB is not None:
             bits_OI = matrix_bits(parts.pop(), found.transposed)
             found.values_K = np.concatenate(kernels.compact(bits_OI.copy(), found.bitmask_OB))
@@ -501,8 +517,7 @@ class Stored:
         values = parts.pop()
         width = torch.uint8 if found.quantized else BITS[info.dtype][0]
         found.values_K = values.view(width).numpy()
-        want: Any = DTYPES[quantizing.CODES[found.quantized][0] if found.quantized else info.dtype]
-        if values.dtype != want or not found.fits(entry.get("kept"), info):
+        if not found.fits(entry.get("kept"), info):
             self._damaged(f"tensor {name!r}")
         return found
 
@@ -531,5 +546,13 @@ class Stored:
 
     def verify(self) -> None:
         """Read everything once. Raises InputError naming the first thing that is not as it was written."""
-        for name in self.entries:
-            self.tensor(name)
+        for name, entry in self.entries.items():
+            if "quantized" not in entry:
+                self.tensor(name)
+                continue
+            matrix = self.matrix(name)
+            zeros = int((matrix.values_K == 0).sum())
+            if "kept" in entry and not entry["packed"]:
+                zeros -= self.tensors[name].numel - entry["kept"]
+            if zeros < entry["rounding_zeros"] or ("kept" in entry and zeros != entry["rounding_zeros"]):
+                self._damaged(f"tensor {name!r}")

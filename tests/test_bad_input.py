@@ -415,7 +415,7 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
     from lottery import measure
 
     monkeypatch.setattr(measure, "free_bytes", lambda device: 10**5)
-    refused(cli("prune", *common, code=2), "weights take about", "quantize=int8", "runtime=packed", "measure=none")
+    refused(cli("prune", *common, code=2), "weights take about", "dtype=source", "measure=none")
     cli("prune", *common, "--measure", "none")
 
 
