@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from lottery import kernels, registry
 from lottery.baseline import Measured
 from lottery.control import control_metrics
 from lottery.sources import open_base, open_ticket
+from lottery.text import EMBEDDED
 from lottery.ticket import matrix_bits
 
 SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
@@ -111,21 +113,36 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
         return lottery_json("prune", "--measure", "perplexity", "--register", "crown", *arguments)
 
     assert prune("--sparsity", "0.9")["tags"]["winner"] == "no" and alias("crown") is None
-    assert prune("--target", "late", "--sparsity", "0.4", "--tolerance", "5")["tags"]["winner"] == "yes"
-    assert alias("crown") is None  # another tolerance
-    prune("--target", "late", "--sparsity", "0.45", "--limit", 20)
-    prune("--target", "late", "--sparsity", "0.05", "--method", "random", "--window", "256")
-    assert alias("crown") is None  # limited; another window, and random
+    text = tmp_path / "text.txt"
+    text.write_text(EMBEDDED.read_text())
+    for why in (
+        ("--sparsity", "0.4", "--tolerance", "5"),
+        ("--sparsity", "0.45", "--limit", 20),
+        ("--sparsity", "0.41", "--window", "256"),
+        ("--sparsity", "0.42", "--dataset", text),
+        ("--sparsity", "0.01", "--method", "random"),
+    ):
+        made = prune("--target", "late", *why)
+        assert made["tags"]["winner"] == ("no" if "--limit" in why else "yes"), why
+        assert alias("crown") is None, why
     first = prune("--target", "late", "--sparsity", "0.3")
     assert first["tags"]["winner"] == "yes" and first["model_uri"] == f"models:/crown/{alias('crown')}"
     again = prune("--target", "late", "--sparsity", "0.4")  # an old version, now judged by the default tolerance
     assert again["model_uri"] == "models:/crown/2" and alias("crown") == "2"
-    assert prune("--target", "late", "--sparsity", "0.2")["tags"]["winner"] == "yes" and alias("crown") == "2"
+    assert prune("--sparsity", "0.45", "--target", "late")["model_uri"] == "models:/crown/3"  # limited no more
+    assert "limited" not in mlflow.MlflowClient().get_model_version("crown", "3").tags and alias("crown") == "3"
+    assert prune("--target", "late", "--sparsity", "0.2")["tags"]["winner"] == "yes" and alias("crown") == "3"
 
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("crown", "winner")
     registry.crown(client, "crown")
-    assert alias("crown") == "2"
+    assert alias("crown") == "3"
+    location = client.get_logged_model(
+        client.get_model_version("crown", "3").source.removeprefix("models:/")
+    ).artifact_location
+    shutil.rmtree(Path(location.removeprefix("file://")) / "data")
+    again = prune("--sparsity", "0.45", "--target", "late")  # a new version, since the files of that one are gone
+    assert again["model_uri"] == f"models:/crown/{alias('crown')}" != "models:/crown/3"
 
 
 def test_the_alias_is_right_when_runs_finish_at_once(tmp_path: Path) -> None:
@@ -159,9 +176,11 @@ def test_a_person_s_judgement_is_kept_everywhere(
     again = lottery_json("evaluate", "--ticket", "models:/judged/1", "--measure", "samples")
     assert again["tags"]["coherent"] == "no"
     cli("label", again["run_id"], "--coherent", "yes")  # of an evaluation: the model that it used
-    assert client.get_model_version("judged", "1").tags["coherent"] == "yes"
+    tags = client.get_model_version("judged", "1").tags
+    assert tags["coherent"] == "yes" and not tags["note"]  # the old reason is none of the new judgement's
     printed = cli("evaluate", "--ticket", "models:/judged/1", "--measure", "samples").stdout
     assert "coherent, to a reader: yes" in printed and "sample: " in printed and "dense:  " in printed
 
     assert "there is no such run" in cli("label", "0" * 32, "--coherent", "yes", code=2).stderr
+    assert "note: it has 501 characters" in cli("label", "x", "--coherent", "no", "--note", "n" * 501, code=2).stderr
     assert "maybe" in cli("label", made["run_id"], "--coherent", "maybe", code=2).stderr
