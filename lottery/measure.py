@@ -197,7 +197,7 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
     prompt = (words * (length // len(words) + 1))[:length]
     ids_1T = torch.tensor([prompt], device=model.device)
     prefill, decode, whole = [], [], []
-    decoder = Decoder(model, length + NEW_TOKENS, compiled=False if eager else None)
+    decoder = Decoder(model, length + NEW_TOKENS, graphs=False if eager else None)
     for repeat in range(REPEATS + 1):
         begin = clock(model)
         token_11 = decoder.begin(ids_1T)

@@ -268,20 +268,22 @@ def cannot_save(*_: Any, **__: Any) -> None:
 
 
 class Decoder:
-    """Greedy decoding at batch 1, a token a call. On a GPU over a cache of fixed size, so that from capability 8.0 on
-    torch.compile replays each step as a CUDA graph: the time of launching kernels would hide the model's own."""
+    """Greedy decoding at batch 1, a token a call. On a GPU over a cache of fixed size, so that each step is replayed as a
+    CUDA graph, from capability 8.0 on one that torch.compile makes: launching kernels would hide the model's own time."""
 
-    def __init__(self, model: Any, tokens: int, static: bool | None = None, compiled: bool | None = None) -> None:
+    def __init__(self, model: Any, tokens: int, static: bool | None = None, graphs: bool | None = None) -> None:
         cuda = model.device.type == "cuda"
         self.model, self.step = model, model
         self.static = cuda if static is None else static
         self.cache: Any = transformers.StaticCache(config=model.config, max_cache_len=tokens) if self.static else None
         # bitsandbytes looks at the activations' values in between: no graph can hold that
-        able = (
-            cuda and torch.cuda.get_device_capability() >= (8, 0) and "Linear8bitLt" not in map(kind, model.modules())
-        )
-        if able if compiled is None else compiled:
+        able = cuda and "Linear8bitLt" not in map(kind, model.modules()) if graphs is None else graphs
+        compiled = able and (not cuda or torch.cuda.get_device_capability() >= (8, 0))
+        self.to_capture = able and not compiled
+        self.graph: Any = None
+        if compiled:
             self.step = torch.compile(model.forward, mode="reduce-overhead" if cuda else "default")
+        self.prompts = 0
 
     def begin(self, ids_1T: torch.Tensor) -> torch.Tensor:
         """The prompt; the first new token [1, 1]."""
@@ -289,21 +291,39 @@ class Decoder:
             self.cache.reset()
         out = self.model(ids_1T, past_key_values=self.cache if self.static else None, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
+        self.prompts += 1
         return out.logits[:, -1:].argmax(-1)
 
     def next(self, token_11: torch.Tensor) -> torch.Tensor:
         """The token after that one."""
-        given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
         try:
+            if self.to_capture and self.prompts > 1:  # the first prompt warms up
+                self.capture(token_11)
+            if self.graph is not None:
+                self.token_11.copy_(token_11)
+                self.graph.replay()
+                return self.said_11.clone()
             torch.compiler.cudagraph_mark_step_begin()
-            out = self.step(token_11, **given)
-        except Exception as e:  # a compiler that is missing or at its limits: many kinds
-            if self.step is self.model:
+            return self.after(token_11).clone()
+        except (
+            Exception
+        ) as e:  # a compiler that is missing or at its limits, a layer that waits for the GPU: many kinds
+            if self.step is self.model and not self.to_capture:
                 raise
-            say(f"warning: torch.compile failed ({type(e).__name__}); decoding without a graph, launches included")
-            self.step = self.model
-            out = self.step(token_11, **given)
-        return out.logits[:, -1:].argmax(-1).clone()
+            say(f"warning: no CUDA graph ({type(e).__name__}); decoding step by step, launches included")
+            self.step, self.to_capture, self.graph = self.model, False, None
+            return self.after(token_11).clone()
+
+    def after(self, token_11: torch.Tensor) -> torch.Tensor:
+        out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1:].argmax(-1)
+
+    def capture(self, token_11: torch.Tensor) -> None:
+        """One step as a graph; capturing runs nothing."""
+        graph, self.token_11 = torch.cuda.CUDAGraph(), token_11.clone()
+        with torch.cuda.graph(graph):
+            self.said_11 = self.after(self.token_11)
+        self.graph, self.to_capture = graph, False
 
 
 def kind(thing: Any) -> str:

@@ -63,7 +63,9 @@ def peak_of_pruning(model: Path, out: Path, *more: str) -> int:
     return 1024 * peak_kb
 
 
-@pytest.mark.parametrize("more", [(), ("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8")], ids=" ".join)
+@pytest.mark.parametrize(
+    "more", [(), ("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8")], ids=" ".join
+)
 def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     largest = 2 * max(WORDS, FFN) * HIDDEN
     assert 50e6 < peak_of_pruning(model, tmp_path / "t", *more) < 2 * largest + 500e6
