@@ -11,6 +11,7 @@ import mmap
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ def let_go(buffer: memoryview) -> int:
     return len(buffer)
 
 
+def close_all(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
+
+
 class File:
     """A file of which large parts are read: out of the page cache where they lie there, else straight off the disk."""
 
@@ -53,11 +60,8 @@ class File:
         self.cached_fd = os.open(path, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system that has no such thing
             self.direct_fd = os.open(path, os.O_RDONLY | DIRECT) if DIRECT else -1
-
-    def __del__(self) -> None:
-        for fd in (self.cached_fd, self.direct_fd):
-            if fd >= 0:
-                os.close(fd)
+        # not __del__, which at the end of the process finds no `os` any more
+        weakref.finalize(self, close_all, self.cached_fd, self.direct_fd)
 
     def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
         """`nbytes` from `offset` on, somewhere within `buffer`, which has `space_for(nbytes)`. Raises OSError."""

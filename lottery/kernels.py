@@ -235,36 +235,41 @@ def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
                 at += np.uint64(1)
 
 
+@njit(nogil=True, cache=True, inline="always")
+def unpack_row(mask_B, values_K, start, out_I):
+    """One row, without a branch: every weight is written, times its bit."""
+    columns, one = out_I.size, values_K.dtype.type
+    at = np.uint64(start)
+    whole = columns >> 3 if start + columns < values_K.size else 0  # else a read might pass the last survivor
+    for b in range(whole):
+        byte, eight = mask_B[b], out_I[8 * b : 8 * b + 8]
+        eight[0] = values_K[at] * one(_bit(byte, 0))
+        at += _bit(byte, 0)
+        eight[1] = values_K[at] * one(_bit(byte, 1))
+        at += _bit(byte, 1)
+        eight[2] = values_K[at] * one(_bit(byte, 2))
+        at += _bit(byte, 2)
+        eight[3] = values_K[at] * one(_bit(byte, 3))
+        at += _bit(byte, 3)
+        eight[4] = values_K[at] * one(_bit(byte, 4))
+        at += _bit(byte, 4)
+        eight[5] = values_K[at] * one(_bit(byte, 5))
+        at += _bit(byte, 5)
+        eight[6] = values_K[at] * one(_bit(byte, 6))
+        at += _bit(byte, 6)
+        eight[7] = values_K[at] * one(_bit(byte, 7))
+        at += _bit(byte, 7)
+    for c in range(8 * whole, columns):
+        out_I[c] = 0
+        if _bit(mask_B[c >> 3], c & 7):
+            out_I[c] = values_K[at]
+            at += np.uint64(1)
+
+
 @njit(nogil=True, cache=True)
 def _unpack(bitmask_OB, first, last, start_O, values_K, out_OI):
-    columns, one = out_OI.shape[1], values_K.dtype.type
     for r in range(first, last):
-        at = np.uint64(start_O[r])
-        mask_B, out_I = bitmask_OB[r], out_OI[r]
-        whole = columns >> 3 if start_O[r] + columns < values_K.size else 0  # else a read might pass the last survivor
-        for b in range(whole):
-            byte, eight = mask_B[b], out_I[8 * b : 8 * b + 8]
-            eight[0] = values_K[at] * one(_bit(byte, 0))
-            at += _bit(byte, 0)
-            eight[1] = values_K[at] * one(_bit(byte, 1))
-            at += _bit(byte, 1)
-            eight[2] = values_K[at] * one(_bit(byte, 2))
-            at += _bit(byte, 2)
-            eight[3] = values_K[at] * one(_bit(byte, 3))
-            at += _bit(byte, 3)
-            eight[4] = values_K[at] * one(_bit(byte, 4))
-            at += _bit(byte, 4)
-            eight[5] = values_K[at] * one(_bit(byte, 5))
-            at += _bit(byte, 5)
-            eight[6] = values_K[at] * one(_bit(byte, 6))
-            at += _bit(byte, 6)
-            eight[7] = values_K[at] * one(_bit(byte, 7))
-            at += _bit(byte, 7)
-        for c in range(8 * whole, columns):
-            out_I[c] = 0
-            if _bit(mask_B[c >> 3], c & 7):
-                out_I[c] = values_K[at]
-                at += np.uint64(1)
+        unpack_row(bitmask_OB[r], values_K, start_O[r], out_OI[r])
 
 
 @njit(nogil=True, cache=True)

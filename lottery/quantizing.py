@@ -12,7 +12,7 @@ from numba import njit
 
 from lottery import avx512
 from lottery.avx512 import compress, expand
-from lottery.kernels import _bit, avx512_lanes, blocks, row_counts
+from lottery.kernels import _bit, avx512_lanes, blocks, row_counts, unpack_row
 
 # quantize= -> safetensors' name of its codes, and the code of a row's greatest weight
 CODES = {"int8": ("I8", 127), "fp8": ("F8_E4M3", 448)}
@@ -109,10 +109,9 @@ def _quantize(bits_OI, bitmask_OB, masked, first, last, form, fp8, wide, flat, s
                 done = columns - columns % step
                 for c in range(0, done, step):
                     at += compress(codes_I, np.uint64(c), mask_B, np.uint64(c >> 3), flat, at)
-            for c in range(done, columns):
-                if _bit(mask_B[c >> 3], c & 7):
-                    flat[at] = codes_I[c]
-                    at += np.uint64(1)
+            for c in range(done, columns):  # written always, kept only where the weight lives: no branch to mispredict
+                flat[at] = codes_I[c]
+                at += _bit(mask_B[c >> 3], c & 7)
         lost += zeros - (columns - np.int64(at - begin))
     ends[0], ends[1] = at, lost
 
@@ -151,18 +150,20 @@ def _widen(bitmask_OB, masked, first, last, start_O, values, form, step_O, wide,
     for r in range(first, last):
         step = step_O[r] if form >= I8 else np.float32(1)
         if masked:
-            at, mask_B = np.uint64(start_O[r]), bitmask_OB[r]
-            done = 0
+            mask_B = bitmask_OB[r]
             if wide:
+                at = np.uint64(start_O[r])
                 lanes = avx512_lanes(values.itemsize)
                 done = columns - columns % lanes
                 for c in range(0, done, lanes):
                     at += expand(values, at, mask_B, np.uint64(c >> 3), row_I, np.uint64(c))
-            for c in range(done, columns):
-                row_I[c] = 0
-                if _bit(mask_B[c >> 3], c & 7):
-                    row_I[c] = values[at]
-                    at += np.uint64(1)
+                for c in range(done, columns):
+                    row_I[c] = 0
+                    if _bit(mask_B[c >> 3], c & 7):
+                        row_I[c] = values[at]
+                        at += np.uint64(1)
+            else:
+                unpack_row(mask_B, values, start_O[r], row_I)
             _to_float(row_I, form, step, bits_I)
         else:
             _to_float(values[r * columns : (r + 1) * columns], form, step, bits_I)
