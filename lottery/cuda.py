@@ -81,7 +81,7 @@ def widen(
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, as tests without a GPU have it."""
+    """Whether Triton runs its kernels in Python (TRITON_INTERPRET=1): slow, and without a GPU."""
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
