@@ -9,13 +9,15 @@ import numpy as np
 
 from lottery import measure, models, tracking
 from lottery.checkpoint import Base
+from lottery.hub import licence
+from lottery.measurement import Measurement
 from lottery.progress import say, stage
-from lottery.record import MEASUREMENTS
 from lottery.runtime import check_int8
 from lottery.spec import InputError, Spec, dense_id, digest
 from lottery.text import Protocol, pick_window, windows
 from lottery.ticket import Stored
 
+PROTOCOL_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "measure", "device")
 KEPT = frozenset(("perplexity", "samples"))  # of the dense base: measured once a protocol, found again in MLflow
 
 
@@ -143,21 +145,28 @@ def measure_model(
 
 
 def measure_pair(
-    run: tracking.Run, stored: Stored, base: Base | None, setup: Setup, base_files: Mapping[str, str]
-) -> tuple[Measured, Measured]:
-    """(ticket, dense base) under the same protocol.
+    client: tracking.Client,
+    stored: Stored,
+    base: Base | None,
+    setup: Setup,
+    base_files: Mapping[str, str],
+    params: Mapping[str, str],
+) -> tuple[Measured, Measured, Measurement | None]:
+    """(ticket, dense base) under the same protocol, and what is to be recorded of the base where it was measured anew.
 
     The base's perplexity and samples come from an earlier run where there is one; its speed and memory are measured
-    again, in the same minutes as the ticket's. Without the base at hand only an earlier run can serve.
+    again, in the same minutes as the ticket's. Without the base at hand only an earlier run can serve. A tracking store
+    that is away by now costs no measurement: the base is then measured here.
     """
     if not setup.wants:
-        return Measured(), Measured()
+        return Measured(), Measured(), None
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, source_bytes)
     gc.collect()  # one model at a time
     wants = KEPT & set(setup.wants)
-    known = tracking.find_dense(run.client, dense_id(base_files), setup.protocol_id, wants) if wants else None
+    known = tracking.find_dense(client, dense_id(base_files), setup.protocol_id, wants) if wants else None
     dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()  # not its speed
+    to_record = None
     if base is None:
         if wants and known is None:
             say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
@@ -172,19 +181,18 @@ def measure_pair(
         else:
             sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
             dense = replace(fresh, metrics={**fresh.metrics, **sizes})
-            if wants:
-                record_dense(run, base, dense, setup)
+            to_record = dense_measurement(base, dense, setup, params) if wants else None
     if ticket.samples and dense.samples:
         of_dense = {sample["prompt"]: sample["text"] for sample in dense.samples}
         beside = [{**sample, "dense": of_dense.get(sample["prompt"], "")} for sample in ticket.samples]
         ticket = replace(ticket, samples=beside)
     if ticket.nll_N is not None and dense.nll_N is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **measure.ratio_metrics(ticket.nll_N, dense.nll_N)})
-    return ticket, dense
+    return ticket, dense, to_record
 
 
-def record_dense(run: tracking.Run, base: Base, dense: Measured, setup: Setup) -> None:
-    """A run of its own for the dense base, where the next ticket finds it."""
+def dense_measurement(base: Base, dense: Measured, setup: Setup, params: Mapping[str, str]) -> Measurement:
+    """What a run of its own will hold of the dense base, for the next ticket to find. Nothing is removed from it."""
     protocol = replace(setup.protocol, int8_arithmetic="none") if setup.protocol else None
     setup = replace(setup, protocol=protocol)
     tags = {
@@ -196,33 +204,18 @@ def record_dense(run: tracking.Run, base: Base, dense: Measured, setup: Setup) -
         "device": setup.device,
         **({"outcome": dense.outcome} if dense.outcome else {}),
     }
-    with tracking.beside(run, f"dense {base.id}", tags) as own:
-        params = {"model": base.id, "dtype": setup.dtype}
-        own.log_params(params)
-        if setup.protocol:
-            own.log_dataset(setup.protocol)
-        own.log_metrics(dense.metrics, setup.protocol, None)
-        own.log_files(files_of(dense, record_of(dense, Measured(), setup, params, tags)))
-
-
-def record_of(
-    ticket: Measured, dense: Measured, setup: Setup, params: Mapping[str, str], tags: Mapping[str, str]
-) -> dict[str, Any]:
-    """The content of measurements.json."""
-    return {
-        "metrics": ticket.metrics,
-        "dense": dense.metrics,
-        "protocol": setup.protocol.record() if setup.protocol else None,
-        "params": dict(params),
-        "tags": dict(tags),
-    }
-
-
-def files_of(measured: Measured, record: dict[str, Any]) -> dict[str, Any]:
-    """A run's small artifacts: file name -> content."""
-    files: dict[str, Any] = {MEASUREMENTS: record}
-    if measured.nll_N is not None:
-        files["nll_per_window.npy"] = measured.nll_N
-    if measured.samples:
-        files["samples.json"] = measured.samples
-    return files
+    nothing_removed = {"sparsity_target": 0.0, "sparsity_prunable": 0.0, "sparsity_model": 0.0}
+    return Measurement(
+        kind="dense",
+        ticket=dense_id(base.files),
+        name=f"dense {base.id}",
+        title="dense",
+        params={k: v for k, v in params.items() if k in PROTOCOL_PARAMS} | {"sparsity": "0"},
+        tags=tags,
+        metrics={**dense.metrics, **nothing_removed},
+        protocol=protocol,
+        nll_N=dense.nll_N,
+        samples=dense.samples,
+        base=base.place,
+        licence=licence(base.folder),
+    )

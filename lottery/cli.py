@@ -212,13 +212,67 @@ def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
 
     Example: lottery label 0653abf06bee492e9bc89cd452d11387 --coherent yes --note "reads well"
     """
-    from lottery import registry, tracking
+    from lottery import tracking, verdicts
 
     if note and len(note) > LONGEST_NOTE:
         raise InputError(f"note: it has {len(note)} characters; give at most {LONGEST_NOTE}")
     tags = {"coherent": coherent, "note": note or ""}  # a new judgement does not keep the old one's reason
-    tagged = registry.label(tracking.connect(reading=True), run, tags)
+    tagged = verdicts.label(tracking.connect(reading=True), run, tags)
     click.echo(json.dumps({"tags": tags, "tagged": tagged}) if as_json else f"coherent={coherent}: {', '.join(tagged)}")
+
+
+@main.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path())
+@as_json
+def publish(folders: tuple[str, ...], as_json: bool) -> None:
+    """Record in MLflow what a run has kept on disk because its tracking store was away. Once, however often it is called.
+
+    Example: lottery publish ~/.cache/lottery/unfinished/b8e18a35979a
+    """
+    from lottery import publishing, tracking
+    from lottery.home import resolved
+
+    client = tracking.connect()
+    done, failed = [], []
+    for folder in folders:
+        try:
+            run_id, uri, sent = publishing.publish(client, resolved(folder, "dir"))
+        except (InputError, MachineError) as e:  # the others are published all the same
+            failed.append(e)
+            click.echo(f"Error: {e}", err=True)
+            continue
+        done.append({"dir": folder, "run_id": run_id, "model_uri": uri, "sent": sent})
+        if not as_json:
+            click.echo(
+                f"{folder}: {'recorded' if sent else 'recorded already'} as run {run_id}{f', {uri}' if uri else ''}"
+            )
+    if as_json:
+        click.echo(json.dumps({"published": done}))
+    if failed:
+        sys.exit(2 if all(isinstance(e, InputError) for e in failed) else 1)
+    publishing.close_dead(client)
+
+
+@main.command(name="list")
+@click.option("--filter", "query", default="", help='As in MLflow\'s searches: "metrics.perplexity_ratio < 1.1".')
+@click.option("--name", default=None, help="Of this registered model alone.")
+@click.option(
+    "--order",
+    default="version",
+    show_default=True,
+    type=click.Choice(["version", "sparsity", "perplexity", "ratio", "size"]),
+    help="The least first.",
+)
+@as_json
+def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> None:
+    """The registered tickets, one line each.
+
+    Example: lottery list --filter "params.target = 'late' and metrics.perplexity_ratio < 1.1" --order ratio
+    """
+    from lottery import listing, tables, tracking
+
+    found = listing.rows(tracking.connect(reading=True), query, name, order)
+    click.echo(json.dumps({"tickets": [asdict(row) for row in found]}) if as_json else tables.list_table(found))
 
 
 @main.command()
@@ -239,4 +293,6 @@ def doctor(as_json: bool) -> None:
 def show(ticket: Any, as_json: bool) -> None:
     from lottery import tables
 
-    click.echo(json.dumps(ticket.json()) if as_json else tables.ticket_table(ticket))
+    click.echo(
+        json.dumps(ticket.json()) if as_json else tables.ticket_table(ticket.found, ticket.model_uri, ticket.path)
+    )

@@ -1,11 +1,13 @@
 """Where lottery keeps files of its own, and how a file or folder comes into being there: whole, or not at all."""
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lottery.spec import InputError, blame
 
@@ -51,6 +53,34 @@ def alone(what: str) -> Iterator[None]:
     with open(make_folder(home() / "locks", "LOTTERY_HOME") / what, "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def alive(id: str, about: Mapping[str, Any]) -> Iterator[Path]:
+    """Holds a file of this home, with `about` in it, as long as this process lives. Who ends well takes it away himself:
+    one that is there and that nobody holds is of a process that was killed (`left_behind`)."""
+    path = make_folder(home() / "locks", "LOTTERY_HOME") / f"run-{id}"
+    while True:
+        with open(path, "w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()):
+                json.dump(dict(about), f)
+                f.flush()
+                yield path
+                return
+
+
+def left_behind() -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """(id, file, about) of processes of this home that were killed, each held while it is looked at."""
+    for path in sorted((home() / "locks").glob("run-*")):
+        try:
+            with open(path) as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                about = json.loads(f.read() or "null")
+                if isinstance(about, dict):
+                    yield path.name.removeprefix("run-"), path, about
+        except (BlockingIOError, FileNotFoundError, ValueError):
+            continue  # alive, or gone by now, or killed before it had written anything
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -18,6 +18,8 @@ from lottery.spec import InputError, MachineError, blame
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CARD = "README.md"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 LOGIN = "set HF_TOKEN or run `hf auth login`"
 
 CheckConfig = Callable[[dict[str, Any]], None]
@@ -262,6 +264,25 @@ def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> Inpu
         name = unquote(e.response.request.url.path.partition("/resolve/")[2].partition("/")[2])
         return InputError(f"{what}: {repo} has no file {name} at {revision} (404); give another revision")
     return InputError(f"{what}: {hub} refuses {repo} ({status}); check the name, the revision and HF_ENDPOINT")
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that a model's card states in its header, else the first line of its licence file; None without both."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    stated = None
+    try:
+        header = (metadata_load(folder / CARD) if (folder / CARD).is_file() else None) or {}
+        stated = header.get("license_name") if header.get("license") == "other" else header.get("license")
+    except (ValueError, OSError, yaml.YAMLError):
+        say(f"warning: {folder / CARD}: its header is not readable; the licence that it states is not known")
+    if not stated:
+        for file in (folder / name for name in LICENCES if (folder / name).is_file()):
+            lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+            stated = next((line.strip() for line in lines if line.strip()), None)
+    words = "".join(c if c.isprintable() else " " for c in str(stated or "")).split()
+    return " ".join(words)[:100] or None
 
 
 def dataset_rows(what: str, repo: str, config: str, split: str, column: str) -> list[str]:

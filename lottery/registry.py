@@ -2,21 +2,18 @@
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import mlflow
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, RunTag
+from mlflow.entities import LoggedModelInput, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
@@ -25,7 +22,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
 from lottery.home import home, new_folder
 from lottery.record import MEASUREMENTS, RECORD
-from lottery.spec import InputError, MachineError, Spec, nearest
+from lottery.spec import InputError, nearest
 from lottery.ticket import Stored
 from lottery.tracking import Run, hide_password
 
@@ -91,7 +88,7 @@ def holds(folder: Path, ticket: str) -> bool:
         return False
 
 
-def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str, str]) -> None:
+def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str, str], description: str) -> None:
     """The version and its logged model say what the newest full measuring found."""
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     client.set_logged_model_tags(model_id, dict(tags))
@@ -102,6 +99,7 @@ def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str
             client.delete_logged_model_tag(model_id, key)
         with contextlib.suppress(MlflowException):
             client.delete_model_version_tag(name, version, key)
+    client.update_model_version(name, version, description)
 
 
 def logged_model_id(source: str | None) -> str | None:
@@ -175,123 +173,42 @@ def log_model(run: Run, stored: Stored, params: Mapping[str, str], tags: Mapping
     return model.model_id
 
 
-def register(client: MlflowClient, model_id: str, name: str, tags: Mapping[str, str]) -> str:
-    """A new version of the registered model `name`; its URI."""
+def register(
+    client: MlflowClient, model_id: str, name: str, about: str, tags: Mapping[str, str], description: str
+) -> tuple[str, str]:
+    """(URI, logged-model id) of the version of `name` that holds this ticket: a new one, or, where another machine has
+    registered the same ticket at the same moment, that one. `about`: the description of a name that is new."""
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=about)
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     run_id = client.get_logged_model(model_id).source_run_id
-    version = client.create_model_version(name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id)
-    return f"models:/{name}/{version.version}"
-
-
-def crown(client: MlflowClient, name: str) -> None:
-    """Set the alias `winner` of a registered model: of the winning tickets, measured under the default data set, window
-    and tolerance, on all windows, and not random, the one with the most zeros; of equal ones that of the lower ratio.
-
-    Of many runs that finish at once each does so, and looks again until what it reads is what it set: the last is right.
-    """
-    for attempt in range(20):
-        versions = every_page(partial(client.search_model_versions, f"name = '{name}'"))
-        best = winner(client, versions)
-        now = client.get_registered_model(name).aliases.get("winner")
-        if str(now or "") == (best or ""):  # the stores disagree whether a version is a number
-            return
-        try:
-            if best:
-                client.set_registered_model_alias(name, "winner", best)
-            else:
-                client.delete_registered_model_alias(name, "winner")
-        except MlflowException:  # somebody set it at this very moment
-            time.sleep(0.1 * random.random() * (attempt + 1))
-    raise MachineError(f"register={name}: its alias `winner` would not be set; run the same command again")
-
-
-def winner(client: MlflowClient, versions: Sequence[Any]) -> str | None:
-    """The version that the alias `winner` belongs to, judged by the newest run of each ticket that counts."""
-    # of several versions of one ticket the last: the files of those before it were gone
-    by_ticket = {v.tags["ticket"]: str(v.version) for v in sorted(versions, key=version_number) if "ticket" in v.tags}
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    judged: dict[str, tuple[float, float] | None] = {}
-    for base in {v.tags["base"] for v in versions if "base" in v.tags}:
-        quote = '"' if "'" in base else "'"
-        query = (
-            f"tags.kind = 'ticket' and tags.base = {quote}{base}{quote} "
-            f"and attributes.status != 'FAILED' and attributes.status != 'KILLED'"
-        )
-        for run in every_page(partial(client.search_runs, experiments, query, max_results=1000)):
-            ticket, metrics = run.data.tags.get("ticket", ""), run.data.metrics
-            if ticket in judged or ticket not in by_ticket or not counts(run.data.tags, run.data.params):
-                continue
-            wins = run.data.tags["winner"] == "yes" and {"sparsity_model", "perplexity_ratio"} <= metrics.keys()
-            judged[ticket] = (metrics["sparsity_model"], -metrics["perplexity_ratio"]) if wins else None
-    best = (
-        max((ranks, by_ticket[ticket]) for ticket, ranks in judged.items() if ranks) if any(judged.values()) else None
+    version = client.create_model_version(
+        name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id, description=description
     )
-    return best[1] if best else None
+    uri = f"models:/{name}/{version.version}"
+    # Numbers are given in order, so of two the later one sees the earlier, which stays.
+    first = registered_before(client, name, tags["ticket"])
+    if first is None or first[0] == uri:
+        return uri, model_id
+    client.delete_model_version(name, version.version)
+    drop(client, model_id)
+    return first
 
 
-def version_number(version: Any) -> int:
-    return int(version.version)
+def unregistered(client: MlflowClient, run: Any) -> list[Any]:
+    """The logged models that a run (an MLflow entity) made and that no version is made of."""
+    made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return [m for m in made if not client.search_model_versions(f"source_path = 'models:/{m.model_id}'")]
 
 
-def counts(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
-    """Whether a run's verdict is one about the default data set, window and tolerance."""
-    names = ("dataset", "window", "tolerance", "limit", "method")
-    if "winner" not in tags or "limited" in tags or any(name not in params for name in names):
-        return False
-    try:
-        spec = Spec.parse(**{name: params[name] for name in names})
-    except InputError:
-        return False
-    default = Spec()
-    usual = ("auto", "builtin" if tags.get("base") == "builtin" else "wikitext2")
-    same = (spec.window, spec.tolerance, spec.limit) == (default.window, default.tolerance, default.limit)
-    return same and spec.dataset in usual and spec.method != "random"
-
-
-LABELS = ("coherent", "note")  # a person's judgement
-
-
-def labels(client: MlflowClient, model_id: str) -> dict[str, str]:
-    """What a person has said of a logged model's text."""
-    return {k: v for k, v in client.get_logged_model(model_id).tags.items() if k in LABELS}
-
-
-def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[str]:
-    """A person's judgement as tags of a run, of the logged model that it made or measured, and of every version of that.
-    What was tagged, by name. Raises InputError where there is no such run."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as e:
-        if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise InputError(
-            f"run={run_id}: there is no such run in {hide_password(mlflow.get_tracking_uri())}; give a run's id"
-        ) from e
-    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-    tagged = [f"run {run_id}"]
-    made, used = run.outputs, run.inputs
-    models = [m.model_id for m in [*(made.model_outputs if made else []), *(used.model_inputs if used else [])]]
-    for model_id in dict.fromkeys(models):
-        client.set_logged_model_tags(model_id, dict(tags))
-        tagged.append(f"models:/{model_id}")
-        for version in every_page(partial(client.search_model_versions, f"source_path = 'models:/{model_id}'")):
-            for key, value in tags.items():
-                client.set_model_version_tag(version.name, version.version, key, value)
-            tagged.append(f"models:/{version.name}/{version.version}")
-    return tagged
-
-
-def every_page(search: Callable[..., Any]) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = search(page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
+def drop(client: MlflowClient, model_id: str) -> None:
+    """Delete a logged model that nothing points to. `mlflow gc` removes what is left of it behind a server."""
+    here = local_path(client.get_logged_model(model_id).artifact_location)
+    client.delete_logged_model(model_id)
+    if here is not None:
+        shutil.rmtree(here / "data", ignore_errors=True)
 
 
 def use_model(run: Run, model_id: str) -> None:

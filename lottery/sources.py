@@ -26,7 +26,8 @@ def open_base(model: str, *, local_only: bool = False, outline: bool = False) ->
             raise InputError(
                 f"model={model}: there is no such folder; give builtin, a local folder or a hub id (ORG/NAME)"
             )
-        found = hub.fetch(model, SMALL_FILES, check_config, local_only, weights=not outline)
+        small = (*SMALL_FILES, hub.CARD, *hub.LICENCES)
+        found = hub.fetch(model, small, check_config, local_only, weights=not outline)
         folder, name, revision = found.folder, found.id, found.revision
     elif match := re.fullmatch(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:])):
         name, revision = f"{match[1]}/{match[2]}", match[3]

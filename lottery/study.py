@@ -1,32 +1,32 @@
 """The story of one ticket: `run` from a spec to a registered version, `evaluate` and `load` from there on."""
 
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lottery import models, registry, tracking
-from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
-from lottery.checkpoint import Base, Source, read_json
+from lottery import models, publishing, registry, tracking
+from lottery.baseline import Measured, Setup, measure_pair, prepare
+from lottery.checkpoint import Base, Source
 from lottery.control import control_metrics, measure_controls
 from lottery.families import PRUNABLE, Place
-from lottery.home import alone, home, make_folder, new_folder, resolved, write_file
+from lottery.home import alone, home, make_folder, new_folder, resolved
+from lottery.hub import licence
 from lottery.measure import timed
-from lottery.progress import say, stage
+from lottery.measurement import Measurement, beside, new_id
+from lottery.progress import say
 from lottery.pruning import check_choice, planned, prune_source, warm_up
 from lottery.record import MEASUREMENTS, RECORD, sparsities
 from lottery.sources import find_base, is_ticket, open_base, open_ticket
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
 from lottery.targets import choose, notes
-from lottery.text import Protocol
 from lottery.ticket import Stored
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What `prune` and `evaluate` give back: the fields of `--json`, and what the printed table needs beside them."""
+    """What `prune` and `evaluate` give back: the fields of `--json`, and all that was found beside them."""
 
     ticket: str
     path: str | None
@@ -34,16 +34,10 @@ class Ticket:
     model_uri: str | None
     metrics: dict[str, float]
     tags: dict[str, str]
-    dense: dict[str, float] = field(default_factory=dict, repr=False)
-    protocol: Protocol | None = field(default=None, repr=False)
-    samples: list[dict[str, str]] = field(default_factory=list, repr=False)
-    title: str = field(default="ticket", repr=False)
-    tolerance: float = field(default=0.10, repr=False)
-    memory: str = field(default="", repr=False)  # how its weights lie there, in words
+    found: Measurement = field(repr=False)
 
     def json(self) -> dict[str, Any]:
-        names = ("ticket", "path", "run_id", "model_uri", "metrics", "tags")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        return {k: v for k, v in self.__dict__.items() if k != "found"}
 
 
 def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
@@ -58,12 +52,12 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
     source, chosen, base = locate(spec)
     about = source.origin
-    name = registry.model_name(spec.register, about["id"])
+    name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
     setup = prepare(source, spec, about["id"], spec.quantize)
     for note in notes(chosen, source.tied_head):
         say(note)
     id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
-    keep = out is not None or spec.register == "none"
+    keep = out is not None or name is None
     if out is not None:
         folder, named = resolved(out, "out"), "out"
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
@@ -72,56 +66,60 @@ def run(spec: Spec, out: Path | None) -> Ticket:
         folder, named = home() / ("tickets" if keep else "unfinished") / id, "LOTTERY_HOME"
     make_folder(folder.parent, named)
     client = tracking.connect()
+    publishing.close_dead(client)
+    send_what_is_pending(client, folder, id, spec)
 
     tags = first_tags("ticket", id, about["id"], setup)
-    name_of_run = title(spec)
-    uri = None
+    title, measuring = title_of(spec), new_id()
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
-    with tracking.open_run(client, name_of_run, spec.params(), tags, spec) as run, alone(id):
+    with tracking.open_run(client, measuring, title, spec.params(), tags, spec) as run, alone(id):
         stored, took = make(source, spec, chosen, base, folder, named)
-        ticket, dense = measure_pair(run, stored, base, setup, about["files"])
-        control_CN = measure_controls(source, spec, chosen, stored, setup)
-        ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
-        tags |= verdict(ticket, spec, setup)
-        record = record_of(ticket, dense, setup, spec.params(), tags) | ({"base": base.place} if base else {})
+        found = publishing.pending(client, folder)
+        if found is not None and found.params == spec.params():
+            say("it was measured already by a process that did not come to record it")
+            found = replace(found, id=measuring)
+        else:
+            ticket, dense, dense_run = measure_pair(client, stored, base, setup, about["files"], spec.params())
+            control_CN = measure_controls(source, spec, chosen, stored, setup)
+            ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
+            found = Measurement(
+                kind="ticket",
+                ticket=id,
+                name=title,
+                title=title,
+                params=spec.params(),
+                tags=tags | verdict(ticket, spec, setup),
+                metrics=ticket.metrics,
+                dense=dense.metrics,
+                protocol=setup.protocol,
+                nll_N=ticket.nll_N,
+                control_CN=control_CN,
+                samples=ticket.samples,
+                quantize=spec.quantize,
+                base=base.place if base else None,
+                licence=licence_of(source),
+                store=tracking.store_digest(),
+                dense_run=dense_run,
+                id=measuring,
+            )
         if setup.wants or not (folder / MEASUREMENTS).exists():
-            write_file(folder / MEASUREMENTS, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        known = registry.registered_before(client, name, id) if spec.register != "none" else None
-        uri, model_id = known or (None, None)
-        if model_id:
-            registry.use_model(run, model_id)
-        elif spec.register != "none":
-            with stage(f"register {name}"):
-                model_id = registry.log_model(run, stored, spec.params(), tags)
-        more: dict[str, Any] = {"layers.json": {"layers": stored.record["layers"], "tensors": [p.name for p in chosen]}}
-        if control_CN is not None:
-            more["control_nll_per_window.npy"] = control_CN
-        report(run, ticket, setup, tags, record, model_id, more)
-        if model_id and uri is None:
-            uri = registry.register(client, model_id, name, tags)
-        elif model_id and uri and "winner" in tags and "limited" not in tags:
-            registry.tag_version(client, uri, model_id, tags)
-        if model_id and "winner" in tags:
-            registry.crown(client, name)
-        if known and model_id:
-            tags |= registry.labels(client, model_id)
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)  # the registry has it
-    path = str(folder) if keep else None
-    return Ticket(
-        id,
-        path,
-        run.id,
-        uri,
-        ticket.metrics,
-        tags,
-        dense.metrics,
-        setup.protocol,
-        ticket.samples,
-        name_of_run,
-        spec.tolerance,
-        in_memory(spec.quantize, spec.runtime),
-    )
+            found.save(folder)
+        with publishing.kept(folder):
+            uri, person = publishing.record_ticket(run, found, stored, name)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+    found = replace(found, tags=found.tags | person)
+    return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found)
+
+
+def send_what_is_pending(client: tracking.Client, folder: Path, id: str, spec: Spec) -> None:
+    """Record what was measured of this ticket under other parameters and did not reach the store: before it is measured
+    again. What was measured under the same ones, the run that asks for them again takes over."""
+    with alone(id), publishing.kept(folder):
+        found = publishing.pending(client, folder)
+        if found is not None and found.params != spec.params():
+            say(f"{folder}: an earlier measuring that was not recorded is recorded first")
+            publishing.send(client, folder, found)
 
 
 def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
@@ -130,39 +128,60 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
     """
     spec = Spec.parse(**parameters)
-    found = find_ticket(ticket)
-    stored = open_ticket(found.folder, base)
+    where = find_ticket(ticket)
+    stored = open_ticket(where.folder, base)
     models.check(stored, stored.tensors)
     about = stored.origin
     setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
     dense_base = stored.base or base_of(stored, base)
     client = tracking.connect()
+    publishing.close_dead(client)
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
     params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
     tags = first_tags("evaluation", stored.id, about["id"], setup)
-    with tracking.open_run(client, f"evaluate {ticket.removeprefix('models:/')}", params, tags) as run:
-        measured, dense = measure_pair(run, stored, dense_base, setup, about["files"])
+    title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
+    made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
+    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
+    with tracking.open_run(client, measuring, title, params, tags) as run:
+        measured, dense, dense_run = measure_pair(client, stored, dense_base, setup, about["files"], spec.params())
         measured = with_sizes(measured, stored, {})
-        tags |= verdict(measured, spec, setup)
-        if found.model_id:
-            registry.use_model(run, found.model_id)
-            tags |= registry.labels(client, found.model_id)
-        report(run, measured, setup, tags, record_of(measured, dense, setup, params, tags), found.model_id, {})
-    uri = ticket if found.model_id else None
-    made_by = Spec.parse(**{"target": found.params.get("target", "ticket"), **stored.record["spec"]})
-    return Ticket(
-        stored.id,
-        str(found.folder),
-        run.id,
-        uri,
-        measured.metrics,
-        tags,
-        dense.metrics,
-        setup.protocol,
-        measured.samples,
-        title(made_by),
-        memory=in_memory(made_by.quantize, spec.runtime),
-    )
+        found = Measurement(
+            kind="evaluation",
+            ticket=stored.id,
+            name=title,
+            title=title_of(made_by),
+            params=params,
+            tags=tags | verdict(measured, spec, setup),
+            metrics=measured.metrics,
+            dense=dense.metrics,
+            protocol=setup.protocol,
+            nll_N=measured.nll_N,
+            samples=measured.samples,
+            quantize=made_by.quantize,
+            base=dense_base.place if dense_base else None,
+            licence=licence_of(stored),
+            store=tracking.store_digest(),
+            model_id=where.model_id,
+            dense_run=dense_run,
+            id=measuring,
+        )
+        found.save(make_folder(folder, "LOTTERY_HOME"))
+        with publishing.kept(folder):
+            person = publishing.record_evaluation(run, found)
+    shutil.rmtree(folder, ignore_errors=True)
+    found = replace(found, tags=found.tags | person)
+    uri = ticket if where.model_id else None
+    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found)
+
+
+def licence_of(source: Base | Stored) -> str | None:
+    """The licence of the base that a model is or was made of."""
+    if isinstance(source, Base):
+        return licence(source.folder)
+    if source.base:
+        return licence(source.base.folder)
+    stated = beside(source.folder).get("licence")
+    return stated if isinstance(stated, str) else None
 
 
 def load(
@@ -269,8 +288,7 @@ def find_ticket(ticket: str) -> registry.Fetched:
     if ticket.startswith("models:/"):
         return registry.fetch(tracking.connect(reading=True), ticket)
     folder = resolved(ticket, "ticket")
-    beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
-    params = beside.get("params")
+    params = beside(folder).get("params")
     return registry.Fetched(folder, None, params if isinstance(params, dict) else {})
 
 
@@ -284,25 +302,12 @@ def base_of(stored: Stored, base: str = "auto") -> Base | None:
         return None
 
 
-def title(spec: Spec) -> str:
+def title_of(spec: Spec) -> str:
     """The name of a run: what differs between tickets of one base, as short as it can be said."""
     words = [spec.target, f"{100 * spec.sparsity:g}%"]
     for name in ("method", "scope", "pattern", "quantize"):
         words += [getattr(spec, name)] if getattr(spec, name) != getattr(Spec(), name) else []
     return " ".join(words)
-
-
-def in_memory(quantize: str, runtime: str) -> str:
-    """What a run's figures of speed and memory are about, in words."""
-    if runtime == "packed":
-        return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
-    if quantize == "int8":
-        return (
-            "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
-        )
-    if quantize == "fp8":
-        return "stored sparse, held as float8 and widened for each product: the zeros save disk alone"
-    return "stored sparse, runs dense: the zeros save disk, not time or memory"
 
 
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
@@ -330,20 +335,3 @@ def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) ->
         "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
     }
     return replace(measured, metrics={**measured.metrics, **sizes, **more})
-
-
-def report(
-    run: tracking.Run,
-    measured: Measured,
-    setup: Setup,
-    tags: Mapping[str, str],
-    record: dict[str, Any],
-    model_id: str | None,
-    more: Mapping[str, Any],
-) -> None:
-    """Everything that one run holds: tags, data set, metrics tied to the logged model, small artifacts."""
-    run.tag(tags)
-    if setup.protocol:
-        run.log_dataset(setup.protocol)
-    run.log_metrics(measured.metrics, setup.protocol, model_id)
-    run.log_files(files_of(measured, record) | dict(more))

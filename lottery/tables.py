@@ -3,15 +3,15 @@
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lottery.doctor import Check
-from lottery.study import Ticket
+from lottery.listing import Row
+from lottery.measurement import Measurement
 
 
 def render(*parts: Any) -> str:
@@ -40,13 +40,14 @@ def plain(metrics: Mapping[str, float], name: str, digits: int) -> str:
     return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
 
 
-def result_table(ticket: Ticket) -> Table:
+def result_table(found: Measurement) -> Table:
+    """The dense row first, then the ticket's; columns without a figure are left out."""
     table = Table(box=box.MARKDOWN)
     columns = {
         "": lambda title, m: title,
         "perplexity [95%]": lambda title, m: with_interval(m, "perplexity", 2),
         "ratio to dense [95%]": lambda title, m: (
-            "1" if m is ticket.dense and "perplexity" in m else with_interval(m, "perplexity_ratio", 4)
+            "1" if m is found.dense and "perplexity" in m else with_interval(m, "perplexity_ratio", 4)
         ),
         "bits/byte": lambda title, m: plain(m, "bits_per_byte", 4),
         "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
@@ -55,9 +56,8 @@ def result_table(ticket: Ticket) -> Table:
         "decode tok/s [quartiles]": lambda title, m: with_interval(m, "decode_tok_s", 0),
         "floor tok/s": lambda title, m: plain(m, "decode_floor_tok_s", 0),
     }
-    rows = (
-        [("dense", ticket.dense), (ticket.title, ticket.metrics)] if ticket.dense else [(ticket.title, ticket.metrics)]
-    )
+    rows = [("dense", found.dense)] if found.dense else []
+    rows.append((found.title, found.metrics))
     cells = [[column(*row) for column in columns.values()] for row in rows]
     used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
     for i in used:
@@ -67,43 +67,103 @@ def result_table(ticket: Ticket) -> Table:
     return table
 
 
-def ticket_table(ticket: Ticket) -> str:
-    m = ticket.metrics
-    lines = [
-        f"ticket {ticket.ticket}: zeros are {m['sparsity_target']:.2%} of the target, "
-        f"{m['sparsity_prunable']:.2%} of the prunable and {m['sparsity_model']:.2%} of all weights; "
-        f"the file is {m['disk_ratio']:.3f} of the base's"
-    ]
-    if ticket.protocol:
-        lines.append(f"protocol {ticket.protocol.id}: {ticket.protocol.line()}")
+def in_memory(quantize: str, runtime: str) -> str:
+    """What a run's figures of speed and memory are about."""
+    if runtime == "packed":
+        return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
+    if quantize == "int8":
+        return (
+            "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
+        )
+    if quantize == "fp8":
+        return "stored sparse, held as float8 and widened for each product: the zeros save disk alone"
+    return "stored sparse, runs dense: the zeros save disk, not time or memory"
+
+
+def findings(found: Measurement) -> list[str]:
+    """What one measuring says beside its figures: sizes, protocol, control, verdict; a line each."""
+    m, tags = found.metrics, found.tags
+    lines = []
+    if "disk_ratio" in m and found.kind != "dense":
+        lines.append(
+            f"ticket {found.ticket}: zeros are {m['sparsity_target']:.2%} of the target, "
+            f"{m['sparsity_prunable']:.2%} of the prunable and {m['sparsity_model']:.2%} of all weights; "
+            f"the file is {m['disk_ratio']:.3f} of the base's"
+        )
+    if found.protocol:
+        lines.append(f"protocol {found.protocol.id}: {found.protocol.line()}")
     if "rounding_zeros" in m:
         lines.append(f"{m['rounding_zeros']:,.0f} more weights became zero by rounding to 8 bits")
-    if "decode_tok_s" in m or "weights_bytes" in m:
-        lines.append(ticket.memory)
+    if found.kind != "dense" and ("decode_tok_s" in m or "weights_bytes" in m):
+        lines.append(in_memory(found.quantize, found.params.get("runtime", "dense")))
     if "control_perplexity" in m:
         lines.append(
             f"control: random tickets of the same size have {plain(m, 'control_perplexity', 2)}, from "
             f"{plain(m, 'control_perplexity_lo', 2)} to {plain(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
-            f"{with_interval(m, 'control_ratio', 4)}: beats them: {ticket.tags.get('beats_control', 'not known')}"
+            f"{with_interval(m, 'control_ratio', 4)}: beats them: {tags.get('beats_control', 'not known')}"
         )
-    if "winner" in ticket.tags:
-        limited = f"; measured on {ticket.tags['limited']} windows only" if "limited" in ticket.tags else ""
-        upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {1 + ticket.tolerance:g}"
-        lines.append(f"winner: {ticket.tags['winner']} ({upper}{limited})")
-    if "outcome" in ticket.tags:
-        lines.append(f"outcome: {ticket.tags['outcome']}")
-    if ticket.samples:
-        lines.append(f"sample: {ticket.samples[0]['text']!r}")
-        if "dense" in ticket.samples[0]:
-            lines.append(f"dense:  {ticket.samples[0]['dense']!r}")
-    if "coherent" in ticket.tags:
-        note = f" ({ticket.tags['note']})" if ticket.tags.get("note") else ""
-        lines.append(f"coherent, to a reader: {ticket.tags['coherent']}{note}")
-    if ticket.model_uri:
-        lines.append(f"{'registered' if ticket.tags['kind'] == 'ticket' else 'ticket'}: {ticket.model_uri}")
-    if ticket.path:
-        lines.append(f"folder: {ticket.path}")
-    return render(result_table(ticket), *lines)
+    if "winner" in tags:
+        limited = f"; measured on {tags['limited']} windows only" if "limited" in tags else ""
+        allowed = 1 + float(found.params.get("tolerance", 0.1))
+        upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {allowed:g}"
+        lines.append(f"winner: {tags['winner']} ({upper}{limited})")
+    if "outcome" in tags:
+        lines.append(f"outcome: {tags['outcome']}")
+    return lines
+
+
+def ticket_table(found: Measurement, uri: str | None, path: str | None) -> str:
+    lines = findings(found)
+    if found.samples:
+        lines.append(f"sample: {found.samples[0]['text']!r}")
+        if "dense" in found.samples[0]:
+            lines.append(f"dense:  {found.samples[0]['dense']!r}")
+    if "coherent" in found.tags:
+        note = f" ({found.tags['note']})" if found.tags.get("note") else ""
+        lines.append(f"coherent, to a reader: {found.tags['coherent']}{note}")
+    if uri:
+        lines.append(f"{'registered' if found.kind == 'ticket' else 'ticket'}: {uri}")
+    if path:
+        lines.append(f"folder: {path}")
+    return render(result_table(found), *lines)
+
+
+def list_table(rows: Sequence[Row]) -> str:
+    """One line a version. What is the same in all and unremarkable (the default method, ...) gets no column."""
+    if not rows:
+        return "no ticket is registered that fits"
+    columns: dict[str, Callable[[Row], str]] = {
+        "ticket": lambda r: r.uri.removeprefix("models:/"),
+        "target": lambda r: r.params.get("target", ""),
+        "sparsity": lambda r: f"{100 * float(r.params['sparsity']):g}%" if "sparsity" in r.params else "",
+        **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
+        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),
+        "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
+        "on": lambda r: r.dataset or "",
+        "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
+        "winner": lambda r: r.winner or "",
+        "coherent": lambda r: r.coherent or "",
+        "aliases": lambda r: ", ".join(r.aliases),
+    }
+    usual = {
+        "method": "magnitude",
+        "scope": "layer",
+        "pattern": "unstructured",
+        "quantize": "none",
+        "storage": "packed",
+    }
+    table = Table(box=box.MARKDOWN)
+    shown = {n: of for n, of in columns.items() if n == "winner" or {of(r) for r in rows} - {"", usual.get(n, "")}}
+    for name in shown:
+        numeric = name in ("sparsity", "perplexity [95%]", "ratio to dense [95%]", "file MB")
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(of(row) for of in shown.values()))
+    return render(table)
+
+
+def column(name: str) -> Callable[[Row], str]:
+    return lambda row: row.params.get(name, "")
 
 
 def spans(numbers: list[int]) -> str:
@@ -153,7 +213,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     )
 
 
-def doctor_table(checks: list[Check]) -> str:
+def doctor_table(checks: Sequence[Any]) -> str:
     table = Table(box=box.MARKDOWN)
     for name in ("check", "", "found"):
         table.add_column(name)

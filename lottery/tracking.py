@@ -7,11 +7,10 @@ import os
 import re
 import sqlite3
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlflow
 import numpy as np
@@ -19,10 +18,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lottery.home import alone
+from lottery.home import alive, alone
+from lottery.progress import say
 from lottery.spec import InputError, MachineError, Spec, digest
 from lottery.text import Protocol
 
+Client: TypeAlias = MlflowClient
+STORE_ERRORS = (MlflowException, OSError)  # requests' own are OSErrors
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
 
@@ -55,7 +57,7 @@ def connect(reading: bool = False) -> MlflowClient:
 @contextlib.contextmanager
 def few_retries() -> Iterator[None]:
     """To see whether a server is there at all, MLflow's own minutes of patience are too long."""
-    few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
     ours = {k: v for k, v in few.items() if k not in os.environ}
     os.environ |= ours
     try:
@@ -120,12 +122,14 @@ class Run:
     def tag(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
 
-    def log_metrics(self, metrics: Mapping[str, float], protocol: Protocol | None, model_id: str | None) -> None:
-        """Tied to the data set they were measured on and to the logged model, where there are such."""
-        now = int(time.time() * 1000)
+    def log_metrics(
+        self, metrics: Mapping[str, float], protocol: Protocol | None, model_id: str | None, time_ms: int
+    ) -> None:
+        """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
+        same time a second time change nothing."""
         on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.text_sha256[:12]} if protocol else {}
         about = {"model_id": model_id, "run_id": self.id, **on}
-        self.client.log_batch(self.id, [Metric(k, float(v), now, 0, **about) for k, v in metrics.items()])
+        self.client.log_batch(self.id, [Metric(k, float(v), time_ms, 0, **about) for k, v in metrics.items()])
 
     def log_dataset(self, protocol: Protocol) -> None:
         dataset = Dataset(
@@ -156,27 +160,78 @@ def dataset_name(protocol: Protocol) -> str:
 
 @contextlib.contextmanager
 def open_run(
-    client: MlflowClient, name: str, params: Mapping[str, str], tags: Mapping[str, str], spec: Spec | None = None
+    client: MlflowClient,
+    id: str,
+    name: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    spec: Spec | None = None,
+    resume: str | None = None,
+    adopt: bool = True,
 ) -> Iterator[Run]:
-    """The run that `mlflow run` opened for this process, else a new one; FINISHED, FAILED with the reason, or KILLED."""
-    # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
-    active = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
-    run = Run(client, active.info.run_id)
-    status = "FAILED"
-    try:
-        run.log_params(params, spec)
-        run.tag(tags)
-        yield run
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except BaseException as e:
-        with contextlib.suppress(MlflowException):
-            run.tag({"outcome": "failed", "reason": first_line(e)})
-        raise
-    finally:
-        mlflow.end_run(status)
+    """The run of the measuring `id`: `resume`, the one that `mlflow run` opened for this process (`adopt`), or a new one; in
+    the end FINISHED, FAILED with the reason, or KILLED."""
+    adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
+    about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
+    with alive(id, about) as life:
+        outer = mlflow.active_run()
+        study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
+        # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
+        active = mlflow.start_run(
+            run_id=resume, run_name=name, nested=outer is not None, tags={**study, **tags, "measurement": id}
+        )
+        if adopted:
+            os.environ["MLFLOW_RUN_ID"] = adopted
+        run = Run(client, active.info.run_id)
+        for tag in {"outcome", "reason"} & active.data.tags.keys():  # of an earlier try
+            client.delete_tag(run.id, tag)
+        status = "FAILED"
+        try:
+            run.log_params(params, spec)
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        except BaseException as e:
+            with few_retries(), contextlib.suppress(*STORE_ERRORS):
+                run.tag({"outcome": "failed", "reason": first_line(e)})
+            raise
+        finally:
+            if status == "FINISHED":
+                mlflow.end_run(status)
+                life.unlink()
+            else:  # a store that is away must not hide what went wrong; the next run of this home closes the run then
+                with few_retries(), contextlib.suppress(*STORE_ERRORS):
+                    mlflow.end_run(status)
+                    life.unlink()
+
+
+def store_digest() -> str:
+    return digest(mlflow.get_tracking_uri())[:16]
+
+
+def every_page(search: Callable[..., Any]) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = search(page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) -> Any | None:
+    """The run of a measuring, by its id where that is known, else over all experiments; None where the store has none."""
+    if run_id:
+        try:
+            return client.get_run(run_id)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.measurement = '{measurement}'", max_results=1)
+    return found[0] if found else None
 
 
 def fail_adopted(reason: str) -> None:
@@ -191,19 +246,24 @@ def fail_adopted(reason: str) -> None:
 
 
 @contextlib.contextmanager
-def beside(run: Run, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """A run of its own in the same experiment, by the same user, while `run` is the process's open one."""
-    opened = run.client.get_run(run.id)
-    carried = {
-        k: v for k, v in opened.data.tags.items() if k in ("mlflow.user", "mlflow.source.name", "mlflow.source.type")
-    }
-    new = run.client.create_run(opened.info.experiment_id, run_name=name, tags={**carried, **tags})
-    status = "FAILED"
-    try:
-        yield Run(run.client, new.info.run_id)
-        status = "FINISHED"
-    finally:
-        run.client.set_terminated(new.info.run_id, status)
+def beside(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run | None]:
+    """A run of its own for the measuring `id`, in the same experiment, by the same user, while `run` is the process's open
+    one; None where the store has it already."""
+    before = find_run(run.client, id)
+    if before is not None and before.info.status == "FINISHED":
+        yield None
+        return
+    if before is None:
+        opened = run.client.get_run(run.id)
+        by = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "study")
+        carried = {k: v for k, v in opened.data.tags.items() if k in by}
+        before = run.client.create_run(
+            opened.info.experiment_id, run_name=name, tags={**carried, **tags, "measurement": id}
+        )
+    with alive(id, {"store": store_digest(), "run": before.info.run_id}) as life:
+        yield Run(run.client, before.info.run_id)
+        run.client.set_terminated(before.info.run_id, "FINISHED")
+        life.unlink()
 
 
 @dataclass(frozen=True)
@@ -217,13 +277,20 @@ class Found:
 
 
 def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Found | None:
-    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments."""
-    experiments = [e.experiment_id for e in client.search_experiments()]
+    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments. None,
+    with a warning, where the store is away."""
     query = (
         f"attributes.status = 'FINISHED' and tags.kind = 'dense' "
         f"and tags.ticket = '{ticket}' and tags.protocol = '{protocol}'"
     )
-    for run in client.search_runs(experiments, query, max_results=20):
+    try:
+        with few_retries():
+            experiments = [e.experiment_id for e in client.search_experiments()]
+            runs = client.search_runs(experiments, query, max_results=20)
+    except STORE_ERRORS as e:
+        say(f"warning: {store_name()} does not answer ({first_line(e)}); the dense base is measured here")
+        return None
+    for run in runs:
         tags, metrics = run.data.tags, run.data.metrics
         if not wants <= set(tags.get("measured", "").split(",")):
             continue

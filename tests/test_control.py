@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from conftest import tiny_model
 
-from lottery import kernels, registry
+from lottery import kernels, verdicts
 from lottery.baseline import Measured
 from lottery.control import control_metrics
 from lottery.sources import open_base, open_ticket
@@ -135,7 +135,7 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
 
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("crown", "winner")
-    registry.crown(client, "crown")
+    verdicts.crown(client, "crown")
     assert alias("crown") == "3"
     location = client.get_logged_model(
         client.get_model_version("crown", "3").source.removeprefix("models:/")

@@ -1,0 +1,120 @@
+"""What a person reads of a ticket in the MLflow UI: the description of a run, of a version, of a registered model. Markdown."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lottery.measurement import Measurement
+from lottery.tables import findings, render, result_table, spans
+
+LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # characters that MLflow's tables take
+
+LIMITS = (
+    "Nothing was trained again after pruning: the kept weights are the base's. The figures hold for the protocol that is "
+    "named and for no other text; the interval takes windows as independent, which those of one article are not. What the "
+    "base says wrongly or unfairly this ticket says, too, and cutting may have made it worse: that was not measured."
+)
+
+
+def escaped(text: str) -> str:
+    """As plain text inside a line of Markdown: a model's own text, a name, a file's word."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """Text of a model in a code span, line breaks shown."""
+    return "`" + text.replace("`", "'").replace("\n", " \u21b5 ") + "`"
+
+
+def result(found: Measurement) -> list[str]:
+    lines = [render(result_table(found)), ""] if found.metrics else []
+    return [*lines, *(f"- {escaped(line)}" for line in findings(found))]
+
+
+def samples(found: Measurement, most: int) -> list[str]:
+    if not found.samples:
+        return []
+    lines = ["", "### Samples", "", "Greedy, 50 new tokens.", ""]
+    for sample in found.samples[:most]:
+        lines += [f"- {escaped(sample.get('prompt', ''))} ...", f"    - {found.title}: {code(sample.get('text', ''))}"]
+        lines += [f"    - dense: {code(sample['dense'])}"] if "dense" in sample else []
+    return lines
+
+
+def of_run(found: Measurement, base: str) -> str:
+    """A run's description: the table, the dense row first, the samples and the protocol."""
+    return "\n".join([f"**{escaped(found.title)}** of {escaped(base)}", "", *result(found), *samples(found, 4)])[
+        :LONGEST_TAG
+    ]
+
+
+def of_model(base: str, licence: str | None) -> str:
+    """A registered model's description: what its versions have in common."""
+    return (
+        f"Tickets of **{escaped(base)}** (licence: {escaped(licence or 'not stated')}): each version is what is left of that "
+        f"model after pruning, self-contained or as masks over it. The alias `winner` is the winning ticket with the most "
+        f"zeros, by the default protocol: perplexity at most 10% over the dense model's, by the upper end of the ratio's "
+        f"95% interval."
+    )
+
+
+def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str:
+    """The card of one ticket: what was cut, of which base, with which result, how to load it, its licence and limits.
+
+    `record`: what ticket.json holds.
+    """
+    base, spec = record["base"], record["spec"]
+    chosen = {name: entry for name, entry in record["tensors"].items() if "requested" in entry}
+    lines = [f"# {escaped(found.title)} of {escaped(base['id'])}", "", *result(found), "", "### What was cut", ""]
+    for role in dict.fromkeys(entry["role"] for entry in chosen.values()):
+        entries = [entry for entry in chosen.values() if entry["role"] == role]
+        lines.append(f"- {role}: {counts(entries)}")
+    how = [f"method {spec['method']}", f"scope {spec['scope']}", f"pattern {spec['pattern']}"]
+    how += [f"quantized to {spec['quantize']}"] if spec["quantize"] != "none" else []
+    lines += [f"- {', '.join(how)}; stored {spec['storage']}", *(f"- {escaped(note)}" for note in further(record))]
+    revision = f" at revision {base['revision']}" if base["revision"] else ""
+    files = [f"{escaped(name)} {sha256[:12]}" for name, sha256 in base["files"].items()]
+    shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
+    lines += [
+        "", "### Base", "",
+        f"- {escaped(base['id'])}{revision}; sha256 of its files: {shown}",
+        f"- licence, as the base states it: {escaped(found.licence or 'not stated')}; it holds for this ticket, too",
+        "", "### Use it", "",
+        "```python",
+        "import lottery, mlflow",
+        "",
+        f'model, tokenizer = lottery.load("models:/{model_id}")  # transformers; every hash is checked',
+        f'served = mlflow.pyfunc.load_model("models:/{model_id}")  # without lottery installed',
+        'print(served.predict(["The meaning of life is"], params={"max_new_tokens": 50}))',
+        "```",
+        "", "### Limits", "", LIMITS,
+        *samples(found, 1),
+    ]  # fmt: skip
+    return "\n".join(lines)[:LONGEST_DESCRIPTION]
+
+
+def counts(entries: Sequence[dict[str, Any]]) -> str:
+    """14 matrices of the layers 4-7, 1,234 of 2,468 weights removed"""
+    removed = total = 0
+    for entry in entries:
+        numel = 1
+        for size in entry["shape"]:
+            numel *= size
+        total += numel
+        removed += numel - entry["kept"]
+    layers = sorted({entry["layer"] for entry in entries if "layer" in entry})
+    where = f" of the layer{'s' if len(layers) > 1 else ''} {spans(layers)}" if layers else ""
+    matrices = "matrix" if len(entries) == 1 else "matrices"
+    return f"{len(entries)} {matrices}{where}, {removed:,} of {total:,} weights removed"
+
+
+def further(record: dict[str, Any]) -> list[str]:
+    """What else one should know of the files."""
+    notes = []
+    if any("kept" in entry and "requested" not in entry for entry in record["tensors"].values()):
+        notes.append("made of a ticket, whose zeros outside of this target stay")
+    if record["dropped"]:
+        notes.append(f"left out, as no weights: {', '.join(record['dropped'][:4])}")
+    if untied := [name for name, entry in record["tensors"].items() if "copy_of" in entry]:
+        notes.append(f"{', '.join(untied)} was one tensor with the embeddings and has its own now")
+    return notes

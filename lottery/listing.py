@@ -1,0 +1,96 @@
+"""What is registered: one row a version, with the figures of its ticket. MLflow alone."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from lottery.registry import logged_model_id
+from lottery.spec import InputError
+from lottery.tracking import Client, every_page
+
+ORDERS = ("version", "sparsity", "perplexity", "ratio", "size")
+COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "storage")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One version: what it is, and its figures on the data set that it was first measured on."""
+
+    uri: str
+    model_id: str
+    ticket: str
+    base: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    dataset: str | None
+    winner: str | None
+    coherent: str | None
+    aliases: tuple[str, ...]
+
+
+def rows(client: Client, filter: str, name: str | None, order: str) -> list[Row]:
+    """The registered tickets whose logged model fulfils `filter` (in MLflow's words: `metrics.perplexity_ratio < 1.1 and
+    params.target = 'late'`), of the registered model `name` or of all.
+
+    Raises InputError for a filter that MLflow does not understand, or a name that is not there.
+    """
+    aliases: dict[tuple[str, str], list[str]] = defaultdict(list)
+    registered = every_page(partial(client.search_registered_models))
+    if name is not None and name not in [m.name for m in registered]:
+        raise InputError(
+            f"name={name}: no such registered model; there are: {', '.join(m.name for m in registered) or 'none'}"
+        )
+    for model in registered:
+        for alias, version in model.aliases.items():
+            aliases[model.name, str(version)].append(alias)
+    query = f"name = '{name}'" if name else None
+    versions = defaultdict(list)
+    for version in every_page(partial(client.search_model_versions, query)):
+        if (model_id := logged_model_id(version.source)) and "ticket" in version.tags:
+            versions[model_id].append(version)
+    experiments = [e.experiment_id for e in every_page(partial(client.search_experiments))]
+    try:
+        models = every_page(partial(client.search_logged_models, experiments, filter or None))
+    except MlflowException as e:
+        raise InputError(f"filter={filter}: {' '.join(str(e).split())[:300]}") from e
+    found = [
+        row(version, model, tuple(sorted(aliases[version.name, str(version.version)])))
+        for model in models
+        for version in versions[model.model_id]
+    ]
+    return sorted(found, key=partial(place, order))
+
+
+def place(order: str, row: Row) -> tuple[Any, ...]:
+    """Where a row stands; those without the figure last."""
+    name, version = row.uri.removeprefix("models:/").rsplit("/", 1)
+    figure = {
+        "sparsity": "sparsity_model",
+        "perplexity": "perplexity",
+        "ratio": "perplexity_ratio",
+        "size": "disk_bytes",
+    }
+    value = row.metrics.get(figure.get(order, ""))
+    return (value is None, value if value is not None else 0.0, name, int(version))
+
+
+def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
+    metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
+    first = next((m.dataset_name for m in metrics if m.key == "perplexity"), None)
+    tags = version.tags
+    return Row(
+        uri=f"models:/{version.name}/{version.version}",
+        model_id=model.model_id,
+        ticket=tags["ticket"],
+        base=tags.get("base", ""),
+        params={name: model.params[name] for name in COLUMNS if name in model.params},
+        # the newest of each on that data set: a ticket may have been measured so again
+        metrics={m.key: m.value for m in metrics if m.dataset_name == first},
+        dataset=first,
+        winner=tags.get("winner"),
+        coherent=tags.get("coherent"),
+        aliases=aliases,
+    )

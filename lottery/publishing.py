@@ -1,0 +1,189 @@
+"""From a measuring on disk to MLflow: its run, its logged model, its version. Once, however often it is tried.
+
+Everything is sent from the folder, in an order in which a kill at any moment leaves no half version, and a second try goes
+on: first the run with its logged model and figures, then the version, then the alias, last of all the run is FINISHED.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lottery import cards, registry, tracking, verdicts
+from lottery.home import alone, home, left_behind
+from lottery.measurement import Measurement, read_measurement
+from lottery.progress import say, stage
+from lottery.record import MEASUREMENTS, RECORD
+from lottery.spec import InputError, MachineError
+from lottery.ticket import Stored
+
+
+def artifacts(found: Measurement) -> dict[str, Any]:
+    """A run's small files: name -> content."""
+    files: dict[str, Any] = {MEASUREMENTS: found.json()}
+    if found.nll_N is not None:
+        files["nll_per_window.npy"] = found.nll_N
+    if found.control_CN is not None:
+        files["control_nll_per_window.npy"] = found.control_CN
+    if found.samples:
+        files["samples.json"] = found.samples
+    return files
+
+
+def record(run: tracking.Run, found: Measurement, base: str, model_id: str | None, files: dict[str, Any]) -> None:
+    """Everything that one run holds: tags, description, data set, metrics tied to the logged model, small artifacts."""
+    run.log_params(found.params)
+    run.tag(found.tags | {"mlflow.note.content": cards.of_run(found, base)})
+    if found.protocol:
+        run.log_dataset(found.protocol)
+    run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
+    run.log_files(artifacts(found) | files)
+
+
+def record_dense(run: tracking.Run, dense: Measurement) -> None:
+    """A run of its own for the dense base, beside the one that needed it, where the next ticket finds it."""
+    with tracking.beside(run, dense.id, dense.name, {"kind": "dense", "ticket": dense.ticket}) as own:
+        if own is not None:
+            record(own, dense, dense.tags["base"], None, {})
+
+
+def record_ticket(
+    run: tracking.Run, found: Measurement, stored: Stored, name: str | None, resumed: bool = False
+) -> tuple[str | None, dict[str, str]]:
+    """A ticket's run, and its version of the registered model `name` (None: no version). (URI, tags by a person).
+
+    `resumed`: an earlier try may have sent a part of it.
+    """
+    client, about = run.client, stored.origin
+    if found.dense_run:
+        record_dense(run, found.dense_run)
+    known = registry.registered_before(client, name, stored.id) if name else None
+    uri, model_id = known or (None, None)
+    if model_id:
+        registry.use_model(run, model_id)
+    elif name:
+        model_id = begun(run, stored) if resumed else None
+        if model_id is None:
+            with stage(f"register {name}"):
+                model_id = registry.log_model(run, stored, found.params, found.tags)
+    targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
+    record(run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}})
+    if not name or not model_id:
+        return None, {}
+    card = cards.of_version(found, stored.record, model_id)
+    if uri is None:
+        of_model = cards.of_model(about["id"], found.licence)
+        uri, model_id = registry.register(client, model_id, name, of_model, found.tags, card)
+    elif "winner" in found.tags and "limited" not in found.tags:
+        registry.tag_version(client, uri, model_id, found.tags, card)
+    if "winner" in found.tags:
+        verdicts.crown(client, name)
+    return uri, verdicts.labels(client, model_id) if known else {}
+
+
+def begun(run: tracking.Run, stored: Stored) -> str | None:
+    """The whole logged model that an earlier try of this run has left without a version; half ones are dropped."""
+    whole = None
+    for model in registry.unregistered(run.client, run.client.get_run(run.id)):
+        here = registry.local_path(model.artifact_location)
+        if str(model.status) == "READY" and (here is None or registry.holds(here / "data" / "ticket", stored.id)):
+            whole = model.model_id
+        else:
+            registry.drop(run.client, model.model_id)
+    return whole
+
+
+def record_evaluation(run: tracking.Run, found: Measurement) -> dict[str, str]:
+    """The run of a ticket that was measured again: beside what its logged model has, if it is registered, never over it.
+    The tags that a person gave it."""
+    if found.dense_run:
+        record_dense(run, found.dense_run)
+    person = {}
+    if found.model_id:
+        registry.use_model(run, found.model_id)
+        person = verdicts.labels(run.client, found.model_id)
+        run.tag(person)
+    record(run, found, found.tags["base"], found.model_id, {})
+    return person
+
+
+def publish(client: tracking.Client, folder: Path) -> tuple[str, str | None, bool]:
+    """(run id, URI of the version, whether anything was sent) of a folder that holds a ticket and what was measured of it,
+    or an evaluation. The run that was begun for it is finished, else a new one made.
+
+    Raises InputError where the folder holds no measuring, MachineError where the store is away: then nothing is lost.
+    """
+    found = read_measurement(folder)
+    if found is None or found.kind == "dense":
+        raise InputError(f"dir={folder}: no {MEASUREMENTS} of a ticket there; give a folder that a run has kept")
+    with alone(found.ticket), kept(folder):
+        return send(client, folder, found)
+
+
+def send(client: tracking.Client, folder: Path, found: Measurement) -> tuple[str, str | None, bool]:
+    """As `publish`, for a process that is alone with the ticket already."""
+    stored, name = None, None
+    if found.kind == "ticket":
+        stored = Stored(folder)
+        if stored.id != found.ticket:
+            raise InputError(f"dir={folder}: its {MEASUREMENTS} is of the ticket {found.ticket}, not of {stored.id}")
+        register = found.params.get("register", "auto")
+        name = registry.model_name(register, stored.origin["id"]) if register != "none" else None
+    before = tracking.find_run(client, found.id)
+    if before is not None and before.info.status == "FINISHED":
+        known = registry.registered_before(client, name, found.ticket) if name else None
+        return before.info.run_id, known[0] if known else None, False
+    if stored is not None and not stored.is_mask:  # the hashes of masks cover the base, which need not be here
+        stored.verify()
+    uri = None
+    resume = before.info.run_id if before is not None else None
+    opened = tracking.open_run(client, found.id, found.name, found.params, found.tags, resume=resume, adopt=False)
+    with opened as run:
+        if stored is not None:
+            uri, _ = record_ticket(run, found, stored, name, resumed=before is not None)
+        else:
+            record_evaluation(run, found)
+    if folder.parent == home() / "unfinished":
+        shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+    return run.id, uri, True
+
+
+@contextlib.contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """What is to be said where the store fails while a measuring is being sent. Raises MachineError."""
+    try:
+        yield
+    except tracking.STORE_ERRORS as e:
+        raise MachineError(
+            f"{tracking.store_name()} did not take all of it ({tracking.first_line(e)}); nothing is lost: the ticket and its "
+            f"measurements are in {folder}, `lottery publish {folder}` records them when the store is back"
+        ) from e
+
+
+def close_dead(client: tracking.Client) -> None:
+    """Runs that processes of this home were in when they were killed are closed, and what they had begun to register goes.
+
+    Whether a process lives is known by a lock in LOTTERY_HOME: runs of other homes are left alone.
+    """
+    for id, life, about in left_behind():
+        if about.get("store") != tracking.store_digest():
+            continue
+        run = tracking.find_run(client, id, about.get("run"))
+        if run is not None and run.info.status == "RUNNING":
+            tracking.Run(client, run.info.run_id).tag({"outcome": "killed", "reason": "its process was killed"})
+            client.set_terminated(run.info.run_id, "KILLED")
+            say(f"the run {run.info.run_id}, whose process was killed, is closed")
+        if run is not None and run.info.status != "FINISHED":
+            for model in registry.unregistered(client, run):
+                registry.drop(client, model.model_id)
+        life.unlink(missing_ok=True)
+
+
+def pending(client: tracking.Client, folder: Path) -> Measurement | None:
+    """What an earlier process has measured of the ticket in `folder` for this store, and the store does not have whole."""
+    found = read_measurement(folder) if (folder / RECORD).exists() else None
+    if found is None or found.store != tracking.store_digest():
+        return None
+    run = tracking.find_run(client, found.id)
+    return None if run is not None and run.info.status == "FINISHED" else found

@@ -1,0 +1,85 @@
+"""Commands of lottery in processes that are forked from one that has everything imported: twelve at once, or killed at a
+moment of the work and not of the imports.
+
+As a script: a line of JSON in, {"commands": [[...]], "kill_after": seconds or null}; a line out, [{"code", "out", "err"}].
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Forks:
+    """The parent of such processes, in an environment of its own."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Twelve times as many threads as cores, each waiting for the others by spinning, would take minutes.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} | environment,
+        )
+
+    def run(self, *commands: tuple[Any, ...], kill_after: float | None = None) -> list[dict[str, Any]]:
+        assert self.process.stdin and self.process.stdout
+        request = {"commands": [[str(word) for word in command] for command in commands], "kill_after": kill_after}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def serve() -> None:
+    from lottery.progress import quiet_libraries
+
+    quiet_libraries()
+    importlib.import_module("lottery.study")  # and with it all that takes seconds
+    from lottery.cli import main
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryDirectory() as folder:
+            began, children = time.monotonic(), []
+            for i, command in enumerate(request["commands"]):
+                if (child := os.fork()) == 0:
+                    for stream, name in ((1, "out"), (2, "err")):
+                        os.dup2(os.open(f"{folder}/{name}-{i}", os.O_WRONLY | os.O_CREAT), stream)
+                    code = 1
+                    try:
+                        main(command)
+                        code = 0
+                    except SystemExit as e:
+                        code = int(e.code or 0)
+                    finally:
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                        os._exit(code)
+                children.append(child)
+            if request["kill_after"] is not None:
+                time.sleep(request["kill_after"])
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            said = [{n: Path(f"{folder}/{n}-{i}").read_text() for n in ("out", "err")} for i in range(len(children))]
+        took = time.monotonic() - began
+        found = [{"code": code, "took": took, **texts} for code, texts in zip(codes, said, strict=True)]
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()
