@@ -203,6 +203,31 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@click.option("--to", required=True, type=click.Path(), help="The folder to write, a new one.")
+@click.option(
+    "--format",
+    default="dense",
+    show_default=True,
+    type=click.Choice(["dense", "fp8", "int8"]),
+    help="An ordinary model, or 8 bits as compressed-tensors has them.",
+)
+@base_option
+@as_json
+def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
+    """Write a ticket as a folder that transformers and others load without lottery.
+
+    Example: lottery export --ticket models:/ticket-builtin/1 --to my-model
+    """
+    from lottery import study, tables
+    from lottery.export import export
+    from lottery.sources import open_ticket
+
+    found = export(open_ticket(study.find_ticket(ticket).folder, base), to, format)
+    click.echo(json.dumps(found) if as_json else tables.export_text(found))
+
+
+@main.command()
 @click.argument("run")
 @click.option("--coherent", required=True, type=click.Choice(["yes", "no"]), help="Whether its text reads as language.")
 @click.option("--note", default=None, help="Why, in a few words.")

@@ -99,14 +99,28 @@ def is_tied(folder: Path) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
+def skeleton(config: Any, folder: Path) -> Any:
+    """The model that a config describes, without weights."""
+    with usable(folder, "config.json"), torch.device("meta"):
+        return model_class(config, folder)(config)
+
+
 def outline(folder: Path) -> dict[str, TensorInfo]:
     """Name -> shape and type of every parameter of the model that config.json describes, a tied one once; no weights."""
     config = read_config(folder)
     dtype = config.dtype if config.dtype in DTYPES.values() else torch.float32
     name_of_dtype = next(name for name, known in DTYPES.items() if known == dtype)
-    with usable(folder, "config.json"), torch.device("meta"):
-        model = model_class(config, folder)(config)
+    model = skeleton(config, folder)
     return {name: TensorInfo("", name_of_dtype, tuple(p.shape)) for name, p in model.named_parameters()}
+
+
+def linear_layers(folder: Path) -> dict[str, tuple[str, str]]:
+    """What a checkpoint may call each linear layer of the model that config.json describes -> (its path in memory, the
+    name of its class). Checkpoints of some families leave out the first part of the path."""
+    model = skeleton(read_config(folder), folder)
+    found = {path: kind(m) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    short = {path.removeprefix(f"{model.base_model_prefix}."): path for path in found}
+    return {name: (path, found[path]) for name, path in [*short.items(), *((path, path) for path in found)]}
 
 
 def context_length(config: Any) -> int:

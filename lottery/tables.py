@@ -213,6 +213,21 @@ def plan_table(plan: dict[str, Any]) -> str:
     )
 
 
+def export_text(found: dict[str, Any]) -> str:
+    form = {"dense": "an ordinary model", "fp8": "compressed-tensors, fp8", "int8": "compressed-tensors, int8"}
+    lines = [
+        f"ticket {found['ticket']} as {form[found['format']]}: {megabytes(found['disk_bytes'])} MB, "
+        f"{found['disk_ratio']:.3f} of the base's",
+        f"zeros: {found['sparsity_target']:.2%} of the target, {found['sparsity_prunable']:.2%} of the prunable, "
+        f"{found['sparsity_model']:.2%} of all weights",
+    ]
+    if "quantized" in found:
+        lines.append(
+            f"{found['quantized']} matrices are in 8 bits; {found['rounding_zeros']:,} more weights are zero by rounding"
+        )
+    return render(*lines, *found["notes"], f"folder: {found['path']}", f"to load it: {found['load']}")
+
+
 def doctor_table(checks: Sequence[Any]) -> str:
     table = Table(box=box.MARKDOWN)
     for name in ("check", "", "found"):

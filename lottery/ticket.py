@@ -130,14 +130,18 @@ class Writer:
             )
         shard.add(name, dtype, shape, pieces)
 
-    def finish(self) -> None:
-        """All of it on the disk, under the names that a ticket's shards have."""
+    def finish(self, stem: str = "ticket", mode: int = 0o444) -> list[str]:
+        """All of it on the disk, under the names of a ticket's shards (or of another `stem`), which are returned.
+
+        Read-only: a shard may come to share its bytes with a registered model's file (hard link).
+        """
         for shard in self.open.values():
             shard.close()
-        for i, path in enumerate(self.done, 1):
-            final = self.folder / f"ticket-{i:05d}-of-{len(self.done):05d}.safetensors"
-            os.rename(path, final)
-            final.chmod(0o444)  # it may come to share its bytes with a registered model's file (hard link)
+        names = [f"{stem}-{i:05d}-of-{len(self.done):05d}.safetensors" for i in range(1, len(self.done) + 1)]
+        for path, name in zip(self.done, names, strict=True):
+            os.rename(path, self.folder / name)
+            (self.folder / name).chmod(mode)
+        return names
 
     def close(self) -> None:
         for shard in self.open.values():
@@ -308,14 +312,15 @@ class Matrix:
         """safetensors' name of what `values_K` are."""
         return quantizing.CODES[self.quantized][0] if self.quantized else self.dtype
 
-    def dense(self, info: TensorInfo) -> torch.Tensor:
-        """The weights that 8-bit codes mean, in float32 and the shape of the model's tensor (a Conv1D's a view)."""
+    def dense(self, info: TensorInfo, dtype: str = "F32") -> torch.Tensor:
+        """The weights that 8-bit codes mean, in the shape of the model's tensor (a Conv1D's a view); computed in float32,
+        and rounded with `dtype` BF16."""
         assert self.quantized and self.scale_O is not None
-        out_OI = np.empty((self.rows, self.columns), np.uint32)
+        out_OI = np.empty((self.rows, self.columns), np.uint16 if dtype == "BF16" else np.uint32)
         start_O = quantizing.starts(self.bitmask_OB) if self.bitmask_OB is not None else None
         step_O = quantizing.steps(self.scale_O, self.quantized)
         quantizing.widen(self.bitmask_OB, start_O, self.flat, self.form, step_O, out_OI)
-        return from_bits(out_OI, TensorInfo("", "F32", info.shape), self.transposed)
+        return from_bits(out_OI, TensorInfo("", dtype, info.shape), self.transposed)
 
 
 class Stored:
