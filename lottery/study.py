@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lottery import models, registry, tracking
+from lottery import fetching, models, registry, tracking
 from lottery.baseline import Measured, Setup, files_of, measure_pair, prepare, record_of
 from lottery.checkpoint import Base, Source, read_json
 from lottery.control import control_metrics, measure_controls
@@ -264,14 +264,14 @@ def make(
     return stored, took
 
 
-def find_ticket(ticket: str) -> registry.Fetched:
+def find_ticket(ticket: str) -> fetching.Fetched:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
-        return registry.fetch(tracking.connect(reading=True), ticket)
+        return fetching.fetch(tracking.connect(reading=True), ticket)
     folder = resolved(ticket, "ticket")
     beside = read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
     params = beside.get("params")
-    return registry.Fetched(folder, None, params if isinstance(params, dict) else {})
+    return fetching.Fetched(folder, None, params if isinstance(params, dict) else {})
 
 
 def base_of(stored: Stored, base: str = "auto") -> Base | None:
