@@ -48,6 +48,8 @@ SIGNATURE = ModelSignature(
             ParamSpec("max_new_tokens", "long", 50),
             ParamSpec("temperature", "double", 0.0),
             ParamSpec("seed", "long", 0),
+            ParamSpec("top_p", "double", 1.0),
+            ParamSpec("top_k", "long", 0),
         ]
     ),
 )
