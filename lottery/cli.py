@@ -150,20 +150,34 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 @click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
+@click.option(
+    "--top_p", default=1.0, show_default=True, help="Draw from the likeliest tokens of this total probability."
+)
+@click.option("--top_k", default=0, show_default=True, help="Draw from this many of the likeliest tokens; 0: from all.")
 @base_option
 @as_json
-def generate(ticket: str, prompt: str, tokens: int, temperature: float, seed: int, base: str, as_json: bool) -> None:
+def generate(
+    ticket: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    top_p: float,
+    top_k: int,
+    base: str,
+    as_json: bool,
+) -> None:
     """Let a ticket continue a text.
 
     Example: lottery generate --ticket models:/ticket-builtin/1 --prompt "Once upon a time"
     """
     from lottery import models, study
 
-    models.check_temperature(temperature)
+    models.check_sampling(temperature, top_p, top_k)
     model, tokenizer = study.load(ticket, base=base)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
-    text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed)[0]
+    text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]
     click.echo(json.dumps({"ticket": ticket, "prompt": prompt, "text": text}) if as_json else text)
 
 

@@ -1,5 +1,7 @@
 """A base or a ticket on disk -> a transformers model and its tokenizer; text from it. The only file that says transformers."""
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -344,11 +346,37 @@ def kind(thing: Any) -> str:
     return type(thing).__name__
 
 
-def check_temperature(temperature: float) -> float:
-    """Raises InputError below 0.01 but for 0, where the logits would overflow, and above 100."""
+def check_sampling(temperature: float, top_p: float = 1.0, top_k: int = 0) -> None:
+    """Raises InputError for what nothing can be drawn with: a temperature below 0.01 but for 0 (greedy), where the logits
+    would overflow, or above 100; top_p or top_k out of range, or without sampling."""
     if temperature != 0 and not 0.01 <= temperature <= 100:
         raise InputError(f"temperature={temperature}: give 0 (greedy), or a number from 0.01 to 100")
-    return temperature
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p={top_p}: give a number above 0, up to 1 (all tokens)")
+    if top_k < 0:
+        raise InputError(f"top_k={top_k}: give a whole number from 1, or 0 (all tokens)")
+    for name, value, unset in (("top_p", top_p, 1), ("top_k", top_k, 0)):
+        if temperature == 0 and value != unset:
+            raise InputError(f"{name}={value}: at temperature=0 nothing is drawn; give a temperature above 0")
+
+
+def prompt_ids(model: Any, tokenizer: Any, prompt: str, tokens: int) -> list[int]:
+    """The prompt's token ids. Raises InputError where they and so many new ones do not fit into the model's context, and
+    for an empty prompt where the model has no token to begin with."""
+    context = context_length(model.config)
+    # Megabytes take seconds to tokenize. The vocabulary is only asked where the answer is likely no.
+    if len(prompt) > 8 * context and len(prompt) > context * max(map(len, tokenizer.get_vocab())):
+        raise InputError(f"prompt: its {len(prompt)} characters exceed the model's {context} tokens; shorten it")
+    ids = encode(tokenizer, prompt)
+    if not ids:
+        if tokenizer.bos_token_id is None:
+            raise InputError("prompt is empty, and the model has no token to begin with; give at least a word")
+        ids = [tokenizer.bos_token_id]
+    if len(ids) + tokens > context:
+        raise InputError(
+            f"prompt: its {len(ids)} tokens and {tokens} new ones exceed the model's {context}; shorten one of the two"
+        )
+    return ids
 
 
 @torch.inference_mode()
@@ -359,15 +387,19 @@ def generate(
     tokens: int = 50,
     temperature: float = 0.0,
     seed: int = 0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     *,
     exactly: bool = False,
+    until: float = math.inf,
 ) -> list[str]:
     """One text a prompt, the prompt included, at most `tokens` new ones (`exactly`: no fewer); greedy at temperature 0.
 
-    Raises InputError for a prompt that does not fit into the model's context, and an empty one where nothing can start.
+    One prompt after the other: each gets the text that it gets alone, in the memory of one. Raises InputError as
+    `check_sampling` and `prompt_ids` do, before anything is generated; TimeoutError at the time `until` of time.monotonic.
     """
-    check_temperature(temperature)
-    context, texts = context_length(model.config), []
+    check_sampling(temperature, top_p, top_k)
+    prompts_ids = [prompt_ids(model, tokenizer, prompt, tokens) for prompt in prompts]
     own = model.generation_config
     config = transformers.GenerationConfig(
         max_new_tokens=tokens,
@@ -376,22 +408,18 @@ def generate(
         eos_token_id=own.eos_token_id,
         bos_token_id=own.bos_token_id,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else tokenizer.eos_token_id or 0,
-        **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+        **({"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {}),
     )
-    for prompt in prompts:
-        ids = encode(tokenizer, prompt)
-        if not ids:
-            if tokenizer.bos_token_id is None:
-                raise InputError("prompt is empty, and the model has no token to begin with; give at least a word")
-            ids = [tokenizer.bos_token_id]
-        if len(ids) + tokens > context:
-            raise InputError(
-                f"prompt: its {len(ids)} tokens and {tokens} new ones exceed the model's {context}; shorten one of the two"
-            )
+    texts = []
+    for prompt, ids in zip(prompts, prompts_ids, strict=True):
+        if until < math.inf:
+            config.max_time = until - time.monotonic()
         ids_1T = torch.tensor([ids], device=model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             out_T = model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)[0]
+        if time.monotonic() > until:
+            raise TimeoutError
         # Decoded together, cut apart: alone, the first new word would lose its space in some tokenizers.
         before = tokenizer.decode(ids, skip_special_tokens=True)
         texts.append(prompt + tokenizer.decode(out_T, skip_special_tokens=True)[len(before) :])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lottery import models, publishing, registry, tracking
+from lottery import fetching, models, publishing, registry, tracking
 from lottery.baseline import Measured, Setup, measure_pair, prepare
 from lottery.checkpoint import Base, Source
 from lottery.control import control_metrics, measure_controls
@@ -283,13 +283,13 @@ def make(
     return stored, took
 
 
-def find_ticket(ticket: str) -> registry.Fetched:
+def find_ticket(ticket: str) -> fetching.Fetched:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
-        return registry.fetch(tracking.connect(reading=True), ticket)
+        return fetching.fetch(tracking.connect(reading=True), ticket)
     folder = resolved(ticket, "ticket")
     params = beside(folder).get("params")
-    return registry.Fetched(folder, None, params if isinstance(params, dict) else {})
+    return fetching.Fetched(folder, None, params if isinstance(params, dict) else {})
 
 
 def base_of(stored: Stored, base: str = "auto") -> Base | None:

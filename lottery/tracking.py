@@ -1,4 +1,4 @@
-"""Runs: opened, written, found again. With registry.py and serve.py all that says mlflow."""
+"""Runs: opened, written, found again. With registry.py, fetching.py and serve.py all that says mlflow."""
 
 import contextlib
 import json

@@ -311,7 +311,11 @@ def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) 
 
 
 def test_values_that_generating_cannot_take(cli: Callable[..., Result], tmp_path: Path) -> None:
-    for option in (("--temperature", "1e-45"), ("--temperature", "-1"), ("--temperature", "nan"), ("--tokens", "0")):
+    for option in (
+        ("--temperature", "1e-45"), ("--temperature", "-1"), ("--temperature", "nan"), ("--tokens", "0"),
+        ("--top_p", "0"), ("--top_p", "1.1"), ("--top_p", "nan"), ("--top_k", "-1"),
+        ("--top_p", "0.9"), ("--top_k", "5"),  # without a temperature
+    ):  # fmt: skip
         refused(cli("generate", "--ticket", tmp_path, *option, code=2), option[0].strip("-"))
     refused(cli("generate", "--ticket", tmp_path, "--seed", "99999999999999999999", code=2), "seed")
 

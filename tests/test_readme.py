@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import ROOT
 
 from lottery.spec import Spec
@@ -50,24 +53,25 @@ def run(command: str, copy: Path) -> str:
     return done.stdout
 
 
-def serve(command: str, copy: Path) -> None:
-    """A command that runs until it is stopped: it must answer."""
-    import requests
-
+@contextmanager
+def running(command: str, copy: Path, page: str) -> Iterator[requests.Response]:
+    """A command that runs until it is stopped, from its first answer on."""
     server = subprocess.Popen(
-        ["bash", "-c", f"exec {command} --port 5987"], cwd=copy, env=environment(copy), start_new_session=True,
+        ["bash", "-c", f"exec {command}"], cwd=copy, env=environment(copy), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(120):
+        for _ in range(240):
             time.sleep(0.5)
             try:
-                answer = requests.get("http://127.0.0.1:5987/", timeout=5)
-                assert answer.status_code == 200 and "MLflow" in answer.text
-                return
+                answer = requests.get(page, timeout=5)
+                break
             except requests.ConnectionError:
                 assert server.poll() is None
-        raise AssertionError(f"{command} never answered")
+        else:
+            raise AssertionError(f"{command} never answered")
+        assert answer.status_code == 200
+        yield answer
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -79,12 +83,18 @@ def test_every_command_of_the_readme(copy: Path) -> None:
     # `make test` is what runs this; the rest in the order in which a reader meets it. The environment is ready (-o).
     table = run("make -o .venv/.ready ticket", copy)
     assert "| dense " in table and "| late 50% " in table and "registered: models:/ticket-builtin/1" in table
-    for line in lines[1:-1]:
-        command = line.split("   #")[0].strip()
-        if command.endswith("mlflow ui"):
-            serve(command, copy)
-        else:
-            run(command, copy)
+    with ExitStack() as open_to_the_end:
+        for line in lines[1:-1]:
+            command = line.split("   #")[0].strip()
+            if command.endswith("mlflow ui"):
+                with running(f"{command} --port 5987", copy, "http://127.0.0.1:5987/") as answer:
+                    assert "MLflow" in answer.text
+            elif command.startswith("mlflow models serve"):
+                open_to_the_end.enter_context(running(command, copy, "http://127.0.0.1:5001/ping"))
+            elif command.startswith("curl"):
+                assert run(command, copy).startswith('{"predictions": ["The old man')
+            else:
+                run(command, copy)
     printed = run(f"{sys.executable} - <<'END'\n{blocks('python')[0]}END", copy)
     assert "models:/ticket-builtin/" in printed and "The meaning of life is" in printed
     for command in re.findall(r"`(mlflow run \. --env-manager local -e [^`]+)`", README.replace("\n", " ")):
