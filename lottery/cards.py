@@ -1,5 +1,6 @@
-"""What a person reads of a ticket in the MLflow UI: the description of a run, of a version, of a registered model. Markdown."""
+"""What a person reads of a ticket in the MLflow UI, or beside its files: descriptions and model cards, in Markdown."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -63,6 +64,35 @@ def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str
 
     `record`: what ticket.json holds.
     """
+    use = [
+        "import lottery, mlflow",
+        "",
+        f'model, tokenizer = lottery.load("models:/{model_id}")  # transformers; every hash is checked',
+        f'served = mlflow.pyfunc.load_model("models:/{model_id}")  # without lottery installed',
+        'print(served.predict(["The meaning of life is"], params={"max_new_tokens": 50}))',
+    ]
+    return card(found, record, use)[:LONGEST_DESCRIPTION]
+
+
+def of_export(found: Measurement, record: dict[str, Any], format: str) -> str:
+    """README.md of an exported folder, with the header that the hub reads."""
+    base = record["base"]
+    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lottery", "pruned"]}
+    header |= {"license": found.licence} if found.licence else {}
+    header |= {"base_model": base["id"]} if base["revision"] else {}
+    use = [
+        "import transformers",
+        "",
+        'model = transformers.AutoModelForCausalLM.from_pretrained(".")  # this folder'
+        + ("" if format == "dense" else "; needs the package compressed-tensors"),
+    ]
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
+    told = f"The figures are those of the ticket {found.ticket}, of which this folder is an export ({format})."
+    return "\n".join([*lines, card(found, record, use), "", told, ""])
+
+
+def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
+    """`use`: lines of Python."""
     base, spec = record["base"], record["spec"]
     chosen = {name: entry for name, entry in record["tensors"].items() if "requested" in entry}
     lines = [f"# {escaped(found.title)} of {escaped(base['id'])}", "", *result(found), "", "### What was cut", ""]
@@ -75,22 +105,10 @@ def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str
     revision = f" at revision {base['revision']}" if base["revision"] else ""
     files = [f"{escaped(name)} {sha256[:12]}" for name, sha256 in base["files"].items()]
     shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-    lines += [
-        "", "### Base", "",
-        f"- {escaped(base['id'])}{revision}; sha256 of its files: {shown}",
-        f"- licence, as the base states it: {escaped(found.licence or 'not stated')}; it holds for this ticket, too",
-        "", "### Use it", "",
-        "```python",
-        "import lottery, mlflow",
-        "",
-        f'model, tokenizer = lottery.load("models:/{model_id}")  # transformers; every hash is checked',
-        f'served = mlflow.pyfunc.load_model("models:/{model_id}")  # without lottery installed',
-        'print(served.predict(["The meaning of life is"], params={"max_new_tokens": 50}))',
-        "```",
-        "", "### Limits", "", LIMITS,
-        *samples(found, 1),
-    ]  # fmt: skip
-    return "\n".join(lines)[:LONGEST_DESCRIPTION]
+    licence = f"licence, as the base states it: {escaped(found.licence or 'not stated')}; it holds for this ticket, too"
+    lines += ["", "### Base", "", f"- {escaped(base['id'])}{revision}; sha256 of its files: {shown}", f"- {licence}"]
+    lines += ["", "### Use it", "", "```python", *use, "```", "", "### Limits", "", LIMITS, *samples(found, 1)]
+    return "\n".join(lines)
 
 
 def counts(entries: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Everything heavy is imported inside the commands."""
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -42,6 +43,22 @@ def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return command
 
     return decorate
+
+
+def takes_ticket(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The ticket as the first word, or by --ticket."""
+
+    @click.argument("where", metavar="TICKET", required=False)
+    @click.option("--ticket", default=None, help="A ticket's folder, models:/NAME/VERSION, or models:/NAME@winner.")
+    @functools.wraps(command)
+    def with_ticket(where: str | None, ticket: str | None, **others: Any) -> Any:
+        if where is None and ticket is None:
+            raise InputError("ticket: none is given; give a ticket's folder, or models:/NAME/VERSION")
+        if where is not None and ticket is not None:
+            raise InputError(f"ticket={ticket}: {where} is given too; give one of them")
+        return command(ticket=where if ticket is None else ticket, **others)
+
+    return with_ticket
 
 
 base_option = click.option(
@@ -129,14 +146,14 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
 
 
 @main.command()
-@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@takes_ticket
 @base_option
 @options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
 @as_json
 def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
     """Measure a ticket again, otherwise.
 
-    Example: lottery evaluate --ticket models:/ticket-builtin/1 --window 256
+    Example: lottery evaluate models:/ticket-builtin/1 --window 256
     """
     Spec.parse(**parameters)
     from lottery import study
@@ -145,7 +162,7 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 
 
 @main.command()
-@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@takes_ticket
 @click.option("--prompt", default="The meaning of life is", show_default=True)
 @click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
@@ -169,7 +186,7 @@ def generate(
 ) -> None:
     """Let a ticket continue a text.
 
-    Example: lottery generate --ticket models:/ticket-builtin/1 --prompt "Once upon a time"
+    Example: lottery generate models:/ticket-builtin/1 --prompt "Once upon a time"
     """
     from lottery import models, study
 
@@ -197,13 +214,13 @@ def plan(as_json: bool, **parameters: str) -> None:
 
 
 @main.command()
-@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@takes_ticket
 @base_option
 @as_json
 def verify(ticket: str, base: str, as_json: bool) -> None:
     """Read a whole ticket and check every hash.
 
-    Example: lottery verify --ticket models:/ticket-builtin/1
+    Example: lottery verify models:/ticket-builtin/1
     """
     from lottery import study
     from lottery.sources import open_ticket
@@ -217,7 +234,7 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--ticket", required=True, help="A ticket's folder, or models:/NAME/VERSION.")
+@takes_ticket
 @click.option("--to", required=True, type=click.Path(), help="The folder to write, a new one.")
 @click.option(
     "--format",
@@ -231,13 +248,16 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
     """Write a ticket as a folder that transformers and others load without lottery.
 
-    Example: lottery export --ticket models:/ticket-builtin/1 --to my-model
+    Example: lottery export models:/ticket-builtin/1 --to my-model
     """
-    from lottery import study, tables
+    from lottery import cards, study, tables
     from lottery.export import export
+    from lottery.measurement import read_measurement
     from lottery.sources import open_ticket
 
-    found = export(open_ticket(study.find_ticket(ticket).folder, base), to, format)
+    stored = open_ticket(study.find_ticket(ticket).folder, base)
+    measured = read_measurement(stored.folder)
+    found = export(stored, to, format, cards.of_export(measured, stored.record, format) if measured else None)
     click.echo(json.dumps(found) if as_json else tables.export_text(found))
 
 
