@@ -103,11 +103,9 @@ def runs_url(server: str, experiment_id: str, chart: bool = False) -> str:
 
 def compare_url(server: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """The page that lays runs side by side."""
-    query = {
-        "workflowType": "machine_learning",
-        "runs": json.dumps(list(run_ids)),
-        "experiments": json.dumps([experiment_id]),
-    }
+    runs = json.dumps(list(run_ids), separators=(",", ":"))
+    # in this order: the page reads its runs right behind the question mark only
+    query = {"runs": runs, "experiments": json.dumps([experiment_id]), "workflowType": "machine_learning"}
     return f"{root(server)}#/compare-runs?{urlencode(query)}"
 
 

@@ -56,6 +56,6 @@ def test_addresses_hold_no_password() -> None:
     assert runs_url("", "3", chart=True).startswith("#/experiments/3/runs?")
     assert runs_url("", "3", chart=True).endswith("&compareRunsMode=CHART")
     assert compare_url("https://me:secret@host/mlflow", "3", ["a", "b"]) == (
-        "https://host/mlflow/#/compare-runs?workflowType=machine_learning"
-        "&runs=%5B%22a%22%2C+%22b%22%5D&experiments=%5B%223%22%5D"
+        "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D"
+        "&workflowType=machine_learning"
     )
