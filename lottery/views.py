@@ -1,9 +1,10 @@
-"""What a browser shows of a tracking server: a saved view of the runs, links to it. With tracking.py all that says mlflow.
+"""What a browser shows of a tracking store: a saved view of its tickets, and addresses. One of the files that say mlflow.
 
 The formats are those that MLflow's own pages write (seen in 3.17): a saved view is a tag of the experiment,
 `mlflow.sharedViewState.KEY`, and KEY in an address opens it; MLflow's demo (mlflow/demo/generators/saved_views.py) seeds
 views in the same way. Whether the table or the chart opens is no part of a view, and neither is the switch between
-"GenAI" (what a browser begins with) and "Model training": both are in the address.
+"GenAI" (what a browser begins with) and "Model training": both are in the address. (The tag `mlflow.experimentKind` is
+not set: since there is the switch, no page reads it.)
 """
 
 import contextlib
@@ -17,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 VIEW = "lottery"  # the key of the view, in the tag's name and in addresses
-MARK = "lottery.views"  # a tag: these views were put here once, and whoever deletes one is left in peace
-EDITION = "1"  # another one is put beside, or over, what an earlier edition of this file has put there
+MARK = "lottery.views"  # a tag of an experiment that was prepared once: what a person deletes there stays deleted
+EDITION = "1"  # its value; raise it, and a changed view replaces the old one in every experiment that gets another run
 NOTE = "mlflow.note.content"
-COLUMNS = {  # of the runs table, in this order, with their width: all in sight on a laptop's screen
+COLUMNS = {  # of the runs table, in this order, with their width: all in sight where the window is 1,600 pixels wide
     "metrics.`perplexity`": 95,
     "metrics.`perplexity_ratio`": 120,
     "metrics.`sparsity_model`": 120,
@@ -123,5 +124,5 @@ def link_version(client: MlflowClient, model_id: str, name: str, version: str) -
     with contextlib.suppress(MlflowException):
         have = json.loads(client.get_logged_model(model_id).tags.get(key, "[]"))
         new = {"name": name, "version": str(version)}
-        if not any((v["name"], str(v["version"])) == (name, str(version)) for v in have):
+        if new not in have:
             client.set_logged_model_tags(model_id, {key: json.dumps([*have, new])})

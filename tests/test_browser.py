@@ -16,10 +16,10 @@ from lottery.views import compare_url, prepare_experiment, runs_url
 TICKETS = {  # made in this order, which is neither that of their perplexity nor its reverse
     "all 50%": ("--target", "all", "--sparsity", "0.5"),
     "attention 30%": ("--target", "attention", "--sparsity", "0.3"),
-    "all 70% int8": ("--target", "all", "--sparsity", "0.7", "--quantize", "int8"),
+    "all 70% fp8": ("--target", "all", "--sparsity", "0.7", "--quantize", "fp8"),
     "late 50%": ("--target", "late", "--sparsity", "0.5"),
 }
-BY_PERPLEXITY = ["attention 30%", "late 50%", "all 50%", "all 70% int8"]
+BY_PERPLEXITY = ["attention 30%", "late 50%", "all 50%", "all 70% fp8"]
 WINNER = "all 50%"
 EXPERIMENT = "0"
 
