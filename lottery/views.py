@@ -115,7 +115,7 @@ def root(server: str) -> str:
     return re.sub(r"//[^/@]*@", "//", server).rstrip("/") + "/" if server else ""
 
 
-def link_version(client: MlflowClient, model_id: str, name: str, version: str) -> None:
+def link_version(client: MlflowClient, model_id: str, name: str, version: str | int) -> None:
     """The logged model's page names the version that it is registered as, and not "Not registered".
 
     A server writes this itself when a version is created; a store without a server, which is a browser's later, does not.
@@ -123,6 +123,6 @@ def link_version(client: MlflowClient, model_id: str, name: str, version: str) -
     key = "mlflow.modelVersions"
     with contextlib.suppress(MlflowException):
         have = json.loads(client.get_logged_model(model_id).tags.get(key, "[]"))
-        new = {"name": name, "version": str(version)}
-        if new not in have:
+        if (name, str(version)) not in [(v["name"], str(v["version"])) for v in have]:  # the stores write 1 or "1"
+            new = {"name": name, "version": str(version)}
             client.set_logged_model_tags(model_id, {key: json.dumps([*have, new])})

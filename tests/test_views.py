@@ -2,13 +2,15 @@
 
 import json
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 
-from lottery.views import compare_url, prepare_experiment, runs_url
+from lottery.views import compare_url, link_version, prepare_experiment, runs_url
 
 VIEW = "mlflow.sharedViewState.lottery"
 
@@ -59,3 +61,14 @@ def test_addresses_hold_no_password() -> None:
         "https://host/mlflow/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%223%22%5D"
         "&workflowType=machine_learning"
     )
+
+
+def test_a_logged_model_names_its_version(tiny: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
+    made = lottery_json("prune", "--model", tiny, "--measure", "none", "--register", "ticket-linked")
+    client = MlflowClient()
+    model_id = client.get_run(made["run_id"]).outputs.model_outputs[0].model_id
+    for _ in range(2):
+        link_version(client, model_id, "ticket-linked", 1)
+    named = client.get_logged_model(model_id).tags["mlflow.modelVersions"]
+    assert json.loads(named) == [{"name": "ticket-linked", "version": "1"}]
+    link_version(client, "m-0", "ticket-linked", 1)  # no such model
