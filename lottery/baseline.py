@@ -208,7 +208,7 @@ def dense_measurement(base: Base, dense: Measured, setup: Setup, params: Mapping
     return Measurement(
         kind="dense",
         ticket=dense_id(base.files),
-        name=f"dense {base.id}",
+        name=f"dense {base.id}{f' w{protocol.window}' if protocol else ''}",
         title="dense",
         params={k: v for k, v in params.items() if k in PROTOCOL_PARAMS} | {"sparsity": "0"},
         tags=tags,

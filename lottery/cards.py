@@ -42,11 +42,20 @@ def samples(found: Measurement, most: int) -> list[str]:
     return lines
 
 
+def summary(found: Measurement, base: str) -> str:
+    """One plain sentence: MLflow's tables show the beginning of a description as it is written."""
+    m = found.metrics
+    about = f"{found.title} of {base}"
+    if found.kind == "dense":
+        about = f"{base} as it is, the dense baseline"
+    perplexity = f": perplexity {m['perplexity']:,.2f}" if "perplexity" in m else ""
+    ratio = f", {m['perplexity_ratio']:.4f} of dense" if perplexity and "perplexity_ratio" in m else ""
+    return escaped(f"{about}{perplexity}{ratio}.")
+
+
 def of_run(found: Measurement, base: str) -> str:
     """A run's description: the table, the dense row first, the samples and the protocol."""
-    return "\n".join([f"**{escaped(found.title)}** of {escaped(base)}", "", *result(found), *samples(found, 4)])[
-        :LONGEST_TAG
-    ]
+    return "\n".join([summary(found, base), "", *result(found), *samples(found, 4)])[:LONGEST_TAG]
 
 
 def of_model(base: str, licence: str | None) -> str:
@@ -95,7 +104,7 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
     """`use`: lines of Python."""
     base, spec = record["base"], record["spec"]
     chosen = {name: entry for name, entry in record["tensors"].items() if "requested" in entry}
-    lines = [f"# {escaped(found.title)} of {escaped(base['id'])}", "", *result(found), "", "### What was cut", ""]
+    lines = [summary(found, base["id"]), "", *result(found), "", "### What was cut", ""]
     for role in dict.fromkeys(entry["role"] for entry in chosen.values()):
         entries = [entry for entry in chosen.values() if entry["role"] == role]
         lines.append(f"- {role}: {counts(entries)}")

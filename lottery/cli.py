@@ -352,6 +352,5 @@ def doctor(as_json: bool) -> None:
 def show(ticket: Any, as_json: bool) -> None:
     from lottery import tables
 
-    click.echo(
-        json.dumps(ticket.json()) if as_json else tables.ticket_table(ticket.found, ticket.model_uri, ticket.path)
-    )
+    shown = tables.ticket_table(ticket.found, ticket.model_uri, ticket.path, ticket.page)
+    click.echo(json.dumps(ticket.json()) if as_json else shown)

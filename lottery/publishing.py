@@ -66,7 +66,7 @@ def record_ticket(
         model_id = begun(run, stored) if resumed else None
         if model_id is None:
             with stage(f"register {name}"):
-                model_id = registry.log_model(run, stored, found.params, found.tags)
+                model_id = registry.log_model(run, stored, found.title, found.params, found.tags)
     targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
     record(run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}})
     if not name or not model_id:

@@ -20,6 +20,7 @@ from mlflow.models.signature import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
+from lottery import views
 from lottery.record import MEASUREMENTS, RECORD
 from lottery.spec import InputError
 from lottery.ticket import Stored
@@ -124,13 +125,20 @@ def link_or_copy(source: Path, dest: Path) -> None:
         shutil.copyfile(source, dest)
 
 
-def log_model(run: Run, stored: Stored, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-    """The ticket as a logged model of the run, without a second copy on a local disk: its id. Nothing is pickled.
+def plain_name(title: str) -> str:
+    """As MLflow allows it for a logged model: `late 33.5%` is `late 33_5`."""
+    return re.sub(r"[/:.'\"]", "_", title.replace("%", ""))
+
+
+def log_model(run: Run, stored: Stored, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+    """The ticket as a logged model of the run, named as its row in a table is, without a second copy on a local disk: its id. Nothing is pickled.
 
     The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
     """
     client = run.client
-    model = mlflow.initialize_logged_model(name="ticket", source_run_id=run.id, params=dict(params), tags=dict(tags))
+    model = mlflow.initialize_logged_model(
+        name=plain_name(title), source_run_id=run.id, params=dict(params), tags=dict(tags)
+    )
     try:
         here = local_path(model.artifact_location)
         with tempfile.TemporaryDirectory() as temporary:
@@ -188,6 +196,7 @@ def register(
     version = client.create_model_version(
         name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id, description=description
     )
+    views.link_version(client, model_id, name, version.version)
     uri = f"models:/{name}/{version.version}"
     # Numbers are given in order, so of two the later one sees the earlier, which stays.
     first = registered_before(client, name, tags["ticket"])

@@ -35,9 +35,10 @@ class Ticket:
     metrics: dict[str, float]
     tags: dict[str, str]
     found: Measurement = field(repr=False)
+    page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
 
     def json(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "found"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("found", "page")}
 
 
 def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
@@ -109,7 +110,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     found = replace(found, tags=found.tags | person)
-    return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found)
+    return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found, run.page)
 
 
 def send_what_is_pending(client: tracking.Client, folder: Path, id: str, spec: Spec) -> None:
@@ -171,7 +172,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     shutil.rmtree(folder, ignore_errors=True)
     found = replace(found, tags=found.tags | person)
     uri = ticket if where.model_id else None
-    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found)
+    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found, run.page)
 
 
 def licence_of(source: Base | Stored) -> str | None:

@@ -112,7 +112,7 @@ def findings(found: Measurement) -> list[str]:
     return lines
 
 
-def ticket_table(found: Measurement, uri: str | None, path: str | None) -> str:
+def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
     lines = findings(found)
     if found.samples:
         lines.append(f"sample: {found.samples[0]['text']!r}")
@@ -125,6 +125,8 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None) -> str:
         lines.append(f"{'registered' if found.kind == 'ticket' else 'ticket'}: {uri}")
     if path:
         lines.append(f"folder: {path}")
+    if page:
+        lines.append(f"browse: {page}")
     return render(result_table(found), *lines)
 
 

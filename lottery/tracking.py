@@ -18,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lottery import views
 from lottery.home import alive, alone
 from lottery.progress import say
 from lottery.spec import InputError, MachineError, Spec, digest
@@ -25,6 +26,7 @@ from lottery.text import Protocol
 
 Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError)  # requests' own are OSErrors
+JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
 
@@ -103,8 +105,9 @@ def has_schema(path: str) -> bool:
 class Run:
     """One MLflow run that is being written."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, page: str | None = None) -> None:
         self.client, self.id = client, run_id
+        self.page = page  # where a browser shows it among the others; None without a server
 
     def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
         """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
@@ -129,7 +132,9 @@ class Run:
         same time a second time change nothing."""
         on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.text_sha256[:12]} if protocol else {}
         about = {"model_id": model_id, "run_id": self.id, **on}
-        self.client.log_batch(self.id, [Metric(k, float(v), time_ms, 0, **about) for k, v in metrics.items()])
+        # MLflow shows them in the order in which they came: what a ticket is judged by first, what was only timed last.
+        order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
+        self.client.log_batch(self.id, [Metric(k, float(metrics[k]), time_ms, 0, **about) for k in order])
 
     def log_dataset(self, protocol: Protocol) -> None:
         dataset = Dataset(
@@ -182,7 +187,9 @@ def open_run(
         )
         if adopted:
             os.environ["MLFLOW_RUN_ID"] = adopted
-        run = Run(client, active.info.run_id)
+        experiment, uri = active.info.experiment_id, mlflow.get_tracking_uri()
+        run = Run(client, active.info.run_id, views.runs_url(uri, experiment) if uri.startswith("http") else None)
+        views.prepare_experiment(client, experiment)
         for tag in {"outcome", "reason"} & active.data.tags.keys():  # of an earlier try
             client.delete_tag(run.id, tag)
         status = "FAILED"
