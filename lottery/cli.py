@@ -246,7 +246,7 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 @base_option
 @as_json
 def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
-    """Write a ticket as a folder that transformers and others load without lottery.
+    """Write a ticket as an ordinary model's folder.
 
     Example: lottery export models:/ticket-builtin/1 --to my-model
     """

@@ -25,8 +25,8 @@ from lottery.ticket import Stored, Writer, as_bytes, tensor_bytes
 
 # format= -> compressed-tensors' name of it, and of the kind of number
 EIGHT = {"fp8": ("float-quantized", "float"), "int8": ("pack-quantized", "int")}
-ROWS = 1024  # of a matrix that are quantized at once
-HEADER_BYTES = 2**20  # of a file beside its tensors, generously
+BLOCK = 2**20  # weights that are quantized at once
+ENTRY_BYTES = 500  # that a tensor takes in a header and in the index, generously
 Part = tuple[str, str, Sequence[int]]  # key, safetensors' name of the type, shape
 
 
@@ -45,8 +45,9 @@ def export(stored: Stored, to: str | Path, format: str = "dense", card: str | No
     held, ignored = ([], []) if format == "dense" else choose(stored, format)
     eight = set(held)
     layout = {name: parts_of(stored, name, format if name in eight else "dense") for name in stored.tensors}
-    need = sum(torch.Size(shape).numel() * DTYPES[dtype].itemsize for ps in layout.values() for _, dtype, shape in ps)
-    need += HEADER_BYTES + sum((stored.folder / name).stat().st_size for name in stored.small_files)
+    every = [part for parts in layout.values() for part in parts]
+    need = sum(torch.Size(shape).numel() * DTYPES[dtype].itemsize + ENTRY_BYTES for _, dtype, shape in every)
+    need += sum((stored.folder / name).stat().st_size for name in stored.small_files)
     with new_folder(dest, "to") as folder:
         if folder is None:
             raise taken(dest)
@@ -147,6 +148,15 @@ class Rounding:
     def __init__(self) -> None:
         self.zeros, self.others, self.experts = 0, 0.0, 0.0
 
+    def cast(self, name: str, step_O: torch.Tensor, dtype: torch.dtype) -> None:
+        off = float(
+            ((step_O.to(dtype).float() - step_O) / step_O.clamp_min(torch.finfo(torch.float32).tiny)).abs().max()
+        )
+        if ".experts." in name:
+            self.experts = max(self.experts, off)
+        else:
+            self.others = max(self.others, off)
+
 
 def write_weights(
     stored: Stored, folder: Path, layout: dict[str, list[Part]], format: str, eight: set[str]
@@ -190,12 +200,10 @@ def eight_bits(stored: Stored, name: str, format: str, rounding: Rounding) -> li
         matrix = stored.matrix(name).whole()
         assert matrix.scale_O is not None
         codes_OI = matrix.values_K.reshape(matrix.rows, matrix.columns)
-        exact_O = torch.from_numpy(quantizing.steps(matrix.scale_O, format))
-        exact_O[exact_O == 0] = 1  # a row of zeros: not a number that a reader may divide by
-        step_O = exact_O.to(dtype)
-        read_O = step_O.to(DTYPES[stored.info(name).dtype]).float()  # what is left of it in the base's type
-        which = "experts" if ".experts." in name else "others"
-        setattr(rounding, which, max(getattr(rounding, which), float(((read_O - exact_O) / exact_O).abs().max())))
+        step_O = torch.from_numpy(quantizing.steps(matrix.scale_O, format))
+        step_O[torch.from_numpy(~codes_OI.any(1))] = 1  # a row of zeros has 0, by which a reader might divide
+        rounding.cast(name, step_O, DTYPES[stored.info(name).dtype])
+        step_O = step_O.to(dtype)
         rounding.zeros += stored.entries[name]["rounding_zeros"]
     else:
         codes_OI, step_O, lost = quantize(stored.tensor(name), format, dtype)
@@ -213,21 +221,23 @@ def quantize(weight_OI: torch.Tensor, kind: str, dtype: torch.dtype) -> tuple[np
     """
     codes_OI = np.empty(weight_OI.shape, np.uint8)
     steps, lost, most = [], 0, quantizing.CODES[kind][1]
-    for first in range(0, len(weight_OI), ROWS):
-        block_OI = weight_OI[first : first + ROWS].float()
-        greatest_O = block_OI.abs().amax(1)
+    rows = -(-BLOCK // weight_OI.shape[1])
+    for first in range(0, len(weight_OI), rows):
+        block_OI = weight_OI[first : first + rows].to(torch.float32, copy=True)
+        greatest_O = torch.linalg.vector_norm(block_OI, torch.inf, dim=1)
         step_O = (greatest_O / most).to(dtype)
         bits_O = step_O.view(torch.int16 if dtype.itemsize == 2 else torch.int32)
         bits_O += step_O.float() * most < greatest_O  # the next number of the type
         step_O[greatest_O == 0] = 1
         steps.append(step_O)
-        codes = (block_OI / step_O.float()[:, None]).clamp_(-most, most)
-        codes = codes.to(torch.float8_e4m3fn) if kind == "fp8" else codes.round_().to(torch.int8)
-        out_OI = codes_OI[first : first + ROWS]
+        lost += int(torch.count_nonzero(block_OI))
+        block_OI.div_(step_O.float()[:, None]).clamp_(-most, most)
+        codes = block_OI.to(torch.float8_e4m3fn) if kind == "fp8" else block_OI.round_().to(torch.int8)
+        out_OI = codes_OI[first : first + rows]
         out_OI[:] = codes.view(torch.uint8).numpy()
         if kind == "fp8":
             out_OI[out_OI == 0x80] = 0  # -0
-        lost += int((out_OI == 0).sum()) - int((block_OI == 0).sum())
+        lost -= int(np.count_nonzero(out_OI))
     return codes_OI, torch.cat(steps), lost
 
 
@@ -269,13 +279,13 @@ def quantization_config(format: str, ignored: list[str]) -> dict[str, Any]:
 
 def notes(stored: Stored, format: str, eight: set[str], rounding: Rounding) -> list[str]:
     """What a person must know: where weights are not those of the ticket to the bit, and what is not in 8 bits, and why."""
-    kind, type = stored.record["spec"]["quantize"], str(DTYPES[stored.dtype]).removeprefix("torch.")
+    kind, own = stored.record["spec"]["quantize"], str(DTYPES[stored.dtype]).removeprefix("torch.")
     widened = [n for n, e in stored.entries.items() if "quantized" in e and n not in eight and e["dtype"] != "F32"]
     said = []
     if format != "dense":
         reasons: dict[str, list[str]] = {}
         for name, entry in stored.entries.items():
-            if name not in eight and (why := reason(name, entry["role"], format)):
+            if name not in eight and (why := reason(name, entry)):
                 reasons.setdefault(why, []).append(name)
         said += [f"not in 8 bits: {named(names)} ({why})" for why, names in reasons.items()]
         if kind == "none":
@@ -286,32 +296,33 @@ def notes(stored: Stored, format: str, eight: set[str], rounding: Rounding) -> l
     if widened:
         way_out = f"; format={kind} keeps the codes" if format == "dense" else ""
         said.append(
-            f"rounded to {type}: {named(widened)}, which the ticket holds as {kind} codes times a scale{way_out}"
+            f"rounded to {own}: {named(widened)}, which the ticket holds as {kind} codes times a scale{way_out}"
         )
     if rounding.others:
         said.append(
             f"the codes are the ticket's own: read in float32 they mean its weights to the bit; where a reader rounds their "
-            f"scales to {type}, as transformers does when it computes in that, a row is off by {rounding.others:.2%} at most"
+            f"scales to {own}, as transformers does when it computes in that, a row is off by {rounding.others:.2%} at most"
         )
     if rounding.experts:
         said.append(
-            f"the scales of the experts are rounded to {type}, by {rounding.experts:.2%} at most: in float32 transformers "
+            f"the scales of the experts are rounded to {own}, by {rounding.experts:.2%} at most: in float32 transformers "
             f"would hold these weights in float32"
         )
     return said
 
 
-def reason(name: str, role: str, format: str) -> str:
-    """Why a matrix stays out of an 8-bit format; nothing for what never goes there."""
-    if role == "embeddings":
+def reason(name: str, entry: dict[str, Any]) -> str:
+    """Why a matrix stays out of the 8-bit formats; nothing for what never goes there."""
+    if entry["role"] == "embeddings":
         return "looked up, not multiplied"
-    if role == "lm_head":
+    if entry["role"] == "lm_head":
         return "the head, which few readers take in 8 bits"
-    if role not in ("attention", "mlp"):
+    if entry["role"] not in ("attention", "mlp"):
         return ""
-    if ".experts." in name:
-        return f"experts, which vLLM or transformers do not take in {format}"
-    return "no plain linear layers"
+    if ".experts." not in name:
+        return "no plain linear layers"
+    fused = len(entry["shape"]) > 2
+    return "the experts of a layer in one tensor" if fused else "experts, for which vLLM has no such format"
 
 
 def named(names: Sequence[str]) -> str:

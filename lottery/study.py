@@ -107,6 +107,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
             found.save(folder)
         with publishing.kept(folder):
             uri, person = publishing.record_ticket(run, found, stored, name)
+            run.finish()
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     found = replace(found, tags=found.tags | person)
@@ -169,6 +170,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
         found.save(make_folder(folder, "LOTTERY_HOME"))
         with publishing.kept(folder):
             person = publishing.record_evaluation(run, found)
+            run.finish()
     shutil.rmtree(folder, ignore_errors=True)
     found = replace(found, tags=found.tags | person)
     uri = ticket if where.model_id else None

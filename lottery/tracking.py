@@ -108,6 +108,13 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str, page: str | None = None) -> None:
         self.client, self.id = client, run_id
         self.page = page  # where a browser shows it among the others; None without a server
+        self.ending = self.ended = False
+
+    def finish(self) -> None:
+        """Its last word: FINISHED. Raises one of STORE_ERRORS where the store is away."""
+        self.ending = True
+        mlflow.end_run("FINISHED")
+        self.ended = True
 
     def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
         """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
@@ -175,7 +182,7 @@ def open_run(
     adopt: bool = True,
 ) -> Iterator[Run]:
     """The run of the measuring `id`: `resume`, the one that `mlflow run` opened for this process (`adopt`), or a new one; in
-    the end FINISHED, FAILED with the reason, or KILLED."""
+    the end FINISHED (where the block has not said so itself), FAILED with the reason, or KILLED."""
     adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
     about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
     with alive(id, about) as life:
@@ -196,7 +203,8 @@ def open_run(
         try:
             run.log_params(params, spec)
             yield run
-            status = "FINISHED"
+            if not run.ending:
+                run.finish()
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
@@ -205,13 +213,14 @@ def open_run(
                 run.tag({"outcome": "failed", "reason": first_line(e)})
             raise
         finally:
-            if status == "FINISHED":
-                mlflow.end_run(status)
-                life.unlink()
-            else:  # a store that is away must not hide what went wrong; the next run of this home closes the run then
+            # A store that is away must not hide what went wrong; a run that stays RUNNING is closed by the next one of this
+            # home, which finds the file.
+            if not run.ending:
                 with few_retries(), contextlib.suppress(*STORE_ERRORS):
                     mlflow.end_run(status)
-                    life.unlink()
+                    run.ended = True
+            if run.ended:
+                life.unlink()
 
 
 def store_digest() -> str:

@@ -87,12 +87,12 @@ def test_the_table_shows_tickets_by_perplexity(
     page: Page, server: str, made: dict[str, dict[str, Any]], pictures: Path
 ) -> None:
     page.goto(f"{server}/#/experiments/{EXPERIMENT}/runs")
-    expect(run_link(page, "dense builtin").first).to_be_visible()  # every kind of run, the newest first
+    expect(run_link(page, "dense builtin w512").first).to_be_visible()  # every kind of run, the newest first
     page.get_by_text("Model training", exact=True).click()
     page.get_by_role("button", name="Views").click()
     page.get_by_text("Tickets by perplexity", exact=True).click()
     expect(page.get_by_text(re.compile(r"^\s*4\s+matching runs"))).to_be_visible()
-    expect(run_link(page, "dense builtin")).to_have_count(0)
+    expect(run_link(page, "dense builtin w512")).to_have_count(0)
     for column in ("perplexity", "perplexity_ratio", "sparsity_model", "disk_ratio", "winner", "Dataset"):
         expect(page.get_by_role("columnheader", name=column, exact=True).last).to_be_in_viewport()
     assert downwards(page, list(TICKETS)) == BY_PERPLEXITY

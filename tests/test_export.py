@@ -19,7 +19,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize as their_quantize
 from conftest import tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_families import make
 
 import lottery
@@ -162,8 +162,13 @@ def test_every_family_in_every_format(
 def test_a_quantized_ticket_gives_its_own_codes(
     kind: str, source: torch.dtype, tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
-    """Of widths that fill no int32, with a head of 8 bits, which stays out."""
+    """Of widths that fill no int32, with a row of zeros, one of the smallest number there is, and a head of 8 bits, which
+    stays out."""
     model = tiny_model(tmp_path / "model", dtype=source, intermediate_size=97)
+    state = load_file(model / "model.safetensors")
+    state["model.layers.0.mlp.up_proj.weight"][0] = 0
+    state["model.layers.0.mlp.up_proj.weight"][1] = torch.finfo(source).smallest_normal * torch.finfo(source).eps
+    save_file(state, model / "model.safetensors", {"format": "pt"})
     out = tmp_path / "t"
     cli("prune", "--model", model, "--quantize", kind, "--target", "all+lm_head", "--out", out, *QUICK)
     stored = open_ticket(out)
@@ -192,6 +197,7 @@ def test_a_quantized_ticket_gives_its_own_codes(
     eight = {n for n, e in stored.entries.items() if "quantized" in e} - {"lm_head.weight"}
     for name in eight:
         codes, scale = codes_and_scale(state, name)
+        assert (scale[(codes.float() == 0).all(1)] == 1).all()
         whole = stored.matrix(name).whole()
         assert np.array_equal(codes.view(torch.uint8).numpy(), whole.values_K) and scale.dtype == torch.float32
         assert torch.equal(codes.float() * scale, slow[name])
@@ -252,6 +258,27 @@ def test_scales_are_rounded_before_the_codes_are_made(kind: str, dtype: torch.dt
     assert (off_OI <= allowed_OI * 1.0001).all()
     assert lost == int(((codes_OI == 0) & (exact_OI != 0)).sum()) > 0
     assert not ((codes == 0x80) & (kind == "fp8")).any()
+
+
+def test_experts_that_lie_in_one_tensor(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """As transformers holds them in memory: no reader has 8 bits for them."""
+    small: dict[str, Any] = {"intermediate_size": 112, "num_local_experts": 4, "num_hidden_layers": 2}
+    model = tiny_model(tmp_path / "model", "Mixtral", **small)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    assert state["model.layers.0.mlp.experts.down_proj"].dim() == 3
+    save_file(state, model / "model.safetensors", {"format": "pt"})
+    cli("prune", "--model", model, "--out", tmp_path / "t", *QUICK)
+    want = logits(lottery.load(tmp_path / "t", dtype="bfloat16")[0])
+    for form in ("dense", "fp8", "int8"):
+        to = tmp_path / form
+        said = cli("export", "--ticket", tmp_path / "t", "--to", to, "--format", form).stdout
+        got = vanilla(to, "bfloat16")
+        if form == "dense":
+            assert torch.equal(logits(got), want)
+        else:
+            assert "8 matrices are in 8 bits" in said and "(the experts of a layer in one tensor)" in said
+            assert torch.equal(logits(got), logits(twin(to, widened(tensors(to), torch.bfloat16), "bfloat16")))
 
 
 def test_masks_are_exported_through_their_base(tmp_path: Path, cli: Callable[..., Result]) -> None:

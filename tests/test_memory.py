@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -48,9 +49,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peak_of_pruning(model: Path, out: Path, *more: str) -> int:
-    """Bytes of anonymous memory, sampled from outside."""
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
-    command += ["--register", "none", "--out", str(out), *more]
+    return peak_of(
+        out, "prune", "--model", str(model), "--measure", "none", "--register", "none", "--out", str(out), *more
+    )
+
+
+def peak_of(out: Path, *arguments: str) -> int:
+    """Bytes of anonymous memory of a command that writes to `out`, sampled from outside."""
+    command = [sys.executable, "-m", "lottery", *arguments]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.parent}/x.db"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     peak_kb = 0
@@ -70,6 +76,18 @@ def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path,
     largest = 2 * max(WORDS, FFN) * HIDDEN
     assert 50e6 < peak_of_pruning(model, tmp_path / "t", *more) < 2 * largest + 500e6
     assert (model / "model.safetensors").stat().st_size > 2 * (2 * largest + 500e6)
+
+
+def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> None:
+    largest = 2 * max(WORDS, FFN) * HIDDEN
+    for quantize, format in (("none", "dense"), ("none", "int8"), ("fp8", "dense"), ("fp8", "fp8")):
+        out, to = tmp_path / quantize, tmp_path / f"{quantize}-{format}"
+        if not out.exists():
+            peak_of_pruning(model, out, "--quantize", quantize)
+        assert peak_of(to, "export", "--ticket", str(out), "--to", str(to), "--format", format) < 4 * largest + 450e6, (
+            format
+        )
+        shutil.rmtree(to)
 
 
 def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
