@@ -297,14 +297,13 @@ def published(door: Door, tmp_path_factory: pytest.TempPathFactory, lottery_json
 
 
 def far_artifacts(door: Door) -> Path:
-    (found,) = (door.folder / "artifacts").rglob("ticket.json")
-    return found.parent.parent.parent
+    return next((door.folder / "artifacts").rglob(model_id("far"))) / "artifacts"
 
 
 @pytest.fixture
-def far_folder(published: dict[str, Any], door: Door, tmp_path: Path) -> Iterator[Path]:
+def far_folder(published: dict[str, Any], server: Door, tmp_path: Path) -> Iterator[Path]:
     """The logged model's folder on the server's side, to be altered."""
-    folder = far_artifacts(door)
+    folder = far_artifacts(server)
     shutil.copytree(folder, tmp_path / "kept")
     yield folder
     shutil.rmtree(folder)
@@ -340,6 +339,16 @@ def test_a_ticket_comes_from_the_server_once(published: dict[str, Any], server: 
     fetched = Path(os.environ["LOTTERY_HOME"]) / "fetched" / model_id("far")
     names = {p.name for p in fetched.rglob("*") if p.is_file()}
     assert names == {p.name for p in (folder / "data" / "ticket").iterdir()}  # no code
+
+
+def test_masks_come_from_the_server(server: Door, lottery_json: Callable[..., Any]) -> None:
+    """Their bits can only be checked over the base: at loading."""
+    arguments = ("--storage", "mask", "--target", "late", "--measure", "none", "--register", "masks")
+    lottery_json("prune", *arguments)
+    loaded, _ = lottery.load("models:/masks/1", dtype="source")
+    out = Path(os.environ["LOTTERY_HOME"]) / "packed"
+    lottery_json("prune", "--target", "late", "--measure", "none", "--register", "none", "--out", out)
+    assert same(loaded, lottery.load(out, dtype="source")[0])
 
 
 def test_a_damaged_copy_is_fetched_anew(published: dict[str, Any], server: Door, cli: Callable[..., Result]) -> None:
