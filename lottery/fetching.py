@@ -27,7 +27,7 @@ from lottery.ticket import Stored
 from lottery.tracking import hide_password
 
 TICKET = "data/ticket"  # where it lies in a logged model
-# What lottery, and MLflow for it, writes there. A name without an ending: the first of MLflow's files, and its note at loading.
+# What lottery, and MLflow for it, writes there. Without an ending: MLflow's description, and its note at loading.
 TOP = ("MLmodel", "registered_model_meta")
 KINDS = (".json", ".yaml", ".txt")
 TICKET_KINDS = (".json", ".safetensors", ".txt", ".jinja", ".model")

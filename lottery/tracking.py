@@ -102,7 +102,7 @@ def first_line(e: BaseException) -> str:
 
 
 def hide_password(text: str) -> str:
-    """A URI, or a text with URIs in it, without who says so to which server: up to the last @, as a password may hold one."""
+    """A URI, or a text with URIs in it, without user and password: up to the last @, as a password may hold one."""
     text = re.sub(r"\b(?!sqlite:|file:)([a-z][a-z0-9+.-]*)://\S*@", r"\1://***@", text)
     return re.sub(r"\b(password|passwd|pwd|token)=[^&\s]+", r"\1=***", text, flags=re.IGNORECASE)
 
