@@ -262,9 +262,7 @@ class Base:
 
     @property
     def place(self) -> str:
-        """What opens it again from anywhere on this machine."""
-        if self.folder == BUILTIN:
-            return "builtin"
+        """What opens it again from anywhere on this machine; also from code without the embedded model, as tickets carry it."""
         return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
 
     def info(self, name: str) -> TensorInfo:

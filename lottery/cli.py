@@ -107,7 +107,9 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
     # Classes of libraries that are only there if they were needed; they are not imported for this.
     mlflow, torch = sys.modules.get("mlflow"), sys.modules.get("torch")
     if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
-        return f"MLflow: {' '.join(str(e).split())[:300]}", 1
+        from lottery.tracking import hide_password
+
+        return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
     no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch on a CPU has no class for it
     if isinstance(e, MemoryError) or no_memory or (torch and isinstance(e, torch.OutOfMemoryError)):
         return "out of memory; give a smaller window, runtime=packed, device=cpu, or measure=none", 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lottery import cards, registry, tracking, verdicts
+from lottery.hashes import file_sha256
 from lottery.home import alone, home, left_behind
 from lottery.measurement import Measurement, read_measurement
 from lottery.progress import say, stage
@@ -84,10 +85,12 @@ def record_ticket(
 
 def begun(run: tracking.Run, stored: Stored) -> str | None:
     """The whole logged model that an earlier try of this run has left without a version; half ones are dropped."""
-    whole = None
+    whole, sha256 = None, file_sha256(stored.folder / RECORD)
     for model in registry.unregistered(run.client, run.client.get_run(run.id)):
         here = registry.local_path(model.artifact_location)
-        if str(model.status) == "READY" and (here is None or registry.holds(here / "data" / "ticket", stored.id)):
+        if str(model.status) == "READY" and (
+            here is None or registry.holds(here / "data" / "ticket", stored.id, sha256)
+        ):
             whole = model.model_id
         else:
             registry.drop(run.client, model.model_id)

@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
 from lottery import views
+from lottery.hashes import file_sha256
 from lottery.record import MEASUREMENTS, RECORD
 from lottery.spec import InputError
 from lottery.ticket import Stored
@@ -77,15 +78,17 @@ def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str
         uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
         if model_id is None:
             continue
-        here = local_path(client.get_logged_model(model_id).artifact_location)
-        if here is None or holds(here / "data" / "ticket", ticket):
+        model = client.get_logged_model(model_id)
+        here, sha256 = local_path(model.artifact_location), model.tags.get("sha256")
+        if sha256 and (here is None or holds(here / "data" / "ticket", ticket, sha256)):
             return uri, model_id
     return None
 
 
-def holds(folder: Path, ticket: str) -> bool:
+def holds(folder: Path, ticket: str, sha256: str) -> bool:
+    """Whether the ticket lies there as it was registered; of its tensors the headers are checked."""
     try:
-        return Stored(folder).id == ticket
+        return Stored(folder).id == ticket and file_sha256(folder / RECORD) == sha256
     except InputError:
         return False
 
@@ -136,8 +139,9 @@ def log_model(run: Run, stored: Stored, title: str, params: Mapping[str, str], t
     The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
     """
     client = run.client
+    pinned = dict(tags) | {"sha256": file_sha256(stored.folder / RECORD)}  # what `fetch` compares with
     model = mlflow.initialize_logged_model(
-        name=plain_name(title), source_run_id=run.id, params=dict(params), tags=dict(tags)
+        name=plain_name(title), source_run_id=run.id, params=dict(params), tags=pinned
     )
     try:
         here = local_path(model.artifact_location)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import mlflow
 import numpy as np
@@ -37,6 +38,7 @@ def connect(reading: bool = False) -> MlflowClient:
     """
     for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
+    move_password()
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
     if reading and path != uri and not os.path.exists(path):
@@ -49,11 +51,37 @@ def connect(reading: bool = False) -> MlflowClient:
         with first_touch(uri), few_retries():
             client.search_experiments(max_results=1)
     except (MlflowException, OSError) as e:
+        if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
+            raise MachineError(
+                f"the tracking server {uri} refuses access (HTTP {e.get_http_status_code()}); set MLFLOW_TRACKING_USERNAME "
+                f"and MLFLOW_TRACKING_PASSWORD to a user and a password that it knows"
+            ) from e
         raise MachineError(
             f"the tracking store {hide_password(uri)} is not usable: {first_line(e)}; "
             f"set MLFLOW_TRACKING_URI, or start the server that it names"
         ) from e
     return client
+
+
+def move_password() -> None:
+    """A user and password in the URI of a server go where MLflow looks for them too: its errors print the URI.
+
+    Raises InputError for a password that is no part of a URI as it stands.
+    """
+    uri = mlflow.get_tracking_uri()
+    if match := re.fullmatch(r"(https?://)([^/@:]+):([^/]+)@([^/@]+.*)", uri):
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(match[2])
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(match[3])
+        uri = match[1] + match[4]
+        if os.environ.get("MLFLOW_TRACKING_URI") == match[0]:
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+        if mlflow.get_tracking_uri() == match[0]:  # by mlflow.set_tracking_uri
+            mlflow.set_tracking_uri(uri)
+    if uri.startswith("http") and hide_password(uri) != uri:
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={hide_password(uri)}: its user or password is not usable there; set "
+            f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
 
 
 @contextlib.contextmanager
@@ -74,11 +102,13 @@ def store_name() -> str:
 
 
 def first_line(e: BaseException) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+    return hide_password((str(e).strip() or type(e).__name__).splitlines()[0])[:300]
 
 
-def hide_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def hide_password(text: str) -> str:
+    """A URI, or a text with URIs in it, without user and password: up to the last @, as a password may hold one."""
+    text = re.sub(r"\b(?!sqlite:|file:)([a-z][a-z0-9+.-]*)://\S*@", r"\1://***@", text)
+    return re.sub(r"\b(password|passwd|pwd|token)=[^&\s]+", r"\1=***", text, flags=re.IGNORECASE)
 
 
 @contextlib.contextmanager

@@ -271,3 +271,14 @@ def test_a_request_out_of_time_makes_way_and_the_carried_code_serves(folder: Pat
         answer = server.post({"inputs": ["Once upon a time"] * 20_000, "params": {"max_new_tokens": 100}})
         assert answer.status_code == 504
         assert server.says("Once upon a time") == before  # it would be the next 504, if that work went on
+
+
+def test_masks_over_the_embedded_model(lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]) -> None:
+    """The carried code has no embedded model of its own."""
+    arguments = ("--storage", "mask", "--target", "late", "--measure", "none", "--register", "served-mask")
+    ticket = lottery_json("prune", *arguments)["model_uri"]
+    script = f"import mlflow; print(*mlflow.pyfunc.load_model({ticket!r}).predict(['The old man'], params={SHORT}))"
+    script += "; import lottery; assert 'artifacts' in lottery.__file__"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == cli("generate", "--ticket", ticket, "--prompt", "The old man", "--tokens", "4").stdout
