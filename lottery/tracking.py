@@ -18,6 +18,7 @@ import numpy as np
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from lottery import views
 from lottery.home import alive, alone
@@ -26,7 +27,7 @@ from lottery.spec import InputError, MachineError, Spec, digest
 from lottery.text import Protocol
 
 Client: TypeAlias = MlflowClient
-STORE_ERRORS = (MlflowException, OSError)  # requests' own are OSErrors
+STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
 JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
@@ -47,8 +48,8 @@ def connect(reading: bool = False) -> MlflowClient:
             f"or set MLFLOW_TRACKING_URI"
         )
     try:
-        client = MlflowClient()
         with first_touch(uri), few_retries():
+            client = MlflowClient()  # touches it already
             client.search_experiments(max_results=1)
     except (MlflowException, OSError) as e:
         if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
@@ -113,13 +114,17 @@ def hide_password(text: str) -> str:
 
 @contextlib.contextmanager
 def first_touch(uri: str) -> Iterator[None]:
-    """Processes that meet on a fresh SQLite file crash in each other's schema migration: let one go first."""
+    """Processes that meet on a fresh SQLite file crash in each other's schema migration: let one go first, and the others
+    wait until it is through. The file has its first tables long before that, so that they alone say nothing."""
     path = uri.removeprefix("sqlite:///")
-    if path == uri or has_schema(path):
+    if path == uri:
         yield
         return
     with alone(digest(os.path.abspath(path))[:16]):
-        yield
+        if not has_schema(path):
+            yield
+            return
+    yield
 
 
 def has_schema(path: str) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def serve() -> None:
                         code = 0
                     except SystemExit as e:
                         code = int(e.code or 0)
+                    except BaseException:
+                        traceback.print_exc()
                     finally:
                         sys.stdout.flush()
                         sys.stderr.flush()
