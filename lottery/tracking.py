@@ -51,7 +51,7 @@ def connect(reading: bool = False) -> MlflowClient:
         with first_touch(uri), few_retries():
             client = MlflowClient()  # touches it already
             client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as e:
+    except STORE_ERRORS as e:
         if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
             raise MachineError(
                 f"the tracking server {uri} refuses access (HTTP {e.get_http_status_code()}); set MLFLOW_TRACKING_USERNAME "
