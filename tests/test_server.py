@@ -1,8 +1,10 @@
 """`mlflow server` with PostgreSQL and an artifact store behind it: twelve at once, killed at any moment, gone, broken, slow."""
 
+import contextlib
 import json
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,7 @@ from lottery.cli import main
 
 QUICK = ("--measure", "perplexity")
 KILLS = 20
+SLOW_S = 4
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +179,9 @@ class Between(BaseHTTPRequestHandler):
             if self.server.fault == "away":
                 self.close_connection = True
                 return
-            return self.send(500, b"the database is on fire", "text/plain")
+            if self.server.fault == "500":
+                return self.send(500, b"the database is on fire", "text/plain")
+            time.sleep(SLOW_S)  # and does what it was asked for, when nobody waits any more
         kept = {
             k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding", "content-length")
         }
@@ -184,6 +189,10 @@ class Between(BaseHTTPRequestHandler):
         self.send(got.status_code, got.content, got.headers.get("Content-Type", "application/json"))
 
     def send(self, status: int, body: bytes, kind: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.send_whole(status, body, kind)
+
+    def send_whole(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -244,6 +253,32 @@ def test_a_server_that_fails_in_the_middle_loses_nothing(
         assert "measurements.json" in again.stderr
     assert kept > 3
     assert not runs(client, f"attributes.status = 'RUNNING' and params.register = '{name}'")
+
+
+@pytest.mark.parametrize("before_the_end", [60, 8])
+def test_a_slow_server_loses_nothing(
+    before_the_end: int,
+    between: Broken,
+    model: Path,
+    tmp_path: Path,
+    cli: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does what the client has given up: things happen twice there, and still the ticket is one version."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SLOW_S - 1))
+    between.fault, between.good = "slow", 10**6
+    name = f"slow{before_the_end}"
+    arguments = ("prune", "--model", model, *QUICK, "--limit", "8", "--register", name, "--json")
+    cli(*arguments, "--sparsity", "0.2")
+    needs = 10**6 - between.good
+    between.good = needs - before_the_end
+    cli(*arguments, "--sparsity", "0.3", code=1)
+    time.sleep(2 * SLOW_S)  # what is under way there comes to its end
+    between.good = 10**6
+    told = json.loads(cli(*arguments, "--sparsity", "0.3").stdout)
+    assert "every hash is right" in cli("verify", told["model_uri"]).stdout
+    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    assert len({v.tags["ticket"] for v in versions}) == len(versions) == 2
 
 
 def test_published_once_however_often(between: Broken, model: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
