@@ -1,5 +1,6 @@
 """What a person reads of a ticket in the MLflow UI, or beside its files: descriptions and model cards, in Markdown."""
 
+import html
 import json
 import re
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ LIMITS = (
 
 def escaped(text: str) -> str:
     """As plain text inside a line of Markdown: a model's own text, a name, a file's word."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
+    plain = html.escape(" ".join(text.split()), quote=False)  # MLflow's pages take HTML, and no backslash before it
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", plain)
 
 
 def code(text: str) -> str:
     """Text of a model in a code span, line breaks shown."""
-    return "`" + text.replace("`", "'").replace("\n", " \u21b5 ") + "`"
+    return "`" + " \u21b5 ".join(text.replace("`", "'").splitlines()) + "`"
 
 
 def result(found: Measurement) -> list[str]:
@@ -37,7 +39,10 @@ def samples(found: Measurement, most: int) -> list[str]:
         return []
     lines = ["", "### Samples", "", "Greedy, 50 new tokens.", ""]
     for sample in found.samples[:most]:
-        lines += [f"- {escaped(sample.get('prompt', ''))} ...", f"    - {found.title}: {code(sample.get('text', ''))}"]
+        lines += [
+            f"- {escaped(sample.get('prompt', ''))} ...",
+            f"    - {escaped(found.title)}: {code(sample.get('text', ''))}",
+        ]
         lines += [f"    - dense: {code(sample['dense'])}"] if "dense" in sample else []
     return lines
 
@@ -65,7 +70,7 @@ def of_model(base: str, licence: str | None) -> str:
         f"model after pruning, self-contained or as masks over it. The alias `winner` is the winning ticket with the most "
         f"zeros, by the default protocol: perplexity at most 10% over the dense model's, by the upper end of the ratio's "
         f"95% interval."
-    )
+    )[:LONGEST_DESCRIPTION]
 
 
 def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str:

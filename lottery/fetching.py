@@ -154,6 +154,10 @@ def altered(model: Any, uri: str, what: str) -> InputError:
 def downloaded(model: Any, uri: str) -> Path:
     """A copy of the ticket under LOTTERY_HOME, every hash checked when it came. One that was touched since is checked
     again, and where it is damaged fetched anew."""
+    if not re.fullmatch(r"m-[0-9a-f]+", model.model_id):  # it becomes a path, and a server said it
+        raise InputError(
+            f"ticket={uri}: the store calls its model {model.model_id!r}, which is no id; register it again"
+        )
     folder = home() / "fetched" / model.model_id
     ticket, marks = folder / "ticket", folder.with_suffix(".json")
     with alone(f"fetched-{model.model_id}"):

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lottery.spec import InputError, blame
 
@@ -61,13 +61,22 @@ def alive(id: str, about: Mapping[str, Any]) -> Iterator[Path]:
     one that is there and that nobody holds is of a process that was killed (`left_behind`)."""
     path = make_folder(home() / "locks", "LOTTERY_HOME") / f"run-{id}"
     while True:
-        with open(path, "w") as f:
+        with open(path, "a") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()):
+            if same_file(f, path):
+                f.truncate(0)
                 json.dump(dict(about), f)
                 f.flush()
                 yield path
                 return
+
+
+def same_file(f: IO[str], path: Path) -> bool:
+    """Whether an open file is the one of that name still: another process may have taken it away, or made a new one."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def left_behind() -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -77,7 +86,7 @@ def left_behind() -> Iterator[tuple[str, Path, dict[str, Any]]]:
             with open(path) as f:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 about = json.loads(f.read() or "null")
-                if isinstance(about, dict):
+                if isinstance(about, dict) and same_file(f, path):
                     yield path.name.removeprefix("run-"), path, about
         except (BlockingIOError, FileNotFoundError, ValueError):
             continue  # alive, or gone by now, or killed before it had written anything

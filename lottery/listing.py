@@ -17,7 +17,7 @@ COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "stor
 
 @dataclass(frozen=True)
 class Row:
-    """One version: what it is, and its figures on the data set that it was first measured on."""
+    """One version: what it is, and its figures as they were first measured; what was measured later is in MLflow."""
 
     uri: str
     model_id: str
@@ -79,7 +79,8 @@ def place(order: str, row: Row) -> tuple[Any, ...]:
 
 def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
-    first = next((m.dataset_name for m in metrics if m.key == "perplexity"), None)
+    first = next((m for m in metrics if m.key == "perplexity"), None)
+    run_id = first.run_id if first else model.source_run_id
     tags = version.tags
     return Row(
         uri=f"models:/{version.name}/{version.version}",
@@ -87,9 +88,8 @@ def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
         ticket=tags["ticket"],
         base=tags.get("base", ""),
         params={name: model.params[name] for name in COLUMNS if name in model.params},
-        # the newest of each on that data set: a ticket may have been measured so again
-        metrics={m.key: m.value for m in metrics if m.dataset_name == first},
-        dataset=first,
+        metrics={m.key: m.value for m in metrics if m.run_id == run_id},
+        dataset=first.dataset_name if first else None,
         winner=tags.get("winner"),
         coherent=tags.get("coherent"),
         aliases=aliases,

@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,19 @@ def from_json(found: Mapping[str, Any]) -> Measurement:
         held = getattr(result, name)
         if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in held.items()):
             raise ValueError(name)
-    texts = (result.ticket, result.name, result.title, result.id, result.quantize)
-    if result.kind not in KINDS or not all(isinstance(text, str) for text in texts) or not result.id.isalnum():
-        raise ValueError("kind, ticket, name, title or id")
-    if not isinstance(result.samples, list) or not all(isinstance(s, dict) for s in result.samples):
+    # Both become parts of paths.
+    if not re.fullmatch("[0-9a-f]{12}", result.ticket) or not re.fullmatch("[0-9a-f]{16}", result.id):
+        raise ValueError("ticket or id")
+    texts = (result.name, result.title, result.quantize)
+    maybe = (result.base, result.licence, result.store, result.model_id)
+    if not all(isinstance(t, str) for t in texts) or not all(t is None or isinstance(t, str) for t in maybe):
+        raise ValueError("name, title, quantize, base, licence, store or model_id")
+    if result.kind not in KINDS or type(result.time_ms) is not int:
+        raise ValueError("kind or time_ms")
+    if result.protocol and not all(type(v) in (int, str) for v in asdict(result.protocol).values()):
+        raise ValueError("protocol")
+    if not isinstance(result.samples, list) or not all(
+        isinstance(s, dict) and all(isinstance(text, str) for text in (*s, *s.values())) for s in result.samples
+    ):
         raise ValueError("samples")
     return result

@@ -75,12 +75,22 @@ def record_ticket(
     card = cards.of_version(found, stored.record, model_id)
     if uri is None:
         of_model = cards.of_model(about["id"], found.licence)
-        uri, model_id = registry.register(client, model_id, name, of_model, found.tags, card)
-    elif "winner" in found.tags and "limited" not in found.tags:
+        uri, first_id = registry.register(client, model_id, name, of_model, found.tags, card)
+        if first_id != model_id:  # another machine's, of the same ticket
+            model_id = first_id
+            registry.use_model(run, model_id)
+            run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
+    elif "winner" in found.tags and "limited" not in found.tags and is_newest(client, model_id, found):
         registry.tag_version(client, uri, model_id, found.tags, card)
     if "winner" in found.tags:
         verdicts.crown(client, name)
     return uri, verdicts.labels(client, model_id) if known else {}
+
+
+def is_newest(client: tracking.Client, model_id: str, found: Measurement) -> bool:
+    """Whether nothing was measured of that logged model later: what is published late does not judge over it."""
+    times = [m.timestamp for m in client.get_logged_model(model_id).metrics or [] if m.key == "perplexity"]
+    return max(times, default=0) <= found.time_ms
 
 
 def begun(run: tracking.Run, stored: Stored) -> str | None:
@@ -172,15 +182,25 @@ def close_dead(client: tracking.Client) -> None:
     for id, life, about in left_behind():
         if about.get("store") != tracking.store_digest():
             continue
-        run = tracking.find_run(client, id, about.get("run"))
-        if run is not None and run.info.status == "RUNNING":
-            tracking.Run(client, run.info.run_id).tag({"outcome": "killed", "reason": "its process was killed"})
-            client.set_terminated(run.info.run_id, "KILLED")
-            say(f"the run {run.info.run_id}, whose process was killed, is closed")
-        if run is not None and run.info.status != "FINISHED":
-            for model in registry.unregistered(client, run):
-                registry.drop(client, model.model_id)
+        try:
+            run = tracking.find_run(client, id, about.get("run"))
+            if run is not None and run.info.status == "RUNNING":
+                client.set_tag(run.info.run_id, "outcome", "killed")
+                client.set_tag(run.info.run_id, "reason", "its process, or its tracking store, went away")
+                client.set_terminated(run.info.run_id, "KILLED")
+                say(f"the run {run.info.run_id}, whose process was killed or had lost its store, is closed")
+            if run is not None and run.info.status != "FINISHED":
+                drop_begun(client, run)
+        except tracking.STORE_ERRORS as e:  # the next command tries again
+            say(f"warning: a run that was left behind cannot be closed: {tracking.first_line(e)}")
+            continue
         life.unlink(missing_ok=True)
+
+
+def drop_begun(client: tracking.Client, run: Any) -> None:
+    """What a run had begun to register, and did not."""
+    for model in registry.unregistered(client, run):
+        registry.drop(client, model.model_id)
 
 
 def pending(client: tracking.Client, folder: Path) -> Measurement | None:

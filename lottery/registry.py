@@ -55,13 +55,15 @@ SIGNATURE = ModelSignature(
 
 
 VERDICT = ("winner", "beats_control", "outcome", "limited")  # tags that one measuring gives
+LONGEST_NAME = 250  # characters that the stores' tables take
 FORBIDDEN = r"[/:@'\"\s]"
 
 
 def check_name(name: str) -> str:
-    if re.search(FORBIDDEN, name) or not name.isprintable():
+    if re.search(FORBIDDEN, name) or not name.isprintable() or len(name) > LONGEST_NAME:
         raise InputError(
-            f"register={name}: a model's name has no space, slash, colon, @ or quote; give another, or none"
+            f"register={name}: a model's name has no space, slash, colon, @ or quote, and at most {LONGEST_NAME} characters; "
+            f"give another, or none"
         )
     return name
 
@@ -76,13 +78,24 @@ def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
         uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
-        if model_id is None:
+        if model_id is None or not exists(client, model_id):
             continue
         model = client.get_logged_model(model_id)
         here, sha256 = local_path(model.artifact_location), model.tags.get("sha256")
         if sha256 and (here is None or holds(here / "data" / "ticket", ticket, sha256)):
             return uri, model_id
     return None
+
+
+def exists(client: MlflowClient, model_id: str) -> bool:
+    """Whether the store has that logged model still: it may be deleted under a version."""
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def holds(folder: Path, ticket: str, sha256: str) -> bool:
@@ -207,7 +220,8 @@ def register(
     if first is None or first[0] == uri:
         return uri, model_id
     client.delete_model_version(name, version.version)
-    drop(client, model_id)
+    if first[1] != model_id:  # the same one twice: a request that was answered too late, and sent again
+        drop(client, model_id)
     return first
 
 

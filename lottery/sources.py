@@ -105,9 +105,12 @@ def candidates(stored: Stored) -> list[str]:
     """Where the base of a ticket may lie, the likeliest first."""
     about = stored.origin
     beside = read_json(stored.folder / MEASUREMENTS) if (stored.folder / MEASUREMENTS).is_file() else {}
-    places = [beside["base"]] if isinstance(beside.get("base"), str) else []
+    places = []
     if about["id"] == "builtin":
         places.append("builtin")
     elif about["revision"]:
         places.append(f"{about['id']}@{about['revision']}")
+    # Not hashed, so that anybody can have written it: a folder of this machine, and nothing that would be fetched.
+    if isinstance(place := beside.get("base"), str) and Path(place).is_absolute():
+        places.append(place)
     return list(dict.fromkeys(places))

@@ -1,7 +1,7 @@
 """The story of one ticket: `run` from a spec to a registered version, `evaluate` and `load` from there on."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,25 +59,32 @@ def run(spec: Spec, out: Path | None) -> Ticket:
         say(note)
     id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
     keep = out is not None or name is None
+    client = tracking.connect()
     if out is not None:
         folder, named = resolved(out, "out"), "out"
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
             raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
     else:  # what will be registered is at home only until then
-        folder, named = home() / ("tickets" if keep else "unfinished") / id, "LOTTERY_HOME"
+        folder, named = home() / "tickets" / id, "LOTTERY_HOME"
+        if not keep:  # one for each store: what one has not taken yet is not the other's to overwrite
+            folder = home() / "unfinished" / f"{id}-{tracking.store_digest()[:8]}"
     make_folder(folder.parent, named)
-    client = tracking.connect()
     publishing.close_dead(client)
-    send_what_is_pending(client, folder, id, spec)
-
     tags = first_tags("ticket", id, about["id"], setup)
+
+    def is_this(found: Measurement) -> bool:
+        return found.params == spec.params() and found.tags.get("protocol") == tags.get("protocol")
+
+    send_what_is_pending(client, folder, id, is_this)
     title, measuring = title_of(spec), new_id()
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
     with tracking.open_run(client, measuring, title, spec.params(), tags, spec) as run, alone(id):
         stored, took = make(source, spec, chosen, base, folder, named)
         found = publishing.pending(client, folder)
-        if found is not None and found.params == spec.params():
+        if found is not None and is_this(found):
             say("it was measured already by a process that did not come to record it")
+            if (left := tracking.find_run(client, found.id)) is not None:
+                publishing.drop_begun(client, left)
             found = replace(found, id=measuring)
         else:
             ticket, dense, dense_run = measure_pair(client, stored, base, setup, about["files"], spec.params())
@@ -103,23 +110,31 @@ def run(spec: Spec, out: Path | None) -> Ticket:
                 dense_run=dense_run,
                 id=measuring,
             )
-        if setup.wants or not (folder / MEASUREMENTS).exists():
+        older = not setup.wants and (folder / MEASUREMENTS).exists()  # it has more to say
+        if not older:
             found.save(folder)
-        with publishing.kept(folder):
-            uri, person = publishing.record_ticket(run, found, stored, name)
-            run.finish()
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+        try:
+            with publishing.kept(folder):
+                uri, person = publishing.record_ticket(run, found, stored, name)
+                run.finish()
+        except MachineError:
+            if older:
+                found.save(folder)
+            raise
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     found = replace(found, tags=found.tags | person)
     return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found, run.page)
 
 
-def send_what_is_pending(client: tracking.Client, folder: Path, id: str, spec: Spec) -> None:
+def send_what_is_pending(
+    client: tracking.Client, folder: Path, id: str, is_this: Callable[[Measurement], bool]
+) -> None:
     """Record what was measured of this ticket under other parameters and did not reach the store: before it is measured
     again. What was measured under the same ones, the run that asks for them again takes over."""
     with alone(id), publishing.kept(folder):
         found = publishing.pending(client, folder)
-        if found is not None and found.params != spec.params():
+        if found is not None and not is_this(found):
             say(f"{folder}: an earlier measuring that was not recorded is recorded first")
             publishing.send(client, folder, found)
 
@@ -184,7 +199,7 @@ def licence_of(source: Base | Stored) -> str | None:
     if source.base:
         return licence(source.base.folder)
     stated = beside(source.folder).get("licence")
-    return stated if isinstance(stated, str) else None
+    return stated[:100] if isinstance(stated, str) else None
 
 
 def load(

@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -28,6 +29,7 @@ from lottery.text import Protocol
 
 Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
+LONGEST_NAME = 250  # characters of a run's name that the stores' tables take
 JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
@@ -140,16 +142,21 @@ def has_schema(path: str) -> bool:
 class Run:
     """One MLflow run that is being written."""
 
-    def __init__(self, client: MlflowClient, run_id: str, page: str | None = None) -> None:
-        self.client, self.id = client, run_id
-        self.page = page  # where a browser shows it among the others; None without a server
+    def __init__(self, client: MlflowClient, run_id: str, end: Callable[[str], None]) -> None:
+        self.client, self.id, self.end = client, run_id, end
+        self.page: str | None = None  # where a browser shows it among the others; None without a server
         self.ending = self.ended = False
 
     def finish(self) -> None:
         """Its last word: FINISHED. Raises one of STORE_ERRORS where the store is away."""
         self.ending = True
-        mlflow.end_run("FINISHED")
+        self.end("FINISHED")
         self.ended = True
+
+    def forget(self, tags: Mapping[str, str]) -> None:
+        """What was said of an earlier try that failed."""
+        for name in {"outcome", "reason"} & tags.keys():
+            self.client.delete_tag(self.id, name)
 
     def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
         """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
@@ -221,21 +228,28 @@ def open_run(
     adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
     about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
     with alive(id, about) as life:
-        outer = mlflow.active_run()
-        study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
-        # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
-        active = mlflow.start_run(
-            run_id=resume, run_name=name, nested=outer is not None, tags={**study, **tags, "measurement": id}
-        )
+        if resume:
+            run = Run(client, resume, lambda status: client.set_terminated(resume, status))
+        else:
+            outer = mlflow.active_run()
+            study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
+            # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
+            active = mlflow.start_run(
+                run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags, "measurement": id}
+            )
+            run = Run(client, active.info.run_id, mlflow.end_run)
         if adopted:
             os.environ["MLFLOW_RUN_ID"] = adopted
-        experiment, uri = active.info.experiment_id, mlflow.get_tracking_uri()
-        run = Run(client, active.info.run_id, views.runs_url(uri, experiment) if uri.startswith("http") else None)
-        views.prepare_experiment(client, experiment)
-        for tag in {"outcome", "reason"} & active.data.tags.keys():  # of an earlier try
-            client.delete_tag(run.id, tag)
         status = "FAILED"
         try:
+            if resume:
+                client.update_run(resume, status="RUNNING")
+                run.tag({**tags, "measurement": id})
+            found = client.get_run(run.id)
+            uri = mlflow.get_tracking_uri()
+            run.page = views.runs_url(uri, found.info.experiment_id) if uri.startswith("http") else None
+            views.prepare_experiment(client, found.info.experiment_id)
+            run.forget(found.data.tags)
             run.log_params(params, spec)
             yield run
             if not run.ending:
@@ -252,14 +266,14 @@ def open_run(
             # home, which finds the file.
             if not run.ending:
                 with few_retries(), contextlib.suppress(*STORE_ERRORS):
-                    mlflow.end_run(status)
+                    run.end(status)
                     run.ended = True
             if run.ended:
                 life.unlink()
 
 
 def store_digest() -> str:
-    return digest(mlflow.get_tracking_uri())[:16]
+    return digest(mlflow.get_tracking_uri().rstrip("/"))[:16]
 
 
 def every_page(search: Callable[..., Any]) -> list[Any]:
@@ -275,11 +289,12 @@ def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) 
     """The run of a measuring, by its id where that is known, else over all experiments; None where the store has none."""
     if run_id:
         try:
-            return client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as e:
             if e.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
+        return run if run.info.lifecycle_stage == "active" else None  # a person has deleted it
     experiments = [e.experiment_id for e in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.measurement = '{measurement}'", max_results=1)
     return found[0] if found else None
@@ -304,16 +319,18 @@ def beside(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Ru
     if before is not None and before.info.status == "FINISHED":
         yield None
         return
-    if before is None:
-        opened = run.client.get_run(run.id)
-        by = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "study")
-        carried = {k: v for k, v in opened.data.tags.items() if k in by}
-        before = run.client.create_run(
-            opened.info.experiment_id, run_name=name, tags={**carried, **tags, "measurement": id}
-        )
-    with alive(id, {"store": store_digest(), "run": before.info.run_id}) as life:
-        yield Run(run.client, before.info.run_id)
-        run.client.set_terminated(before.info.run_id, "FINISHED")
+    with alive(id, {"store": store_digest(), "run": before.info.run_id if before is not None else None}) as life:
+        if before is None:
+            opened = run.client.get_run(run.id)
+            by = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "study")
+            carried = {k: v for k, v in opened.data.tags.items() if k in by}
+            before = run.client.create_run(
+                opened.info.experiment_id, run_name=name[:LONGEST_NAME], tags={**carried, **tags, "measurement": id}
+            )
+        own = Run(run.client, before.info.run_id, partial(run.client.set_terminated, before.info.run_id))
+        own.forget(before.data.tags)
+        yield own
+        own.finish()
         life.unlink()
 
 

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,15 +44,15 @@ def postgres() -> Iterator[str]:
     """A PostgreSQL of its own; the URL of its database, as MLflow takes it."""
     binaries = Path(needed("initdb", "/usr/lib/postgresql/*/bin/initdb")).parent
     port = free_port()
-    as_user: list[str] = []
+    as_user: dict[str, Any] = {}
     data = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's folders are its own user's alone
     if os.geteuid() == 0:  # it refuses to be root
         user = pwd.getpwnam("postgres")
         os.chown(data, user.pw_uid, user.pw_gid)
-        as_user = ["runuser", "-u", "postgres", "--"]
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
     def call(*command: str) -> None:
-        done = subprocess.run([*as_user, *command], capture_output=True, text=True, cwd="/")
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", **as_user)
         assert done.returncode == 0, done.stderr + done.stdout
 
     control = (str(binaries / "pg_ctl"), "-D", str(data / "data"), "-w")
