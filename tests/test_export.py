@@ -359,7 +359,7 @@ def test_the_summary(tmp_path: Path, cli: Callable[..., Result], lottery_json: C
     assert torch.equal(logits(scope["model"]), logits(want))
     assert (tmp_path / "a b's" / "config.json").read_bytes() == (model / "config.json").read_bytes()
     assert (tmp_path / "a b's" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
-    assert not (tmp_path / "a b's" / "README.md").exists()
+    assert (tmp_path / "a b's" / "README.md").exists()
 
     result = cli("export", "--ticket", tmp_path / "t", "--to", tmp_path / "int8", "--format", "int8")
     for words in (
