@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 from conftest import tiny_model
 
+from lottery import cards
 from lottery.hub import licence
 
 NAME = "listed"
@@ -101,6 +102,14 @@ def test_runs_versions_and_models_describe_themselves(made: list[dict[str, Any]]
     )
 
 
+def test_a_card_takes_no_markup() -> None:
+    """From a model's text, a base's licence, a file's word: MLflow's pages would show it as pictures and links."""
+    assert cards.escaped("<img src=x> & `a` |b| [c](d)") == r"&lt;img src=x&gt; &amp; \`a\` \|b\| \[c\](d)"
+    assert cards.code("a`b\r\rc\u2028# d\n") == "`a'b \u21b5  \u21b5 c \u21b5 # d`"
+    about = cards.of_model("x" * 6000, "<b>")
+    assert len(about) == 5000 and "<b>" not in about
+
+
 def test_a_ticket_of_a_ticket_has_the_base_s_licence(
     made: list[dict[str, Any]], lottery_json: Callable[..., dict[str, Any]]
 ) -> None:
@@ -140,6 +149,7 @@ def test_an_edited_measuring_is_refused(made: list[dict[str, Any]], cli: Callabl
     found = json.loads(path.read_text())
     mistakes: tuple[dict[str, Any], ...] = (
         {"metrics": {"perplexity": "1"}}, {"kind": "winner"}, {"params": []}, {"surplus": 1}, {"id": "../x"},
+        {"ticket": "../../x"}, {"ticket": str(path)}, {"licence": 1}, {"time_ms": "now"}, {"samples": [{"prompt": 1}]},
     )  # fmt: skip
     for wrong in mistakes:
         path.write_text(json.dumps(found | wrong))

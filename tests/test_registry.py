@@ -16,6 +16,8 @@ from click.testing import Result
 from conftest import ROOT
 
 import lottery
+from lottery import tracking
+from lottery.home import alive
 from lottery.ticket import Stored
 
 
@@ -200,6 +202,31 @@ def test_inside_a_run_of_the_caller_s_own(tiny: Path) -> None:
     with mlflow.start_run() as outer:
         made = lottery.prune(model=tiny, target="q_proj", measure="none", register="none")
     assert mlflow.MlflowClient().get_run(made.run_id).data.tags["mlflow.parentRunId"] == outer.info.run_id
+
+
+def test_what_a_killed_process_left_is_closed(tiny: Path, cli: Callable[..., Result]) -> None:
+    """A run whose process lives is left alone; one whose process is gone is closed; one that a person deleted stops nobody."""
+    client, arguments = mlflow.MlflowClient(), ("prune", "--model", tiny, "--target", "q_proj", "--measure", "none")
+    tracking.connect()
+    ids = ("00000000000000aa", "00000000000000bb")
+    living, deleted = (client.create_run("0", tags={"measurement": id}).info.run_id for id in ids)
+    with alive(ids[0], {"store": tracking.store_digest(), "run": None}) as held:
+        cli(*arguments)
+        assert client.get_run(living).info.status == "RUNNING" and held.exists()
+    with alive(ids[1], {"store": tracking.store_digest(), "run": deleted}) as left:
+        client.delete_run(deleted)
+    cli(*arguments)
+    run = client.get_run(living)
+    assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "killed")
+    assert not held.exists() and not left.exists()
+
+
+def test_a_logged_model_deleted_under_its_version(tiny: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
+    arguments = ("prune", "--model", tiny, "--target", "up_proj", "--measure", "none", "--register", "under")
+    lottery_json(*arguments)
+    client = mlflow.MlflowClient()
+    client.delete_logged_model(registered_model_id(client.get_model_version("under", "1")))
+    assert lottery_json(*arguments)["model_uri"] == "models:/under/2"
 
 
 def test_a_version_that_is_not_there_is_named(registered: dict[str, Any], cli: Callable[..., Result]) -> None:
