@@ -288,7 +288,7 @@ def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
 def publish(folders: tuple[str, ...], as_json: bool) -> None:
     """Record in MLflow what a run has kept on disk because its tracking store was away. Once, however often it is called.
 
-    Example: lottery publish ~/.cache/lottery/unfinished/b8e18a35979a
+    Example: lottery publish ~/.cache/lottery/unfinished/b8e18a35979a-1f0c2d3e
     """
     from lottery import publishing, tracking
     from lottery.home import resolved

@@ -78,24 +78,23 @@ def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
         uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
-        if model_id is None or not exists(client, model_id):
+        model = find_model(client, model_id) if model_id else None
+        if model_id is None or model is None:
             continue
-        model = client.get_logged_model(model_id)
         here, sha256 = local_path(model.artifact_location), model.tags.get("sha256")
         if sha256 and (here is None or holds(here / "data" / "ticket", ticket, sha256)):
             return uri, model_id
     return None
 
 
-def exists(client: MlflowClient, model_id: str) -> bool:
-    """Whether the store has that logged model still: it may be deleted under a version."""
+def find_model(client: MlflowClient, model_id: str) -> Any | None:
+    """The logged model; None where it was deleted under its version."""
     try:
-        client.get_logged_model(model_id)
+        return client.get_logged_model(model_id)
     except MlflowException as e:
         if e.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
-    return True
+        return None
 
 
 def holds(folder: Path, ticket: str, sha256: str) -> bool:

@@ -11,7 +11,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lottery.registry import exists
+from lottery.registry import find_model
 from lottery.spec import InputError, MachineError, Spec
 from lottery.tracking import every_page, hide_password
 
@@ -105,7 +105,7 @@ def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[st
     made, used = run.outputs, run.inputs
     models = [m.model_id for m in [*(made.model_outputs if made else []), *(used.model_inputs if used else [])]]
     for model_id in dict.fromkeys(models):
-        if not exists(client, model_id):
+        if find_model(client, model_id) is None:
             continue
         client.set_logged_model_tags(model_id, dict(tags))
         tagged.append(f"models:/{model_id}")
