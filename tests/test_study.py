@@ -12,6 +12,7 @@ import yaml
 from click.testing import Result
 from conftest import tiny_model
 from forks import Forks
+from hub_server import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -249,6 +250,33 @@ def test_several_models_and_what_one_does_not_have(
     assert "did you mean q_proj" in cli("study", wrong, *QUICK, code=2).stderr
     none = write(tmp_path, "none", models=[str(tiny), str(gpt)], target="no_proj", sparsity=0.5)
     assert "no ticket is left" in cli("study", none, *QUICK, code=2).stderr
+
+
+def test_a_hub_s_models_are_planned_without_their_weights_and_kept_as_masks(
+    server: Hub, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path, tmp_path: Path
+) -> None:
+    server.add("org/one", tiny)
+    server.add("org/two", tiny_model(tmp_path / "phi", "Phi"))
+    grid = [
+        {"target": "mlp", "sparsity": "0.5", "quantize": ["none", "int8"]},
+        {"target": "gate_proj", "sparsity": "0.5"},
+    ]
+    path = write(tmp_path, "of-the-hub", models=["org/one", "org/two"], grid=grid)
+    plan = lottery_json("study", path, "--dry-run", *QUICK)
+    assert [(p["base"], p["title"], p["params"]["storage"]) for p in plan["tickets"]] == [
+        ("org/one", "mlp 50%", "mask"), ("org/one", "mlp 50% int8", "packed"), ("org/one", "gate_proj 50%", "mask"),
+        ("org/two", "mlp 50%", "mask"), ("org/two", "mlp 50% int8", "packed"),
+    ]  # fmt: skip
+    assert [left["target"] for left in plan["left_out"]] == ["gate_proj"]
+    assert not [asked for asked in server.asked if asked.startswith("GET") and "model.safetensors" in asked]
+    asked = cli("study", path, "--show", "--storage", "packed").stdout
+    assert "storage: packed" in asked  # who asks for it gets it
+    packed = lottery_json("study", path, "--dry-run", *QUICK, "--storage", "packed", "--quantize", "none")
+    assert {p["params"]["storage"] for p in packed["tickets"]} == {"packed"}
+    found = lottery_json("study", path, *QUICK)
+    assert [row["state"] for row in found["tickets"]] == ["made"] * 7
+    small, eight = (row["metrics"]["disk_bytes"] for row in found["tickets"][1:3])
+    assert small < eight / 10
 
 
 @pytest.mark.parametrize(
