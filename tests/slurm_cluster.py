@@ -34,7 +34,7 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=5,sched_min_interval=0,batch_sched_delay=0,bf_interval=3
+SchedulerParameters=sched_interval=5,sched_min_interval=0,batch_sched_delay=0,bf_interval=3,max_array_tasks=50
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -61,6 +61,7 @@ PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF OverSubscribe=N
 class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.node = socket.gethostname().split(".")[0]
         self.running: list[subprocess.Popen[bytes]] = []
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
@@ -73,10 +74,9 @@ class Cluster:
             (self.folder / name).mkdir()
         (self.folder / "key").write_bytes(os.urandom(1024))
         (self.folder / "key").chmod(0o400)
-        host = socket.gethostname().split(".")[0]
         (self.folder / "slurm.conf").write_text(
             CONFIG.format(
-                host=host,
+                host=self.node,
                 folder=self.folder,
                 user=pwd.getpwuid(os.geteuid()).pw_name,
                 controller_port=free_port(),
