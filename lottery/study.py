@@ -1,355 +1,341 @@
-"""The story of one ticket: `run` from a spec to a registered version, `evaluate` and `load` from there on."""
+"""A study: many tickets of one question, made once each, on one machine or by the tasks of a cluster.
 
+Its run in MLflow (kind=study) holds the plan; every ticket's run says by the tag `study.ID` which part of it it is, whether
+it was made for it or found. That is all that a report needs, and all that a second try needs to go on.
+"""
+
+import math
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from lottery import fetching, models, publishing, registry, tracking
-from lottery.baseline import Measured, Setup, measure_pair, prepare
-from lottery.checkpoint import Base, Source
-from lottery.control import control_metrics, measure_controls
-from lottery.families import PRUNABLE, Place
-from lottery.home import alone, home, make_folder, new_folder, resolved
-from lottery.hub import licence
-from lottery.measure import timed
-from lottery.measurement import Measurement, beside, new_id
+from lottery import job, publishing, tracking
+from lottery.design import Study
+from lottery.failures import known_failure
+from lottery.home import home
+from lottery.planning import Part, Plan, crossing, halfway, make_plan
 from lottery.progress import say
-from lottery.pruning import check_choice, planned, prune_source, warm_up
-from lottery.record import MEASUREMENTS, RECORD, sparsities
-from lottery.sources import find_base, is_ticket, open_base, open_ticket
-from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
-from lottery.targets import choose, notes
-from lottery.ticket import Stored
+from lottery.shared import Shared
+from lottery.spec import InputError, MachineError, Spec, nearest
+from lottery.tables import study_table
+from lottery.watching import Watch, watching
+
+MUCH = 100 * 10**9  # bytes of tickets that are not written without being asked for
 
 
 @dataclass(frozen=True)
-class Ticket:
-    """What `prune` and `evaluate` give back: the fields of `--json`, and all that was found beside them."""
+class Row:
+    """What became of one part. `state`: made, found (finished before), failed, missing."""
 
-    ticket: str
-    path: str | None
+    part: str
+    title: str
+    base: str
+    state: str
+    params: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    ticket: str | None = None
+    run_id: str | None = None
+    budget: float | None = None
+    reason: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """To dense; NaN of what overflowed; None where it is not known."""
+        overflowed = self.tags.get("outcome") == "overflow"
+        return self.metrics.get("perplexity_ratio", math.nan if overflowed else None)
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """Between which two sparsities the ratio to dense crosses `limit`."""
+
+    part: str
+    title: str
+    base: str
+    below: float
+    above: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Result:
+    plan: Plan
     run_id: str
-    model_uri: str | None
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    found: Measurement = field(repr=False)
-    page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
+    rows: list[Row]  # the dense ones, then the tickets, then what searches have added
+    cliffs: list[Cliff]
+    page: str | None = None
 
     def json(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("found", "page")}
+        about = {"study": self.plan.study.name, "study_id": self.plan.id, "run_id": self.run_id}
+        return about | {
+            "tickets": [row.__dict__ for row in self.rows],
+            "cliffs": [cliff.__dict__ for cliff in self.cliffs],
+            "left_out": self.plan.left_out,
+        }
 
 
-def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
-    """Make, measure and register one ticket; the parameters of `lottery prune`, by name.
-
-    Raises InputError (a ValueError) for what cannot be used, MachineError where a disk or the tracking store failed.
-    """
-    return run(Spec.parse(**parameters), None if out is None else Path(out))
-
-
-def run(spec: Spec, out: Path | None) -> Ticket:
-    """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
-    source, chosen, base = locate(spec)
-    about = source.origin
-    name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
-    setup = prepare(source, spec, about["id"], spec.quantize)
-    for note in notes(chosen, source.tied_head):
-        say(note)
-    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
-    keep = out is not None or name is None
-    client = tracking.connect()
-    if out is not None:
-        folder, named = resolved(out, "out"), "out"
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
-            raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
-    else:  # what will be registered is at home only until then
-        folder, named = home() / "tickets" / id, "LOTTERY_HOME"
-        if not keep:  # one for each store: what one has not taken yet is not the other's to overwrite
-            folder = home() / "unfinished" / f"{id}-{tracking.store_digest()[:8]}"
-    make_folder(folder.parent, named)
-    publishing.close_dead(client)
-    tags = first_tags("ticket", id, about["id"], setup)
-
-    def is_this(found: Measurement) -> bool:
-        return found.params == spec.params() and found.tags.get("protocol") == tags.get("protocol")
-
-    send_what_is_pending(client, folder, id, is_this)
-    title, measuring = title_of(spec), new_id()
-    # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
-    with tracking.open_run(client, measuring, title, spec.params(), tags, spec) as run, alone(id):
-        stored, took = make(source, spec, chosen, base, folder, named)
-        found = publishing.pending(client, folder)
-        if found is not None and is_this(found):
-            say("it was measured already by a process that did not come to record it")
-            if (left := tracking.find_run(client, found.id)) is not None:
-                publishing.drop_begun(client, left)
-            found = replace(found, id=measuring)
-        else:
-            ticket, dense, dense_run = measure_pair(client, stored, base, setup, about["files"], spec.params())
-            control_CN = measure_controls(source, spec, chosen, stored, setup)
-            ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
-            found = Measurement(
-                kind="ticket",
-                ticket=id,
-                name=title,
-                title=title,
-                params=spec.params(),
-                tags=tags | verdict(ticket, spec, setup),
-                metrics=ticket.metrics,
-                dense=dense.metrics,
-                protocol=setup.protocol,
-                nll_N=ticket.nll_N,
-                control_CN=control_CN,
-                samples=ticket.samples,
-                quantize=spec.quantize,
-                base=base.place if base else None,
-                licence=licence_of(source),
-                store=tracking.store_digest(),
-                dense_run=dense_run,
-                id=measuring,
-            )
-        older = not setup.wants and (folder / MEASUREMENTS).exists()  # it has more to say
-        if not older:
-            found.save(folder)
-        try:
-            with publishing.kept(folder):
-                uri, person = publishing.record_ticket(run, found, stored, name)
-                run.finish()
-        except MachineError:
-            if older:
-                found.save(folder)
-            raise
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)  # the registry has it
-    found = replace(found, tags=found.tags | person)
-    return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found, run.page)
-
-
-def send_what_is_pending(
-    client: tracking.Client, folder: Path, id: str, is_this: Callable[[Measurement], bool]
-) -> None:
-    """Record what was measured of this ticket under other parameters and did not reach the store: before it is measured
-    again. What was measured under the same ones, the run that asks for them again takes over."""
-    with alone(id), publishing.kept(folder):
-        found = publishing.pending(client, folder)
-        if found is not None and not is_this(found):
-            say(f"{folder}: an earlier measuring that was not recorded is recorded first")
-            publishing.send(client, folder, found)
-
-
-def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
-    """Measure a ticket again, in a run of its own; a registered one's logged model gets the new figures beside the old.
-
-    The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
-    """
-    spec = Spec.parse(**parameters)
-    where = find_ticket(ticket)
-    stored = open_ticket(where.folder, base)
-    models.check(stored, stored.tensors)
-    about = stored.origin
-    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
-    dense_base = stored.base or base_of(stored, base)
-    client = tracking.connect()
-    publishing.close_dead(client)
-    names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
-    params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
-    tags = first_tags("evaluation", stored.id, about["id"], setup)
-    title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
-    made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
-    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
-    with tracking.open_run(client, measuring, title, params, tags) as run:
-        measured, dense, dense_run = measure_pair(client, stored, dense_base, setup, about["files"], spec.params())
-        measured = with_sizes(measured, stored, {})
-        found = Measurement(
-            kind="evaluation",
-            ticket=stored.id,
-            name=title,
-            title=title_of(made_by),
-            params=params,
-            tags=tags | verdict(measured, spec, setup),
-            metrics=measured.metrics,
-            dense=dense.metrics,
-            protocol=setup.protocol,
-            nll_N=measured.nll_N,
-            samples=measured.samples,
-            quantize=made_by.quantize,
-            base=dense_base.place if dense_base else None,
-            licence=licence_of(stored),
-            store=tracking.store_digest(),
-            model_id=where.model_id,
-            dense_run=dense_run,
-            id=measuring,
-        )
-        found.save(make_folder(folder, "LOTTERY_HOME"))
-        with publishing.kept(folder):
-            person = publishing.record_evaluation(run, found)
-            run.finish()
-    shutil.rmtree(folder, ignore_errors=True)
-    found = replace(found, tags=found.tags | person)
-    uri = ticket if where.model_id else None
-    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found, run.page)
-
-
-def licence_of(source: Base | Stored) -> str | None:
-    """The licence of the base that a model is or was made of."""
-    if isinstance(source, Base):
-        return licence(source.folder)
-    if source.base:
-        return licence(source.base.folder)
-    stated = beside(source.folder).get("licence")
-    return stated[:100] if isinstance(stated, str) else None
-
-
-def load(
-    uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
-) -> tuple[Any, Any]:
-    """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
-
-    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
-    ticket, or its files are not those that were measured.
-    """
-    spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
-    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
-    where = models.pick_device(spec.device)
-    model = models.build(
-        stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
+def prepare(study: Study, fresh: bool = False, yes: bool = False) -> tuple[Plan, Shared]:
+    """What will be done, and whether there is room for it. Raises InputError where a person has to say yes first."""
+    shared = Shared()
+    plan = replace(make_plan(study, shared), fresh=fresh)
+    folder = home()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    searches = f" and {len(plan.refined)} searches for a sparsity" if plan.refined else ""
+    say(
+        f"{plan.title}: {len(plan.tickets)} tickets{searches}, {plan.disk_bytes / 1e9:,.2f} GB on disk in all; "
+        f"{free / 1e9:,.1f} GB are free in {home()}"
     )
-    return model, models.read_tokenizer(stored.folder)
+    for left in plan.left_out:
+        say(f"left out, {left['model']}: {left['reason']}")
+    if plan.disk_bytes > min(free, MUCH) and not yes:
+        raise InputError(
+            f"study={study.name}: its tickets take {plan.disk_bytes / 1e9:,.1f} GB; say --yes if there is room for them, "
+            f"or give fewer models, or storage=mask"
+        )
+    return plan, shared
 
 
-def plan(**parameters: Any) -> dict[str, Any]:
-    """What `prune` would do: the tensors and layers chosen, their counts, bytes before and after. Writes nothing.
+def run(plan: Plan, shared: Shared) -> Result:
+    """Every part of a study, in this process: what has finished before is found, not made again.
 
-    A folder with config.json alone will do: shapes then come from the transformers class.
+    A ticket that fails is reported, and the others go on. Raises MachineError where the tracking store goes away: the same
+    command then goes on where it was.
     """
-    spec = Spec.parse(**parameters)
-    source, chosen, _ = locate(spec, outline=True)
-    bare = isinstance(source, Base) and source.is_outline
-    found = planned(source, spec, chosen, identified=not bare)
-    total = sum(source.info(p.name).numel for p in source.places)
-    shares = {
-        role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
+    client = tracking.connect()
+    publishing.close_dead(client)
+    with open_study(client, plan) as run:
+        plan = replace(plan, run=run.id)
+        titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
+        rows: list[Row] = []
+        with watching(titles) as watch:
+            doer = Doer(client, plan, shared, watch)
+            for part in plan.parts:
+                rows += doer.do(part, rows)
+        result = Result(plan, run.id, arranged(plan, rows), cliffs(plan, rows), run.page)
+        conclude(run, result)
+    return result
+
+
+def run_part(plan: Plan, name: str) -> list[Row]:
+    """One part of a study whose run is there already: what one task of a cluster does."""
+    parts = {part.part: part for part in plan.parts}
+    if name not in parts:
+        raise InputError(f"part={name}: {nearest(name, [*parts, 'report'])}")
+    part = parts[name]
+    client = tracking.connect()
+    todo = [*(parts[point] for point in part.points), part]  # a search finds its grid, or makes what is missing of it
+    rows: list[Row] = []
+    with watching([f"{p.base} {p.title}" for p in todo if p.width is None]) as watch:
+        doer = Doer(client, plan, Shared(), watch)
+        for each in todo:
+            rows += doer.do(each, rows)
+    return rows
+
+
+def close(plan: Plan) -> Result:
+    """The end of a study whose parts were done by others: its run is finished with what they have left in MLflow."""
+    client = tracking.connect()
+    publishing.close_dead(client)
+    with open_study(client, plan) as run:
+        rows = rows_of(client, replace(plan, run=run.id))
+        result = Result(plan, run.id, arranged(plan, rows), cliffs(plan, rows), run.page)
+        conclude(run, result)
+    return result
+
+
+def begin(plan: Plan) -> Plan:
+    """The study's run, begun for the tasks of a cluster to come."""
+    client = tracking.connect()
+    publishing.close_dead(client)
+    with open_study(client, plan) as run:
+        run.finish("SCHEDULED")
+        return replace(plan, run=run.id)
+
+
+@contextmanager
+def open_study(client: tracking.Client, plan: Plan) -> Iterator[tracking.Run]:
+    """The study's run: the one that `mlflow run` has opened, or the newest of the same study, or a new one."""
+    tags = {"kind": "study", "study": plan.study.name, "study_id": plan.id}
+    params = {"name": plan.study.name, "models": ",".join(plan.study.models)} | {
+        name: ",".join(values) for name, values in plan.study.parameters.items()
     }
-    return {
-        "base": source.id if isinstance(source, Base) else source.origin["id"],
-        "target": spec.target,
-        "sparsity": spec.sparsity,
-        "parameters": total,
-        "shares": {role: share for role, share in shares.items() if share},
-        "tied": source.tied_head is not None,
-        "notes": notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
-        "disk_bytes_before": source.disk_bytes,
-        **found,
-    }
+    params |= {"budget": ",".join(f"{b:g}" for b in plan.study.budget) or "none"}
+    resume = plan.run or tracking.adopted()
+    if resume is None and not plan.fresh:
+        before = tracking.find_study(client, plan.id)
+        resume = before.info.run_id if before is not None else None
+    with tracking.open_run(client, plan.id, plan.title, params, tags, resume=resume, adopt=False) as run:
+        run.log_files({"plan.json": replace(plan, run=run.id).json(), "study.yaml": plan.study.yaml()})
+        yield run
 
 
-def sparser_already(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    count = sum(entry["kept"] < entry["requested"] for entry in tensors.values() if "requested" in entry)
-    return [f"{count} targeted tensors are sparser than asked for already and stay so"] if count else []
+class Doer:
+    """Makes the parts of one study, or finds them."""
 
+    def __init__(self, client: tracking.Client, plan: Plan, shared: Shared, watch: Watch) -> None:
+        self.client, self.plan, self.shared, self.watch = client, plan, shared, watch
+        self.key = f"study.{plan.id}"
 
-def locate(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place], Base | None]:
-    """(what is to be pruned, the places chosen, the dense base if at hand). What can be wrong with model and target is
-    found here."""
-    source: Base | Stored
-    if spec.model.startswith("models:/") or is_ticket(spec.model):
-        found = find_ticket(spec.model)
-        source = open_ticket(found.folder, need_base=spec.storage == "mask")
-        if (quantize := source.record["spec"]["quantize"]) != "none":
-            raise InputError(
-                f"model={spec.model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
-                f"prune one that is not, or the base"
+    def do(self, part: Part, known: list[Row]) -> list[Row]:
+        """`known`: what became of the parts before it."""
+        if part.width is not None:
+            return self.search(part, known)
+        if part in self.plan.baselines:
+            return [self.dense(part)]
+        return [self.ticket(part.part, part.spec, part.base, part.budget)]
+
+    def dense(self, part: Part) -> Row:
+        def work(within: dict[str, str]) -> Row:
+            ready = job.ready(part.spec, self.shared)
+            found, run_id, made = job.run_dense(ready, self.plan.study.name, within)
+            if run_id and not made:
+                self.client.set_tag(run_id, self.key, part.part)
+            state = "made" if made else "found"
+            return Row(part.part, "dense", part.base, state, part.spec.params(), found.metrics, {}, None, run_id)
+
+        return self.attempt(part.part, part.spec, part.base, "dense", None, work)
+
+    def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> Row:
+        def work(within: dict[str, str]) -> Row:
+            ready = job.ready(spec, self.shared)
+            only = self.plan.run if self.plan.fresh else None
+            before = tracking.find_finished(self.client, ready.ticket, ready.tags.get("protocol"), spec, only)
+            if before is not None:
+                self.client.set_tag(before.info.run_id, self.key, part)
+                data = before.data
+                return Row(
+                    part, spec.title, base, "found", spec.params(), data.metrics, data.tags, ready.ticket,
+                    before.info.run_id, budget,
+                )  # fmt: skip
+            made = job.run(ready, study=self.plan.study.name, within=within)
+            return Row(
+                part, spec.title, base, "made", spec.params(), made.metrics, made.tags, made.ticket, made.run_id, budget
             )
-        base = source.base or base_of(source)
-    else:
-        source = base = open_base(spec.model, outline=outline)
-    chosen = choose(spec.target, source.places, source.tied_head)
-    check_choice(source, spec, chosen, f"model={spec.model}")
-    if not (isinstance(source, Base) and source.is_outline):
-        models.check(source, [p.name for p in source.places])
-    return source, chosen, base
+
+        return self.attempt(part, spec, base, spec.title, budget, work)
+
+    def search(self, part: Part, known: list[Row]) -> list[Row]:
+        """Tickets at the sparsities that narrow the crossing down, halving what is not known."""
+        assert part.width is not None
+        rows: list[Row] = []
+        limit = 1 + part.spec.tolerance
+        while True:
+            points = points_of(part, [*known, *rows])
+            sparsity = halfway(*crossing(points, limit), part.width)
+            if sparsity is None or not points:
+                return rows
+            row = self.ticket(part.part, replace(part.spec, sparsity=sparsity), part.base)
+            rows.append(row)
+            if row.ratio is None:  # it failed, and would again
+                return rows
+
+    def attempt(
+        self, part: str, spec: Spec, base: str, title: str, budget: float | None, work: Callable[[dict[str, str]], Row]
+    ) -> Row:
+        """What `work` gives; where it fails, a row that says so, and a failed run in MLflow."""
+        self.watch.begin(f"{base} {title}")
+        began = int(time.time() * 1000)
+        within = {self.key: part} | ({"mlflow.parentRunId": self.plan.run} if self.plan.run else {})
+        try:
+            row = work(within)
+        except Exception as e:
+            tracking.connect()  # a store that is away is the end: MachineError
+            known = known_failure(e)
+            if known is None:  # a defect of ours: the others go on all the same
+                traceback.print_exc(file=sys.stderr)
+            reason = known[0] if known else f"{type(e).__name__}: {e}"
+            kind = {"kind": "dense" if part.startswith("dense") else "ticket", "base": base}
+            tags = within | kind | {"study": self.plan.study.name, "outcome": "failed", "reason": reason[:4000]}
+            run_id = tracking.failed_run(self.client, title, spec.params(), tags, self.key, part, began)
+            row = Row(part, title, base, "failed", spec.params(), {}, tags, None, run_id, budget, reason)
+        self.watch.end(row.state, row.metrics, row.reason)
+        return row
 
 
-def make(
-    source: Source, spec: Spec, chosen: list[Place], base: Base | None, folder: Path, name: str
-) -> tuple[Stored, dict[str, float]]:
-    """The ticket in `folder`: pruned now (and `prune_s`), or whole from an earlier run of the same spec, every hash checked.
-
-    `name` is the parameter to blame for the place.
-    """
-    took = {}
-    warm_up(source, spec, chosen)
-    with new_folder(folder, name) as partial:
-        if partial is not None:
-            need, free = planned(source, spec, chosen)["disk_bytes_after"], shutil.disk_usage(partial).free
-            if need > free:
-                raise MachineError(
-                    f"{name}={folder}: the ticket takes {need:,} bytes, the disk has {free:,} free; "
-                    f"make room, or give another folder"
-                )
-            try:
-                _, took["prune_s"] = timed(lambda: prune_source(source, spec, chosen, partial))
-            except OSError as e:
-                raise blame(e, f"{name}={folder}: {e.strerror}; make room, or give another folder") from e
-    stored = Stored(folder, base if spec.storage == "mask" else None)
-    if stored.id != ticket_id(spec, source.origin["files"], [p.name for p in chosen], source.ticket):
-        raise InputError(f"{name}={folder}: it holds another ticket, {stored.id}; give a new folder")
-    if not took:
-        stored.verify()
-    return stored, took
+def points_of(part: Part, rows: list[Row]) -> dict[float, float]:
+    """Sparsity -> ratio to dense, of what is known about one search."""
+    found = {}
+    for row in rows:
+        if row.part in (*part.points, part.part) and (ratio := row.ratio) is not None:
+            found[float(row.params["sparsity"])] = ratio
+    return found
 
 
-def find_ticket(ticket: str) -> fetching.Fetched:
-    """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
-    if ticket.startswith("models:/"):
-        return fetching.fetch(tracking.connect(reading=True), ticket)
-    folder = resolved(ticket, "ticket")
-    params = beside(folder).get("params")
-    return fetching.Fetched(folder, None, params if isinstance(params, dict) else {})
+def arranged(plan: Plan, rows: list[Row]) -> list[Row]:
+    """What searches have added, among the rows of their grids, by sparsity."""
+    for part in plan.refined:
+        points = [row for row in rows if row.part in (*part.points, part.part)]
+        if points:
+            at = rows.index(points[0])
+            others = [row for row in rows if row not in points]
+            rows = [*others[:at], *sorted(points, key=lambda row: float(row.params["sparsity"])), *others[at:]]
+    return rows
 
 
-def base_of(stored: Stored, base: str = "auto") -> Base | None:
-    """The dense base of a ticket, where it is on this machine. Nothing is downloaded."""
-    try:
-        return find_base(stored, base, local_only=True)
-    except InputError:
-        if base != "auto":
-            raise
-        return None
+def cliffs(plan: Plan, rows: list[Row]) -> list[Cliff]:
+    found = []
+    for part in plan.refined:
+        limit = 1 + part.spec.tolerance
+        if points := points_of(part, rows):
+            found.append(Cliff(part.part, part.title, part.base, *crossing(points, limit), limit))
+    return found
 
 
-def title_of(spec: Spec) -> str:
-    """The name of a run: what differs between tickets of one base, as short as it can be said."""
-    words = [spec.target, f"{100 * spec.sparsity:g}%"]
-    for name in ("method", "scope", "pattern", "quantize"):
-        words += [getattr(spec, name)] if getattr(spec, name) != getattr(Spec(), name) else []
-    return " ".join(words)
+def rows_of(client: tracking.Client, plan: Plan) -> list[Row]:
+    """What MLflow holds of every part: the newest finished run, or the failed one, or nothing."""
+    runs = tracking.find_parts(client, plan.id)
+    if plan.fresh:
+        runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == plan.run]
+    key, rows = f"study.{plan.id}", []
+    runs.sort(key=lambda run: run.info.status != "FINISHED")  # of those the newest first, as they came
+    for part in plan.parts:
+        mine = [run for run in runs if run.data.tags[key] == part.part]
+        if part.width is None:
+            rows.append(row_of(part, mine[0] if mine else None))
+            continue
+        points: dict[float, Any] = {}
+        for run in mine:
+            points.setdefault(float(run.data.params["sparsity"]), run)
+        for sparsity in sorted(points):
+            spec = replace(part.spec, sparsity=sparsity)
+            rows.append(row_of(replace(part, spec=spec, title=spec.title), points[sparsity]))
+    return rows
 
 
-def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
-    protocol = {"protocol": setup.protocol_id} if setup.wants else {}
-    return {"kind": kind, "ticket": ticket, "base": base, "device": setup.device, **protocol}
+def row_of(part: Part, run: Any | None) -> Row:
+    make = partial(Row, part.part, part.title, part.base, params=part.spec.params(), budget=part.budget)
+    if run is None:
+        return make("missing", reason="no run of it is in the store")
+    tags, ticket = run.data.tags, run.data.tags.get("ticket")
+    if run.info.status == "FINISHED":
+        return make("made", metrics=run.data.metrics, tags=tags, ticket=ticket, run_id=run.info.run_id)
+    reason = tags.get("reason", f"its run is {run.info.status}")
+    return make("failed", tags=tags, ticket=ticket, run_id=run.info.run_id, reason=reason)
 
 
-def verdict(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]:
-    """The tags that judge: `winner` where the interval of the ratio is known, `limited`, `outcome`."""
-    tags = {"outcome": measured.outcome} if measured.outcome else {}
-    if setup.protocol and spec.limit != "none":
-        tags["limited"] = str(setup.protocol.windows)
-    if "perplexity_ratio_hi" in measured.metrics:
-        wins = measured.metrics["perplexity_ratio_hi"] <= 1 + spec.tolerance and "limited" not in tags
-        tags["winner"] = "yes" if wins else "no"
-    if "control_ratio_hi" in measured.metrics:
-        tags["beats_control"] = "yes" if measured.metrics["control_ratio_hi"] < 1 else "no"
-    return tags
+def conclude(run: tracking.Run, result: Result) -> None:
+    """The study's run says what came of it."""
+    failed = sum(row.state in ("failed", "missing") for row in result.rows)
+    found = {f"cliff_{c.base}_{c.title}": (c.below + c.above) / 2 for c in result.cliffs}
+    names = {name: tracking.metric_name(name) for name in found}
+    metrics = {"tickets": float(len(result.rows) - failed), "failed": float(failed)}
+    run.log_metrics(metrics | {names[k]: v for k, v in found.items()}, None, None, int(time.time() * 1000))
+    run.tag({"mlflow.note.content": study_table(result, markdown=True)[:8000]})
+    if failed:
+        run.tag({"outcome": "failed", "reason": f"{failed} of {len(result.rows)} parts are failed or missing"})
+        run.finish("FAILED")
 
 
-def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) -> Measured:
-    sizes = {
-        **sparsities(stored.record),
-        "disk_bytes": stored.disk_bytes,
-        "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
-    }
-    return replace(measured, metrics={**measured.metrics, **sizes, **more})
+def check_failed(rows: list[Row]) -> None:
+    """Raises MachineError where a part failed, when all is said."""
+    if failed := sum(row.state in ("failed", "missing") for row in rows):
+        raise MachineError(f"{failed} of {len(rows)} failed; the same command tries them again")
