@@ -195,10 +195,8 @@ def ask(words: Sequence[str], options: Options) -> str:
     except FileNotFoundError as e:
         raise MachineError(f"slurm: there is no {words[0]} on this machine") from e
     except subprocess.TimeoutExpired as e:
-        said = " ".join((e.stderr or b"").decode(errors="replace").split())
-        raise MachineError(
-            f"slurm: {words[0]} has not answered for {ANSWER_S} s; try again later {said}".strip()
-        ) from e
+        last = " ".join((e.stderr or b"").decode(errors="replace").split())
+        raise MachineError(f"slurm: {words[0]} has not answered for {ANSWER_S} s; try again later ({last})") from e
     if done.returncode == 0:
         return done.stdout.strip()
     said = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines() if line.strip()]
