@@ -125,15 +125,14 @@ def submit(
     Raises InputError or MachineError before anything is submitted; where Slurm refuses one job, those before it are
     cancelled. With `dry_run` nothing is asked of Slurm, and a job's name stands for its number.
     """
-    stages = [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
     options = Options(**{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": found(options)})
     if not dry_run:
-        check(study, parts, options, name, stages[0])
+        check(study, parts, options, name)
         make_folder(study.parent / "logs", "LOTTERY_HOME")
     ids: dict[str, str] = {}
     jobs = []
     try:
-        for what in stages:
+        for what in stages(parts):
             words = command(study, what, parts, options, name, ids)
             # of a cluster among several the answer is NUMBER;CLUSTER
             ids[what] = what.upper() if dry_run else ask(words, options).split(";")[0]
@@ -163,7 +162,11 @@ def found(options: Options) -> str:
     return given
 
 
-def check(study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str, first: str) -> None:
+def stages(parts: Mapping[str, Sequence[int]]) -> list[str]:
+    return [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
+
+
+def check(study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str) -> None:
     """Have Slurm judge the options without submitting anything. Raises InputError or MachineError."""
     if shutil.which("sbatch") is None:
         raise InputError(
@@ -179,7 +182,7 @@ def check(study: Path, parts: Mapping[str, Sequence[int]], options: Options, nam
             f"study={name}: it has {most + 1} tickets, and this cluster's arrays end at {setting[1]} tasks (MaxArraySize); "
             f"make several studies of it"
         )
-    words = command(study, first, parts, options, name, {})
+    words = command(study, stages(parts)[0], parts, options, name, {})
     ask((words[0], "--test-only", *words[1:]), options)
 
 
