@@ -112,6 +112,7 @@ def run(plan: Plan, shared: Shared) -> Result:
     """
     client = tracking.connect()
     publishing.close_dead(client)
+    job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
     with open_study(client, plan) as run:
         plan = replace(plan, run=run.id)
         titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
@@ -184,6 +185,7 @@ class Doer:
     def __init__(self, client: tracking.Client, plan: Plan, shared: Shared, watch: Watch) -> None:
         self.client, self.plan, self.shared, self.watch = client, plan, shared, watch
         self.key = f"study.{plan.id}"
+        self.without: dict[str, str] = {}  # models whose dense baseline failed, and why
 
     def do(self, part: Part, known: list[Row]) -> list[Row]:
         """`known`: what became of the parts before it."""
@@ -202,10 +204,15 @@ class Doer:
             state = "made" if made else "found"
             return Row(part.part, "dense", part.base, state, part.spec.params(), found.metrics, {}, None, run_id)
 
-        return self.attempt(part.part, part.spec, part.base, "dense", None, work)
+        row = self.attempt(part.part, part.spec, part.base, "dense", None, work)
+        if row.reason:
+            self.without[part.spec.model] = row.reason
+        return row
 
     def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> Row:
         def work(within: dict[str, str]) -> Row:
+            if spec.model in self.without:
+                raise MachineError(f"its dense baseline failed: {self.without[spec.model]}")
             ready = job.ready(spec, self.shared)
             only = self.plan.run if self.plan.fresh else None
             before = tracking.find_finished(self.client, ready.ticket, ready.tags.get("protocol"), spec, only)
