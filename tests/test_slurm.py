@@ -241,7 +241,7 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """Two baselines, then eight tickets at once; a baseline and a ticket cannot be made. One ticket is signalled in its
     middle, as at its time limit, others are preempted by a job of the better partition. The report is last."""
     folder = tmp_path_factory.mktemp("study")
@@ -283,7 +283,7 @@ def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
         for run in client.search_runs(["0"], order_by=["attributes.start_time DESC"]):
             runs.setdefault(run.data.tags.get(tag, run.data.tags["kind"]), []).append(run)
         logs = folder / "home" / "studies" / submitted["study_id"] / "logs"
-        yield Ended(
+        return Ended(
             {what: cluster.states(job) for what, job in jobs.items()},
             {path.stem: path.read_text() for path in logs.glob("*.log")},
             runs,
