@@ -153,13 +153,27 @@ def close(plan: Plan) -> Result:
     return result
 
 
-def begin(plan: Plan) -> Plan:
-    """The study's run, begun for the tasks of a cluster to come."""
+def begin(plan: Plan, yes: bool = False) -> Plan:
+    """The study's run, begun for the tasks of a cluster to come. Raises InputError where it was before, and has not ended,
+    unless a person has said `yes`: its tasks and the new ones would make tickets twice."""
     client = tracking.connect()
     publishing.close_dead(client)
+    before = tracking.find_study(client, plan.id)
+    if before is not None and before.info.status == "SCHEDULED" and not yes:
+        raise InputError(
+            f"study={plan.study.name}: it was submitted before, and its last job has not ended it (run {before.info.run_id}); "
+            f"wait for it, or say --yes if its jobs are gone"
+        )
     with open_study(client, plan) as run:
         run.finish("SCHEDULED")
         return replace(plan, run=run.id)
+
+
+def give_up(plan: Plan) -> None:
+    """The run of a study that no cluster took."""
+    client = tracking.connect()
+    if plan.run:
+        client.set_terminated(plan.run, "FAILED")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Studies on a real Slurm of one node: what is submitted, what is refused, what comes back from the queue."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,14 +12,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import Result
 from conftest import ROOT
 from servers import mlflow_server
 from slurm_cluster import Cluster, slurm_cluster
 
 from lottery import slurm
-from lottery import study as studies
-from lottery.design import read_study
-from lottery.home import home
 from lottery.slurm import Options
 from lottery.spec import InputError, MachineError
 
@@ -241,7 +238,9 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+def ended(
+    shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, lottery_json: Callable[..., dict[str, Any]]
+) -> Ended:
     """Two baselines, then eight tickets at once; a baseline and a ticket cannot be made. One ticket is signalled in its
     middle, as at its time limit, others are preempted by a job of the better partition. The report is last."""
     folder = tmp_path_factory.mktemp("study")
@@ -254,7 +253,7 @@ def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
         patch.chdir(folder)
         (folder / "gone.txt").write_text("The old man went home. " * 2000)
         (folder / "small.yaml").write_text(STUDY)
-        submitted = submit(folder / "small.yaml")
+        submitted = lottery_json("study", "small.yaml", "--slurm", "--partition", "batch", "--cpus", 1, "--time", 30)
         (folder / "gone.txt").unlink()
         jobs = {job["what"]: job["id"] for job in submitted["jobs"]}
         tag, client = f"study.{submitted['study_id']}", mlflow.MlflowClient(server.url)
@@ -291,19 +290,6 @@ def ended(shared_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
             preempted,
             [version.run_id for version in client.search_model_versions("name = 'ticket-builtin'")],
         )
-
-
-def submit(file: Path) -> dict[str, Any]:
-    plan = studies.begin(studies.prepare(read_study(str(file)))[0])
-    submitted = home() / "studies" / plan.id / "plan.json"
-    submitted.parent.mkdir(parents=True)
-    submitted.write_text(json.dumps(plan.json()))
-    parts = {
-        what: [int(part.part.split("-")[1]) for part in chosen]
-        for what, chosen in (("dense", plan.baselines), ("ticket", plan.tickets), ("refine", plan.refined))
-    }
-    jobs = slurm.submit(submitted, parts, small(), plan.study.name)
-    return {"study_id": plan.id, "jobs": [{"what": job.what, "id": job.id} for job in jobs]}
 
 
 def test_every_ticket_once(ended: Ended) -> None:
@@ -362,6 +348,25 @@ def test_baseline_fails(cluster: Cluster, tmp_path: Path) -> None:
     }
     assert "none.json" in (tmp_path / "logs" / "dense-0.log").read_text()
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["dense-0.log", "report.log"]
+
+
+def test_front_door(
+    cluster: Cluster, cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--dry-run prints the commands; what Slurm refuses leaves no study begun."""
+    monkeypatch.setenv("LOTTERY_HOME", str(tmp_path))
+    said = cli("study", "locate", "--slurm", "--dry-run")
+    lines = said.stdout.strip().splitlines()
+    assert [line.split()[-2] for line in lines] == ["dense", "ticket", "report"]
+    assert all("--partition=dgx --gpus=1 --cpus-per-gpu=8 --time=0-4:0" in line for line in lines)
+    assert "--array=0-18 " in lines[1]
+    assert "a disk of this machine alone" in said.stderr
+    assert not list(tmp_path.iterdir())
+    begun = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}
+    refused = cli("study", "locate", "--slurm", code=2)
+    assert "partition=dgx: this cluster has none of that name; known: batch, urgent" in refused.stderr
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert {run.info.run_id for run in found} == begun
 
 
 def small(**given: Any) -> Options:
