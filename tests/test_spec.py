@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from lottery.cli import main
+from lottery.design import read_study
 from lottery.spec import InputError, Spec, dense_id, ticket_id
 
 
@@ -72,6 +73,22 @@ def test_mlproject_says_what_the_command_line_says() -> None:
             assert f"--{parameter} {{{parameter}}}" in point["command"]
         assert point["command"].startswith(f"python -m lottery {name} ")
     assert set(project["entry_points"]["main"]["parameters"]) == {f.name for f in fields(Spec)}
+
+
+def test_mlproject_s_studies() -> None:
+    """They ask by the presets' names, in the words of the command, and say of each parameter what it is anyhow."""
+    points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    options = {p.name for p in main.commands["study"].params}
+    default = {f.name: str(f.default) for f in fields(Spec)} | {"budget": "none"}
+    for name in ("cliff", "locate", "map", "compare"):
+        said, command = points[name]["parameters"], points[name]["command"]
+        model = "models" if name == "compare" else "model"
+        assert list(said) == [model, "budget", "method", "quantize", "dataset", "seed"]
+        assert command.startswith(f"python -m lottery study {name} --models {{{model}}} ")
+        assert said.pop(model)["default"] == ",".join(read_study(name).models)
+        for parameter, about in said.items():
+            assert parameter in options and str(about["default"]) == default[parameter]
+            assert f"--{parameter} {{{parameter}}}" in command
 
 
 def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
