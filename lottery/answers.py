@@ -33,14 +33,16 @@ LEAST_TARGETS = 3  # two can only be in the same order or not
 
 @dataclass(frozen=True)
 class Answer:
-    """`short`: a word or two for a headline; `sentence`: the answer; `sure`: how sure, and of what it rests on; `data`: the
-    rows that its figure is drawn of. Where nothing is known `sentence` begins with "not known"."""
+    """`short`: a word or two for a headline, and `about` what they are of; `sentence`: the answer; `sure`: how sure, and what
+    it rests on; `data`: the rows that its figure is drawn of. Where nothing is known `short` is empty, and `sentence` begins
+    with "not known"."""
 
     question: str
     short: str
     sentence: str
     sure: str
     data: tuple[dict[str, Any], ...] = ()
+    about: str = ""
 
     @property
     def known(self) -> bool:
@@ -299,7 +301,11 @@ def how_much(rows: Sequence[Row]) -> Answer:
         if c.at is not None and c.bracket
     ]
     every = [c.__dict__ | {"chief": c in found} for c in cliffs(chief(rows))]
-    return Answer(question, short, " ".join(sentences), " ".join(sure), tuple(every))
+    targets, tolerances = dict.fromkeys(c.target for c in found), dict.fromkeys(c.tolerance for c in found)
+    about = (
+        f"of {listed(f'`{t}`' for t in targets)} can go before perplexity is {listed(map(percent, tolerances))} higher"
+    )
+    return Answer(question, short, " ".join(sentences), " ".join(sure), tuple(every), about)
 
 
 # Where
@@ -348,6 +354,11 @@ def rankings(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
     return sorted(found, key=lambda r: (r.base, r.by == "sparsity", r.cells, r.setting, r.level))
 
 
+def at_levels(members: Sequence[Ranking], end: int) -> str:
+    """at 30% (ratio 1.0001) and 50% (1.0392): of the target that stands at that end."""
+    return "at " + listed(f"{r.at} (ratio {times(math.exp(r.log_ratio_T[end]))})" for r in members)
+
+
 def order(nll_NT: np.ndarray) -> np.ndarray:
     """Which of two targets certainly loses less: the paired 95% interval of their difference does not hold 0."""
     count_T = nll_NT.shape[1]
@@ -371,14 +382,15 @@ def where(found: Sequence[Ranking]) -> Answer:
     sentences, sure, best = [], [], []
     for (base, by, cells, how), members in groups(found, lambda r: (r.base, r.by, r.cells, r.setting)).items():
         equal = "At equal budget" if by == "budget" else "At equal sparsity"
-        words = []
-        for r in members:
-            words.append(
-                f"at {r.at} `{r.targets[0]}` loses least (ratio {times(math.exp(r.log_ratio_T[0]))}) and `{r.targets[-1]}` most "
-                f"({times(math.exp(r.log_ratio_T[-1]))})"
-            )
-            if not how:
-                best.append((by == "budget", not cells, r.targets[0]))
+        best += [(by == "budget", not cells, r.targets[0]) for r in members if not how]
+        least = groups(members, lambda r: r.targets[0])
+        most = groups(members, lambda r: r.targets[-1])
+        words = [
+            "; ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items()) + f" loses {what}"
+            if len(named) == 1
+            else f"{what} is lost by " + ", ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items())
+            for named, end, what in ((least, 0, "least"), (most, -1, "most"))
+        ]
         sentences.append(f"{base}{f' ({how})' if how else ''}: {equal.lower()}, {'; '.join(words)}.")
         certain, pairs = sum(r.certain for r in members), sum(r.pairs for r in members)
         sure.append(f"{base}, {equal.lower()}: the order of {certain} of {count(pairs, 'pair')} of targets is certain.")
@@ -408,7 +420,8 @@ def where(found: Sequence[Ranking]) -> Answer:
         for r in found
         for i, t in enumerate(r.targets)
     ]  # fmt: skip
-    return Answer(question, short or found[0].targets[0], " ".join(sentences), " ".join(sure), tuple(data))
+    about = f"loses least at equal {'budget' if first and first[0] else 'sparsity'}"
+    return Answer(question, short or found[0].targets[0], " ".join(sentences), " ".join(sure), tuple(data), about)
 
 
 # Is it the same in every model
@@ -509,7 +522,7 @@ def same_everywhere(found: Sequence[Ranking], resamples: int = RESAMPLES) -> Ans
         f"{len(data) - alike - against}. Of {count(pairs, 'pair')} of targets {same} are in the same order in both models with "
         f"certainty, {flipped} in reversed order, of {pairs - same - flipped} it is not known."
     )
-    return Answer(question, short, sentence, sure, tuple(data))
+    return Answer(question, short, sentence, sure, tuple(data), f"Kendall's tau {spread}")
 
 
 # Prune and quantize
@@ -556,7 +569,7 @@ def eight_bits(rows: Sequence[Row], nll: Nll) -> Answer:
         )
     top = max(r["ratio"] for r in data) - 1
     short = f"under {percent(max(math.ceil(1000 * top) / 1000, 0.001), 1)}" if top < 0.1 else f"up to {top:.0%}"
-    return Answer(question, short, f"{'; '.join(parts)}.", " ".join(sure), tuple(data))
+    return Answer(question, short, f"{'; '.join(parts)}.", " ".join(sure), tuple(data), "more perplexity at most")
 
 
 # Do bigger models hold better tickets
@@ -588,4 +601,5 @@ def bigger(rows: Sequence[Row]) -> Answer:
         f"than their size: in what and how long they were trained."
     )
     data = tuple(c.__dict__ for c in known)
-    return Answer(question, short, f"{verdict[0].upper()}{verdict[1:]}: {cliffs_said}.", sure, data)
+    rests = f"over {count(len(known), 'model')} of {count(len(families), 'family')}"
+    return Answer(question, short, f"{verdict[0].upper()}{verdict[1:]}: {cliffs_said}.", sure, data, rests)

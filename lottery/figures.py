@@ -232,6 +232,8 @@ def places(rows: Rows) -> Figure:
             table = part.pivot_table("perplexity_ratio", "target", "sparsity", aggfunc="first")
             table = table.loc[np.log(table).mean(axis=1).sort_values(kind="stable").index]
             ranked = table.rank(method="first").mean(axis=1).sort_values(kind="stable").index
+            if len(shared := table.columns[table.notna().sum() > 1]):  # what a cliff was refined at is of one target
+                table = table[shared]
             table = table.loc[ranked].rename(columns=lambda s: f"{100 * s:g}%")
             tables.append((base, table))
         figure, all_axes = panels([0.9 + 0.36 * len(table) for _, table in tables])
