@@ -26,8 +26,8 @@ SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> None:
     """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
     import lottery
+    from lottery.again import evaluate
     from lottery.progress import quiet_libraries
-    from lottery.study import evaluate
     from lottery.tables import plain, with_interval
 
     quiet_libraries()

@@ -6,7 +6,8 @@ __version__ = "0.1.0"
 __all__ = ["Ticket", "load", "prune"]
 
 if TYPE_CHECKING:
-    from lottery.study import Ticket, load, prune
+    from lottery.again import load
+    from lottery.job import Ticket, prune
 
 
 def __getattr__(name: str) -> Any:
@@ -15,7 +16,7 @@ def __getattr__(name: str) -> Any:
         from lottery.progress import quiet_libraries
 
         quiet_libraries()
-        from lottery import study
+        from lottery import again, job
 
-        return getattr(study, name)
+        return getattr(again if name == "load" else job, name)
     raise AttributeError(f"module 'lottery' has no attribute {name!r}")

@@ -142,9 +142,9 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
     Example: lottery prune --target late --sparsity 0.5
     """
     Spec.parse(**parameters)  # a typo is answered before the seconds that the libraries take
-    from lottery import study
+    from lottery import job
 
-    show(study.prune(out, **parameters), as_json)
+    show(job.prune(out, **parameters), as_json)
 
 
 @main.command()
@@ -158,9 +158,9 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
     Example: lottery evaluate models:/ticket-builtin/1 --window 256
     """
     Spec.parse(**parameters)
-    from lottery import study
+    from lottery import again
 
-    show(study.evaluate(ticket, base, **parameters), as_json)
+    show(again.evaluate(ticket, base, **parameters), as_json)
 
 
 @main.command()
@@ -190,10 +190,10 @@ def generate(
 
     Example: lottery generate models:/ticket-builtin/1 --prompt "Once upon a time"
     """
-    from lottery import models, study
+    from lottery import again, models
 
     models.check_sampling(temperature, top_p, top_k)
-    model, tokenizer = study.load(ticket, base=base)
+    model, tokenizer = again.load(ticket, base=base)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
     text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]
@@ -209,9 +209,9 @@ def plan(as_json: bool, **parameters: str) -> None:
     Example: lottery plan --target attention+mlp@late --sparsity 0.7
     """
     Spec.parse(**parameters)
-    from lottery import study, tables
+    from lottery import choice, tables
 
-    found = study.plan(**parameters)
+    found = choice.plan(**parameters)
     click.echo(json.dumps(found) if as_json else tables.plan_table(found))
 
 
@@ -224,10 +224,10 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 
     Example: lottery verify models:/ticket-builtin/1
     """
-    from lottery import study
+    from lottery import choice
     from lottery.sources import open_ticket
 
-    stored = open_ticket(study.find_ticket(ticket).folder, base)
+    stored = open_ticket(choice.find_ticket(ticket).folder, base)
     stored.verify()
     found = {"ticket": stored.id, "path": str(stored.folder), "tensors": len(stored.tensors), "verified": True}
     click.echo(
@@ -252,12 +252,12 @@ def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
 
     Example: lottery export models:/ticket-builtin/1 --to my-model
     """
-    from lottery import cards, study, tables
+    from lottery import cards, choice, tables
     from lottery.export import export
     from lottery.measurement import read_measurement
     from lottery.sources import open_ticket
 
-    stored = open_ticket(study.find_ticket(ticket).folder, base)
+    stored = open_ticket(choice.find_ticket(ticket).folder, base)
     measured = read_measurement(stored.folder)
     found = export(stored, to, format, cards.of_export(measured, stored.record, format) if measured else None)
     click.echo(json.dumps(found) if as_json else tables.export_text(found))

@@ -47,7 +47,7 @@ def serve() -> None:
     from lottery.progress import quiet_libraries
 
     quiet_libraries()
-    importlib.import_module("lottery.study")  # and with it all that takes seconds
+    importlib.import_module("lottery.again")  # and with it all that takes seconds
     from lottery.cli import main
 
     answers = os.fdopen(os.dup(1), "w")

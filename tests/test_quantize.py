@@ -311,9 +311,9 @@ def test_everything_is_measured_of_a_packed_head(tmp_path: Path, lottery_json: C
 
 
 def cli_text(lottery_json: Callable[..., dict[str, Any]], folder: Path) -> str:
-    from lottery import study, tables
+    from lottery import choice, tables
 
-    return tables.plan_table(study.plan(model=str(folder), target="late", quantize="int8"))
+    return tables.plan_table(choice.plan(model=str(folder), target="late", quantize="int8"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The story of one ticket: `run` from a spec to a registered version, `evaluate` and `load` from there on."""
+"""The story of one ticket: `run`, from a spec to a registered version."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -6,21 +6,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lottery import fetching, models, publishing, registry, tracking
+from lottery import publishing, registry, tracking
 from lottery.baseline import Measured, Setup, measure_pair, prepare
 from lottery.checkpoint import Base, Source
+from lottery.choice import licence_of, open_choice
 from lottery.control import control_metrics, measure_controls
-from lottery.families import PRUNABLE, Place
+from lottery.families import Place
 from lottery.home import alone, home, make_folder, new_folder, resolved
-from lottery.hub import licence
 from lottery.measure import timed
-from lottery.measurement import Measurement, beside, new_id
+from lottery.measurement import Measurement, new_id
 from lottery.progress import say
-from lottery.pruning import check_choice, planned, prune_source, warm_up
+from lottery.pruning import planned, prune_source, warm_up
 from lottery.record import MEASUREMENTS, RECORD, sparsities
-from lottery.sources import find_base, is_ticket, open_base, open_ticket
 from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
-from lottery.targets import choose, notes
+from lottery.targets import notes
 from lottery.ticket import Stored
 
 
@@ -51,7 +50,7 @@ def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
 
 def run(spec: Spec, out: Path | None) -> Ticket:
     """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
-    source, chosen, base = locate(spec)
+    source, chosen, base = open_choice(spec)
     about = source.origin
     name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
     setup = prepare(source, spec, about["id"], spec.quantize)
@@ -139,139 +138,6 @@ def send_what_is_pending(
             publishing.send(client, folder, found)
 
 
-def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
-    """Measure a ticket again, in a run of its own; a registered one's logged model gets the new figures beside the old.
-
-    The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
-    """
-    spec = Spec.parse(**parameters)
-    where = find_ticket(ticket)
-    stored = open_ticket(where.folder, base)
-    models.check(stored, stored.tensors)
-    about = stored.origin
-    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
-    dense_base = stored.base or base_of(stored, base)
-    client = tracking.connect()
-    publishing.close_dead(client)
-    names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
-    params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
-    tags = first_tags("evaluation", stored.id, about["id"], setup)
-    title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
-    made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
-    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
-    with tracking.open_run(client, measuring, title, params, tags) as run:
-        measured, dense, dense_run = measure_pair(client, stored, dense_base, setup, about["files"], spec.params())
-        measured = with_sizes(measured, stored, {})
-        found = Measurement(
-            kind="evaluation",
-            ticket=stored.id,
-            name=title,
-            title=title_of(made_by),
-            params=params,
-            tags=tags | verdict(measured, spec, setup),
-            metrics=measured.metrics,
-            dense=dense.metrics,
-            protocol=setup.protocol,
-            nll_N=measured.nll_N,
-            samples=measured.samples,
-            quantize=made_by.quantize,
-            base=dense_base.place if dense_base else None,
-            licence=licence_of(stored),
-            store=tracking.store_digest(),
-            model_id=where.model_id,
-            dense_run=dense_run,
-            id=measuring,
-        )
-        found.save(make_folder(folder, "LOTTERY_HOME"))
-        with publishing.kept(folder):
-            person = publishing.record_evaluation(run, found)
-            run.finish()
-    shutil.rmtree(folder, ignore_errors=True)
-    found = replace(found, tags=found.tags | person)
-    uri = ticket if where.model_id else None
-    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found, run.page)
-
-
-def licence_of(source: Base | Stored) -> str | None:
-    """The licence of the base that a model is or was made of."""
-    if isinstance(source, Base):
-        return licence(source.folder)
-    if source.base:
-        return licence(source.base.folder)
-    stated = beside(source.folder).get("licence")
-    return stated[:100] if isinstance(stated, str) else None
-
-
-def load(
-    uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
-) -> tuple[Any, Any]:
-    """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
-
-    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
-    ticket, or its files are not those that were measured.
-    """
-    spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
-    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
-    where = models.pick_device(spec.device)
-    model = models.build(
-        stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
-    )
-    return model, models.read_tokenizer(stored.folder)
-
-
-def plan(**parameters: Any) -> dict[str, Any]:
-    """What `prune` would do: the tensors and layers chosen, their counts, bytes before and after. Writes nothing.
-
-    A folder with config.json alone will do: shapes then come from the transformers class.
-    """
-    spec = Spec.parse(**parameters)
-    source, chosen, _ = locate(spec, outline=True)
-    bare = isinstance(source, Base) and source.is_outline
-    found = planned(source, spec, chosen, identified=not bare)
-    total = sum(source.info(p.name).numel for p in source.places)
-    shares = {
-        role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
-    }
-    return {
-        "base": source.id if isinstance(source, Base) else source.origin["id"],
-        "target": spec.target,
-        "sparsity": spec.sparsity,
-        "parameters": total,
-        "shares": {role: share for role, share in shares.items() if share},
-        "tied": source.tied_head is not None,
-        "notes": notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
-        "disk_bytes_before": source.disk_bytes,
-        **found,
-    }
-
-
-def sparser_already(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    count = sum(entry["kept"] < entry["requested"] for entry in tensors.values() if "requested" in entry)
-    return [f"{count} targeted tensors are sparser than asked for already and stay so"] if count else []
-
-
-def locate(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place], Base | None]:
-    """(what is to be pruned, the places chosen, the dense base if at hand). What can be wrong with model and target is
-    found here."""
-    source: Base | Stored
-    if spec.model.startswith("models:/") or is_ticket(spec.model):
-        found = find_ticket(spec.model)
-        source = open_ticket(found.folder, need_base=spec.storage == "mask")
-        if (quantize := source.record["spec"]["quantize"]) != "none":
-            raise InputError(
-                f"model={spec.model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
-                f"prune one that is not, or the base"
-            )
-        base = source.base or base_of(source)
-    else:
-        source = base = open_base(spec.model, outline=outline)
-    chosen = choose(spec.target, source.places, source.tied_head)
-    check_choice(source, spec, chosen, f"model={spec.model}")
-    if not (isinstance(source, Base) and source.is_outline):
-        models.check(source, [p.name for p in source.places])
-    return source, chosen, base
-
-
 def make(
     source: Source, spec: Spec, chosen: list[Place], base: Base | None, folder: Path, name: str
 ) -> tuple[Stored, dict[str, float]]:
@@ -299,25 +165,6 @@ def make(
     if not took:
         stored.verify()
     return stored, took
-
-
-def find_ticket(ticket: str) -> fetching.Fetched:
-    """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
-    if ticket.startswith("models:/"):
-        return fetching.fetch(tracking.connect(reading=True), ticket)
-    folder = resolved(ticket, "ticket")
-    params = beside(folder).get("params")
-    return fetching.Fetched(folder, None, params if isinstance(params, dict) else {})
-
-
-def base_of(stored: Stored, base: str = "auto") -> Base | None:
-    """The dense base of a ticket, where it is on this machine. Nothing is downloaded."""
-    try:
-        return find_base(stored, base, local_only=True)
-    except InputError:
-        if base != "auto":
-            raise
-        return None
 
 
 def title_of(spec: Spec) -> str:

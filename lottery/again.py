@@ -1,0 +1,85 @@
+"""A ticket that is there: measured again, or loaded."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lottery import models, publishing, tracking
+from lottery.baseline import measure_pair, prepare
+from lottery.choice import base_of, find_ticket, licence_of
+from lottery.home import home, make_folder
+from lottery.job import Ticket, first_tags, title_of, verdict, with_sizes
+from lottery.measurement import Measurement, new_id
+from lottery.sources import open_ticket
+from lottery.spec import Spec
+
+
+def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
+    """Measure a ticket again, in a run of its own; a registered one's logged model gets the new figures beside the old.
+
+    The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
+    """
+    spec = Spec.parse(**parameters)
+    where = find_ticket(ticket)
+    stored = open_ticket(where.folder, base)
+    models.check(stored, stored.tensors)
+    about = stored.origin
+    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
+    dense_base = stored.base or base_of(stored, base)
+    client = tracking.connect()
+    publishing.close_dead(client)
+    names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
+    params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
+    tags = first_tags("evaluation", stored.id, about["id"], setup)
+    title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
+    made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
+    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
+    with tracking.open_run(client, measuring, title, params, tags) as run:
+        measured, dense, dense_run = measure_pair(client, stored, dense_base, setup, about["files"], spec.params())
+        measured = with_sizes(measured, stored, {})
+        found = Measurement(
+            kind="evaluation",
+            ticket=stored.id,
+            name=title,
+            title=title_of(made_by),
+            params=params,
+            tags=tags | verdict(measured, spec, setup),
+            metrics=measured.metrics,
+            dense=dense.metrics,
+            protocol=setup.protocol,
+            nll_N=measured.nll_N,
+            samples=measured.samples,
+            quantize=made_by.quantize,
+            base=dense_base.place if dense_base else None,
+            licence=licence_of(stored),
+            store=tracking.store_digest(),
+            model_id=where.model_id,
+            dense_run=dense_run,
+            id=measuring,
+        )
+        found.save(make_folder(folder, "LOTTERY_HOME"))
+        with publishing.kept(folder):
+            person = publishing.record_evaluation(run, found)
+            run.finish()
+    shutil.rmtree(folder, ignore_errors=True)
+    found = replace(found, tags=found.tags | person)
+    uri = ticket if where.model_id else None
+    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found, run.page)
+
+
+def load(
+    uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
+) -> tuple[Any, Any]:
+    """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
+
+    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
+    ticket, or its files are not those that were measured.
+    """
+    spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
+    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
+    where = models.pick_device(spec.device)
+    model = models.build(
+        stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
+    )
+    return model, models.read_tokenizer(stored.folder)
