@@ -175,10 +175,10 @@ def tail(windows: int) -> float:
 
 
 @cache
-def weights(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How much each window counts in each resample, [S, N]: those drawn with replacement, counted."""
+def draws(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each window is drawn in each resample, [S, N]: as many as there are, with replacement."""
     rng = np.random.default_rng((seed, windows))
-    return rng.multinomial(windows, np.full(windows, 1 / windows), size=resamples) / windows
+    return rng.multinomial(windows, np.full(windows, 1 / windows), size=resamples).astype(np.float64)
 
 
 def interval(difference_N: np.ndarray) -> tuple[float, float]:
@@ -186,7 +186,7 @@ def interval(difference_N: np.ndarray) -> tuple[float, float]:
     if len(difference_N) < 2:
         return -math.inf, math.inf
     low = tail(len(difference_N))
-    lo, hi = np.quantile(weights(len(difference_N)) @ difference_N, [low, 1 - low])
+    lo, hi = np.quantile(draws(len(difference_N)) @ difference_N / len(difference_N), [low, 1 - low])
     return float(lo), float(hi)
 
 
@@ -367,8 +367,8 @@ def order(nll_NT: np.ndarray) -> np.ndarray:
     pairs = np.array(list(combinations(range(count_T), 2)))
     for first in range(0, len(pairs), PAIRS_AT_ONCE):
         a_P, b_P = pairs[first : first + PAIRS_AT_ONCE].T
-        mean_SP = weights(len(nll_NT)) @ (nll_NT[:, a_P] - nll_NT[:, b_P])
-        lo_P, hi_P = np.quantile(mean_SP, [low, 1 - low], axis=0)
+        sum_SP = draws(len(nll_NT)) @ (nll_NT[:, a_P] - nll_NT[:, b_P])
+        lo_P, hi_P = np.quantile(sum_SP, [low, 1 - low], axis=0)
         order_TT[a_P, b_P] = (hi_P < 0).astype(np.int8) - (lo_P > 0)
     return order_TT - order_TT.T
 
@@ -427,20 +427,20 @@ def where(found: Sequence[Ranking]) -> Answer:
 # Is it the same in every model
 
 
-def signs(nll_NT: np.ndarray, pairs_P2: np.ndarray, weights_SN: np.ndarray) -> np.ndarray:
+def signs(nll_NT: np.ndarray, pairs_P2: np.ndarray, draws_SN: np.ndarray) -> np.ndarray:
     """Which target of each pair loses less in each resample, [S, P] of -1, 0, 1. Equal tickets tie exactly: differences
     are taken window by window, before anything is summed."""
-    return np.sign(weights_SN @ (nll_NT[:, pairs_P2[:, 0]] - nll_NT[:, pairs_P2[:, 1]])).astype(np.int8)
+    return np.sign(draws_SN @ (nll_NT[:, pairs_P2[:, 0]] - nll_NT[:, pairs_P2[:, 1]])).astype(np.int8)
 
 
-def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, weights_SN: np.ndarray, weights_SM: np.ndarray) -> np.ndarray:
+def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, draws_SN: np.ndarray, draws_SM: np.ndarray) -> np.ndarray:
     """Kendall's tau-b between the orders of the same targets in two models, of each resample [S]; ties lower it as in
     scipy's; NaN where one of them ties all."""
     pairs_P2 = np.array(list(combinations(range(a_NT.shape[1]), 2)))
-    both_S, a_S, b_S = (np.zeros(len(weights_SN)) for _ in range(3))
+    both_S, a_S, b_S = (np.zeros(len(draws_SN)) for _ in range(3))
     for first in range(0, len(pairs_P2), PAIRS_AT_ONCE):
         chunk = pairs_P2[first : first + PAIRS_AT_ONCE]
-        a_SP, b_SP = signs(a_NT, chunk, weights_SN), signs(b_MT, chunk, weights_SM)
+        a_SP, b_SP = signs(a_NT, chunk, draws_SN), signs(b_MT, chunk, draws_SM)
         both_S += (a_SP * b_SP).sum(1, dtype=np.int64)
         a_S += np.count_nonzero(a_SP, 1)
         b_S += np.count_nonzero(b_SP, 1)
@@ -457,9 +457,9 @@ def agreement(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -> dict[
     at = [[r.targets.index(t) for t in common] for r in (one, other)]
     a_NT, b_MT = one.nll_NT[:, at[0]], other.nll_NT[:, at[1]]
     n, m = len(a_NT), len(b_MT)
-    flat_N, flat_M = np.full((1, n), 1 / n), np.full((1, m), 1 / m)
-    tau = float(tau_b(a_NT, b_MT, flat_N, flat_M)[0])
-    tau_S = tau_b(a_NT, b_MT, weights(n, resamples, 1), weights(m, resamples, 2))
+    once_N, once_M = np.ones((1, n)), np.ones((1, m))
+    tau = float(tau_b(a_NT, b_MT, once_N, once_M)[0])
+    tau_S = tau_b(a_NT, b_MT, draws(n, resamples, 1), draws(m, resamples, 2))
     tau_S = tau_S[np.isfinite(tau_S)]
     if not math.isfinite(tau) or not len(tau_S):
         return None

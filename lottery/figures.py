@@ -359,7 +359,9 @@ def pareto(rows: Rows) -> Figure:
 def frontier(rows: Rows) -> Rows:
     """Those that no other is both smaller and better than, from the smallest on."""
     ordered = rows.sort_values(["disk_bytes", "perplexity_ratio"], kind="stable")
-    return ordered[ordered["perplexity_ratio"] < ordered["perplexity_ratio"].cummin().shift(fill_value=math.inf)]
+    return ordered[
+        ordered["perplexity_ratio"] < ordered["perplexity_ratio"].astype(float).cummin().shift(fill_value=math.inf)
+    ]
 
 
 def speed(rows: Rows) -> Figure:
