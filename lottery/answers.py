@@ -305,7 +305,7 @@ def how_much(rows: Sequence[Row]) -> Answer:
     about = (
         f"of {listed(f'`{t}`' for t in targets)} can go before perplexity is {listed(map(percent, tolerances))} higher"
     )
-    return Answer(question, short, " ".join(sentences), " ".join(sure), tuple(every), about)
+    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(every), about)
 
 
 # Where
@@ -379,10 +379,11 @@ def where(found: Sequence[Ranking]) -> Answer:
         return Answer(
             question, "", "not known: it takes tickets of two targets at one sparsity, with their windows", ""
         )
-    sentences, sure, best = [], [], []
+    sentences, sure = [], []
+    best: list[tuple[tuple[bool, bool], str, str]] = []
     for (base, by, cells, how), members in groups(found, lambda r: (r.base, r.by, r.cells, r.setting)).items():
         equal = "At equal budget" if by == "budget" else "At equal sparsity"
-        best += [(by == "budget", not cells, r.targets[0]) for r in members if not how]
+        best += [((by == "budget", not cells), base, r.targets[0]) for r in members if not how]
         least = groups(members, lambda r: r.targets[0])
         most = groups(members, lambda r: r.targets[-1])
         words = [
@@ -405,10 +406,13 @@ def where(found: Sequence[Ranking]) -> Answer:
         "Certain: the paired 95% interval of the difference over the windows does not hold 0, each pair for itself."
     )
     # What is the least damaged most often; an equal budget is the fairer question, a part of the model before a single layer.
-    first = max(best, default=None, key=lambda b: b[:2])
-    short = ""
-    if first:
-        short = Counter(t for *rank, t in best if tuple(rank) == first[:2]).most_common(1)[0][0]
+    fairest = max((rank for rank, _, _ in best), default=(False, True))
+    tops = groups([b for b in best if b[0] == fairest], lambda b: b[1])
+    top = {base: Counter(t for _, _, t in of_base).most_common(1)[0][0] for base, of_base in tops.items()}
+    about = f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
+    short = next(iter(top.values()), found[0].targets[0])
+    if len(set(top.values())) > 1:
+        short, about = "it differs", "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:4])
     data = [
         {
             "base": r.base, "protocol": r.protocol, "setting": r.setting, "by": r.by, "level": r.level, "at": r.at,
@@ -420,8 +424,7 @@ def where(found: Sequence[Ranking]) -> Answer:
         for r in found
         for i, t in enumerate(r.targets)
     ]  # fmt: skip
-    about = f"loses least at equal {'budget' if first and first[0] else 'sparsity'}"
-    return Answer(question, short or found[0].targets[0], " ".join(sentences), " ".join(sure), tuple(data), about)
+    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(data), about)
 
 
 # Is it the same in every model
@@ -504,12 +507,14 @@ def same_everywhere(found: Sequence[Ranking], resamples: int = RESAMPLES) -> Ans
     if len(data) == 1:
         spread += f" [{one['lo']:.2f}, {one['hi']:.2f}]"
     levels = listed(dict.fromkeys(row["at"] for row in data))
-    verdict, short = "partly", "partly"
     if alike == len(data):
         verdict, short = "yes, more alike than by chance", "alike"
-    elif against == len(data):
-        verdict, short = "no, it is reversed", "reversed"
-    elif not alike and not against:
+    elif alike and against:
+        verdict, short = "in part", "in part"
+    elif alike or against:
+        rest = "" if alike + against == len(data) else ", where it is known at all"
+        verdict, short = (f"yes{rest}", "alike") if alike else (f"no, it is rather reversed{rest}", "reversed")
+    else:
         verdict, short = "that is open", "open"
     sentence = (
         f"{verdict[0].upper()}{verdict[1:]}: Kendall's tau between the orders of the targets is {spread} "

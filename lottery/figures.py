@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 
 Rows: TypeAlias = pd.DataFrame
 
@@ -400,7 +400,8 @@ def speed(rows: Rows) -> Figure:
         )
         if known.max() > 8 * known.min():
             decode.set_xscale("log")
-            decode.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
+            decode.xaxis.set_major_locator(FixedLocator(ticks(known.min(), known.max())))
+            decode.xaxis.set_minor_locator(FixedLocator([]))
             decode.xaxis.set_minor_formatter(NullFormatter())
         else:
             decode.set_xlim(left=0)
@@ -428,8 +429,10 @@ def legend_under(axes: Axes, handles: Sequence[Any]) -> None:
 
 
 def agreement(rows: Rows) -> Figure:
-    """Kendall's tau between each two models, with its 95% interval; a panel a level. Rows are those of the answer "is it
-    the same in every model"."""
+    """Kendall's tau between each two models, with its 95% interval; a panel a level, or of two models a line a level. Rows
+    are those of the answer "is it the same in every model"."""
+    if rows[["a", "b"]].stack().nunique() == 2:
+        return agreement_of_two(rows)
     with styled():
         parts = split(rows, ["by", "level", "cells", "setting"])
         bases = list(dict.fromkeys([*rows["a"], *rows["b"]]))
@@ -457,10 +460,31 @@ def agreement(rows: Rows) -> Figure:
                 )
             for i in range(len(bases)):
                 axes.text(i, i, "same", ha="center", va="center", color=PALE, fontsize=8.5)
-            equal = f"{100 * level:g}% of all weights" if by == "budget" else f"{100 * level:g}% of each target"
-            axes.set_title(f"{equal}{', single layers' if cells else ''}{f', {word(how)}' if how else ''}")
+            axes.set_title(level_text(by, level, cells, how))
         bar = figure.colorbar(image, ax=all_axes, shrink=0.7, pad=0.02, label="Kendall's tau")
         bar.outline.set_visible(False)
+        return figure
+
+
+def level_text(by: str, level: float, cells: bool, how: str) -> str:
+    equal = f"{100 * level:g}% of all weights" if by == "budget" else f"{100 * level:g}% of each target"
+    return f"{equal}{', single layers' if cells else ''}{f', {word(how)}' if how else ''}"
+
+
+def agreement_of_two(rows: Rows) -> Figure:
+    with styled():
+        figure, (axes,) = panels([1.1 + 0.4 * len(rows)])
+        for i, r in enumerate(rows.to_dict("records")):
+            axes.errorbar(r["tau"], i, xerr=[[r["tau"] - min(r["lo"], r["tau"])], [max(r["hi"], r["tau"]) - r["tau"]]], color=COLOURS[0],
+                          marker="o", capsize=4)  # fmt: skip
+        names = [level_text(r["by"], r["level"], r["cells"], r["setting"]) for r in rows.to_dict("records")]
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-1.05, 1.05)
+        axes.axvline(0, color=PALE, linewidth=1)
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1\nreversed", "-0.5", "0", "0.5", "1\nthe same"])
+        axes.set_xlabel("Kendall's tau")
+        axes.set_title(f"{shorter(rows['a'].iloc[0])} and {shorter(rows['b'].iloc[0])}")
         return figure
 
 

@@ -406,7 +406,7 @@ def text(summary: Mapping[str, Any]) -> str:
     """For people, on a terminal."""
     lines = []
     for a in summary["answers"]:
-        lines += [a["question"], f"  {a['answer']}: {a['sentence']}" if a["answer"] else f"  {a['sentence']}"]
+        lines += [f"{a['question']} {a['answer'] or ''}".rstrip(), *(f"  {line}" for line in a["sentence"].split("\n"))]
     for r in summary["absent"]:
         lines.append(re.sub(r"\s+", " ", f"{r['state']}: {r['title']} of {r['base']}: {r['reason']}"))
     lines.append(f"{summary['tickets']} tickets; report: {summary['index']}")

@@ -124,8 +124,8 @@ def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], n
         (r for r in every if r.get("kind") != "dense"),
         key=lambda r: (
             order[str(r.get("target"))],
-            str(r.get("quantize") or ""),
-            str(r.get("method") or ""),
+            "" if r.get("quantize") == "none" else str(r.get("quantize") or ""),
+            "" if r.get("method") == "magnitude" else str(r.get("method") or ""),
             number(r, "sparsity") or 0.0,
         ),
     )

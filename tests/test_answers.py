@@ -162,7 +162,7 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
     assert found["a", "b"]["tau"] == pytest.approx(4 / 6) and found["a", "b"]["reversed"] == ["y before z"]
     assert len(found["a", "b"]["same"]) == 5 and "w before x" in found["a", "b"]["same"]
     assert found["a", "c"]["tau"] == -1 and found["a", "c"]["hi"] < 0 and len(found["a", "c"]["reversed"]) == 6
-    assert answer.short == "partly" and "3 models" in answer.sentence
+    assert answer.short == "in part" and "3 models" in answer.sentence
     two = answers.rankings([r for r in rows if r["target"] in "wx"], nll.get)
     assert "three targets" in answers.same_everywhere(two).sentence
 
