@@ -190,10 +190,20 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
         return figure
 
 
+def cells(axes: Axes, values: np.ndarray, palette: str, norm: Normalize) -> Any:
+    """Coloured cells, the first row on top; drawn, not an image: sharp at any size, and nothing to fetch."""
+    down, across = values.shape
+    edges = np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5
+    steps = matplotlib.colormaps[palette].resampled(48)  # of 50 and more the colour bar becomes an image
+    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values), edgecolors="white", linewidth=1, cmap=steps, norm=norm)
+    axes.set_ylim(down - 0.5, -0.5)
+    return mesh
+
+
 def heat(axes: Axes, table: Rows, norm: Normalize, note: Callable[[float], str] = lambda v: short_ratio(v)) -> Any:
     """A table of ratios as coloured cells with their numbers; what is missing is hatched, and says so by its dash."""
     values = table.to_numpy(float)
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=HEAT, norm=norm, aspect="auto")
+    image = cells(axes, values, HEAT, norm)
     axes.grid(False)
     axes.set_xticks(range(table.shape[1]), [word(c) for c in table.columns])
     axes.set_yticks(range(table.shape[0]), [word(r) for r in table.index])
@@ -444,9 +454,7 @@ def agreement(rows: Rows) -> Figure:
                 for a, b in ((r["a"], r["b"]), (r["b"], r["a"])):
                     table.loc[a, b] = r["tau"]
                     said[bases.index(a), bases.index(b)] = f"{r['tau']:.2f}\n[{r['lo']:.2f}, {r['hi']:.2f}]"
-            image = axes.imshow(
-                np.ma.masked_invalid(table.to_numpy(float)), cmap="PuOr", vmin=-1, vmax=1, aspect="auto"
-            )
+            image = cells(axes, table.to_numpy(float), "PuOr", Normalize(-1, 1))
             axes.grid(False)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
