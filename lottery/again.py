@@ -9,8 +9,9 @@ from lottery import models, publishing, tracking
 from lottery.baseline import measure_pair, prepare
 from lottery.choice import base_of, find_ticket, licence_of
 from lottery.home import home, make_folder
-from lottery.job import Ticket, first_tags, title_of, verdict, with_sizes
+from lottery.job import Ticket, first_tags, verdict, with_sizes
 from lottery.measurement import Measurement, new_id
+from lottery.shared import Shared
 from lottery.sources import open_ticket
 from lottery.spec import Spec
 
@@ -25,7 +26,8 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     stored = open_ticket(where.folder, base)
     models.check(stored, stored.tensors)
     about = stored.origin
-    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"])
+    shared = Shared()
+    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"], shared)
     dense_base = stored.base or base_of(stored, base)
     client = tracking.connect()
     publishing.close_dead(client)
@@ -36,13 +38,15 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
     with tracking.open_run(client, measuring, title, params, tags) as run:
-        measured, dense, dense_run = measure_pair(client, stored, dense_base, setup, about["files"], spec.params())
+        measured, dense, dense_run = measure_pair(
+            client, stored, dense_base, setup, about["files"], spec.params(), shared
+        )
         measured = with_sizes(measured, stored, {})
         found = Measurement(
             kind="evaluation",
             ticket=stored.id,
             name=title,
-            title=title_of(made_by),
+            title=made_by.title,
             params=params,
             tags=tags | verdict(measured, spec, setup),
             metrics=measured.metrics,

@@ -11,8 +11,9 @@ from lottery import measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.hub import licence
 from lottery.measurement import Measurement
-from lottery.progress import say, stage
+from lottery.progress import mention, say, stage
 from lottery.runtime import check_int8
+from lottery.shared import Shared
 from lottery.spec import InputError, Spec, dense_id, digest
 from lottery.text import Protocol, pick_window, windows
 from lottery.ticket import Stored
@@ -33,6 +34,8 @@ class Setup:
     protocol: Protocol | None
     runtime: str
     eager: bool = False  # the ticket decodes without a graph on a GPU: then the dense base does, too
+    family: str = ""  # of architectures, by config.json
+    hardware: str = ""  # what its speeds are of
 
     @property
     def protocol_id(self) -> str:
@@ -48,7 +51,7 @@ class Measured:
     outcome: str | None = None
 
 
-def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> Setup:
+def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, shared: Shared) -> Setup:
     """Read and tokenize once what will be measured on. Everything that may be refused is refused here. `quantize`: the
     ticket's.
 
@@ -56,7 +59,7 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> 
     """
     device = models.pick_device(spec.device)
     dtype = models.arithmetic(spec.dtype, source.dtype, device)
-    tokenizer = models.read_tokenizer(source.folder)
+    tokenizer = shared.once(("tokenizer", source.folder), lambda: models.read_tokenizer(source.folder))
     config = models.read_config(source.folder)
     window = pick_window(spec.window, models.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
@@ -71,13 +74,25 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str) -> 
         if dataset == "auto":
             dataset = "builtin" if base_id == "builtin" else "wikitext2"
         words = config.get_text_config().vocab_size
-        ids_NT, protocol = windows(dataset, tokenizer, words, window, spec.limit, dtype, spec.runtime, device)
+        how = (dataset, words, window, spec.limit, dtype, spec.runtime, device)
+        ids_NT, protocol = shared.once(("windows", source.folder, *how), lambda: windows(dataset, tokenizer, *how[1:]))
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         if protocol.windows < 2:
             say(f"warning: dataset={dataset}: of a single window no interval is known, and no winner; give more text")
     eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
-    return Setup(spec.measures, tokenizer, dtype, device, ids_NT, protocol, spec.runtime, eager)
+    return Setup(
+        wants=spec.measures,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        ids_NT=ids_NT,
+        protocol=protocol,
+        runtime=spec.runtime,
+        eager=eager,
+        family=config.model_type,
+        hardware=measure.hardware(device),
+    )
 
 
 def check_memory(
@@ -136,7 +151,7 @@ def measure_model(
             found = measure.samples(model, setup.tokenizer, advance)
         metrics |= measure.text_metrics(found, setup.tokenizer)
     if "speed" in setup.wants:
-        say(f"{what}: speed")  # no bar: its thread would take part in what is timed
+        mention(f"{what}: speed")  # no bar: its thread would take part in what is timed
         metrics |= measure.speed_metrics(model, setup.tokenizer, setup.eager)
     if "memory" in setup.wants:
         metrics["peak_bytes"] = measure.peak_bytes(setup.device)
@@ -151,37 +166,20 @@ def measure_pair(
     setup: Setup,
     base_files: Mapping[str, str],
     params: Mapping[str, str],
+    shared: Shared,
 ) -> tuple[Measured, Measured, Measurement | None]:
     """(ticket, dense base) under the same protocol, and what is to be recorded of the base where it was measured anew.
 
-    The base's perplexity and samples come from an earlier run where there is one; its speed and memory are measured
-    again, in the same minutes as the ticket's. Without the base at hand only an earlier run can serve. A tracking store
-    that is away by now costs no measurement: the base is then measured here.
+    A base measured before is not measured again (`measure_dense`), but loaded once more, to read the ticket's samples.
     """
     if not setup.wants:
         return Measured(), Measured(), None
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, source_bytes)
     gc.collect()  # one model at a time
-    wants = KEPT & set(setup.wants)
-    known = tracking.find_dense(client, dense_id(base_files), setup.protocol_id, wants) if wants else None
-    dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()  # not its speed
-    to_record = None
-    if base is None:
-        if wants and known is None:
-            say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
-    elif known is None or ticket.samples or set(setup.wants) - KEPT:
-        again = replace(setup, wants=tuple(w for w in setup.wants if w not in KEPT), ids_NT=None) if known else setup
-        fresh, scored = measure_model("dense", base, list(base.tensors), again, source_bytes, ticket)
-        if scored is not None:
-            ticket = replace(ticket, metrics={**ticket.metrics, **measure.finite({"dense_nll": scored})})
-        if known:
-            fresh.metrics.pop("peak_bytes", None)  # of less work than the ticket's: no two peaks to compare
-            dense = replace(dense, metrics={**dense.metrics, **fresh.metrics})
-        else:
-            sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
-            dense = replace(fresh, metrics={**fresh.metrics, **sizes})
-            to_record = dense_measurement(base, dense, setup, params) if wants else None
+    dense, scored, to_record = measure_dense(client, base, setup, base_files, params, shared, ticket)
+    if scored is not None:
+        ticket = replace(ticket, metrics={**ticket.metrics, **measure.finite({"dense_nll": scored})})
     if ticket.samples and dense.samples:
         of_dense = {sample["prompt"]: sample["text"] for sample in dense.samples}
         beside = [{**sample, "dense": of_dense.get(sample["prompt"], "")} for sample in ticket.samples]
@@ -189,6 +187,49 @@ def measure_pair(
     if ticket.nll_N is not None and dense.nll_N is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **measure.ratio_metrics(ticket.nll_N, dense.nll_N)})
     return ticket, dense, to_record
+
+
+def measure_dense(
+    client: tracking.Client,
+    base: Base | None,
+    setup: Setup,
+    base_files: Mapping[str, str],
+    params: Mapping[str, str],
+    shared: Shared,
+    ticket: Measured | None = None,
+) -> tuple[Measured, float | None, Measurement | None]:
+    """(the dense base, its NLL of a ticket's samples, what is to be recorded of it where it was measured anew).
+
+    Once a process for the tickets that share it. Its perplexity and samples come from an earlier run where there is one;
+    its speed and memory are measured again, in the same hour as the tickets'. Without the base at hand only an earlier run
+    can serve. A tracking store that is away by now costs no measurement: the base is then measured here.
+    """
+    key = ("dense", dense_id(base_files), setup.protocol_id, setup.wants, setup.eager)
+    if (dense := shared.kept.get(key)) is not None:
+        if base is None or ticket is None or not ticket.samples:
+            return dense, None, None
+        only_read = replace(setup, wants=(), ids_NT=None)
+        _, scored = measure_model("dense", base, list(base.tensors), only_read, base.disk_bytes, ticket)
+        return dense, scored, None
+    wants, scored, to_record = KEPT & set(setup.wants), None, None
+    known = tracking.find_dense(client, dense_id(base_files), setup.protocol_id, wants) if wants else None
+    dense = Measured(known.metrics, known.nll_N, known.samples, known.outcome) if known else Measured()  # not its speed
+    if base is None:
+        if wants and known is None:
+            say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
+    elif known is None or (ticket and ticket.samples) or set(setup.wants) - KEPT:
+        again = replace(setup, wants=tuple(w for w in setup.wants if w not in KEPT), ids_NT=None) if known else setup
+        source_bytes = sum(info.nbytes for info in base.tensors.values())
+        fresh, scored = measure_model("dense", base, list(base.tensors), again, source_bytes, ticket)
+        if known:
+            fresh.metrics.pop("peak_bytes", None)  # of less work than the ticket's: no two peaks to compare
+            dense = replace(dense, metrics={**dense.metrics, **fresh.metrics})
+        else:
+            sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
+            dense = replace(fresh, metrics={**fresh.metrics, **sizes})
+            to_record = dense_measurement(base, dense, setup, params) if wants else None
+    shared.kept[key] = dense
+    return dense, scored, to_record
 
 
 def dense_measurement(base: Base, dense: Measured, setup: Setup, params: Mapping[str, str]) -> Measurement:
@@ -202,6 +243,8 @@ def dense_measurement(base: Base, dense: Measured, setup: Setup, params: Mapping
         "protocol": setup.protocol_id,
         "measured": ",".join(setup.wants),
         "device": setup.device,
+        "hardware": setup.hardware,
+        "family": setup.family,
         **({"outcome": dense.outcome} if dense.outcome else {}),
     }
     nothing_removed = {"sparsity_target": 0.0, "sparsity_prunable": 0.0, "sparsity_model": 0.0}
@@ -212,7 +255,7 @@ def dense_measurement(base: Base, dense: Measured, setup: Setup, params: Mapping
         title="dense",
         params={k: v for k, v in params.items() if k in PROTOCOL_PARAMS} | {"sparsity": "0"},
         tags=tags,
-        metrics={**dense.metrics, **nothing_removed},
+        metrics={**dense.metrics, **nothing_removed, "parameters": sum(i.numel for i in base.tensors.values())},
         protocol=protocol,
         nll_N=dense.nll_N,
         samples=dense.samples,

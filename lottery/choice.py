@@ -10,32 +10,41 @@ from lottery.home import resolved
 from lottery.hub import licence
 from lottery.measurement import beside
 from lottery.pruning import check_choice, planned
+from lottery.shared import Shared
 from lottery.sources import find_base, is_ticket, open_base, open_ticket
 from lottery.spec import InputError, Spec
 from lottery.targets import choose, notes
 from lottery.ticket import Stored
 
 
-def open_choice(spec: Spec, outline: bool = False) -> tuple[Base | Stored, list[Place], Base | None]:
+def open_choice(
+    spec: Spec, shared: Shared | None = None, outline: bool = False
+) -> tuple[Base | Stored, list[Place], Base | None]:
     """(what is to be pruned, the places chosen, the dense base if at hand). What can be wrong with model and target is
     found here."""
-    source: Base | Stored
-    if spec.model.startswith("models:/") or is_ticket(spec.model):
-        found = find_ticket(spec.model)
-        source = open_ticket(found.folder, need_base=spec.storage == "mask")
-        if (quantize := source.record["spec"]["quantize"]) != "none":
-            raise InputError(
-                f"model={spec.model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
-                f"prune one that is not, or the base"
-            )
-        base = source.base or base_of(source)
-    else:
-        source = base = open_base(spec.model, outline=outline)
+    shared = shared or Shared()
+    need_base = spec.storage == "mask"
+    opened = ("source", spec.model, need_base, outline)
+    source, base = shared.once(opened, lambda: open_source(spec.model, need_base, outline))
     chosen = choose(spec.target, source.places, source.tied_head)
     check_choice(source, spec, chosen, f"model={spec.model}")
     if not (isinstance(source, Base) and source.is_outline):
-        models.check(source, [p.name for p in source.places])
+        shared.once(("checked", *opened), lambda: models.check(source, [p.name for p in source.places]))
     return source, chosen, base
+
+
+def open_source(model: str, need_base: bool = False, outline: bool = False) -> tuple[Base | Stored, Base | None]:
+    """A model by any name that the parameter `model` takes, and the dense base beside it if at hand."""
+    if not model.startswith("models:/") and not is_ticket(model):
+        base = open_base(model, outline=outline)
+        return base, base
+    source = open_ticket(find_ticket(model).folder, need_base=need_base)
+    if (quantize := source.record["spec"]["quantize"]) != "none":
+        raise InputError(
+            f"model={model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
+            f"prune one that is not, or the base"
+        )
+    return source, source.base or base_of(source)
 
 
 def find_ticket(ticket: str) -> fetching.Fetched:

@@ -1,6 +1,5 @@
 """The command line: parses, calls, prints. Everything heavy is imported inside the commands."""
 
-import errno
 import functools
 import json
 import os
@@ -13,33 +12,24 @@ from typing import Any, NoReturn
 import click
 
 from lottery import __version__
+from lottery.failures import known_failure
 from lottery.progress import quiet_libraries
 from lottery.spec import InputError, MachineError, Spec
-
-USER_ERRNO = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-)
-
 
 LONGEST_NOTE = 500  # characters
 
 
-def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One option for each of these parameters of Spec (all: none named), with its default and help."""
+def options(*names: str, but: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for each of these parameters of Spec (all: none named) with its default and help; or for all `but` some,
+    with None for what the file of a study says."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        chosen: list[Field[Any]] = [f for f in fields(Spec) if not names or f.name in names]
+        chosen: list[Field[Any]] = [f for f in fields(Spec) if (f.name in names or not names) and f.name not in but]
         for f in reversed(chosen):
             values = f.metadata["values"]
             text = f"{f.metadata['help']}  [{values}]"
-            command = click.option(f"--{f.name}", default=str(f.default), show_default=True, help=text)(command)
+            default = None if but else str(f.default)
+            command = click.option(f"--{f.name}", default=default, show_default=not but, help=text)(command)
         return command
 
     return decorate
@@ -89,31 +79,6 @@ class Lottery(click.Group):
         if standalone_mode:
             sys.exit(result if isinstance(result, int) else 0)
         return result
-
-
-def known_failure(e: Exception) -> tuple[str, int] | None:
-    """(one line, exit code) for what is wrong with the input or with the machine; None for a defect of ours."""
-    if isinstance(e, click.MissingParameter) and isinstance(e.param, click.Option):
-        return f"{e.format_message()} {e.param.help}", 2
-    if isinstance(e, click.ClickException):
-        return e.format_message(), e.exit_code
-    if isinstance(e, InputError):
-        return str(e), 2
-    if isinstance(e, OSError):
-        where = f"{e.filename}: " if e.filename else ""
-        return f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1
-    if isinstance(e, MachineError):
-        return str(e), 1
-    # Classes of libraries that are only there if they were needed; they are not imported for this.
-    mlflow, torch = sys.modules.get("mlflow"), sys.modules.get("torch")
-    if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
-        from lottery.tracking import hide_password
-
-        return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
-    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch on a CPU has no class for it
-    if isinstance(e, MemoryError) or no_memory or (torch and isinstance(e, torch.OutOfMemoryError)):
-        return "out of memory; give a smaller window, runtime=packed, device=cpu, or measure=none", 1
-    return None
 
 
 def stop(reason: str, code: int) -> NoReturn:
@@ -312,6 +277,52 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
     if failed:
         sys.exit(2 if all(isinstance(e, InputError) for e in failed) else 1)
     publishing.close_dead(client)
+
+
+@main.command()
+@click.argument("name", metavar="NAME|FILE.yaml", required=False)
+@click.option("--models", "--model", default=None, help="The models to ask, several between commas.")
+@click.option(
+    "--budget", default=None, help="Remove this share of all parameters from every target, e.g. 0.05; or none."
+)
+@options(but=("model", "target", "sparsity"))
+@click.option("--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--fresh", is_flag=True, help="Make every ticket again.")
+@click.option("--yes", is_flag=True, help="Also where the tickets take over 100 GB, or more than is free.")
+@click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
+@as_json
+def study(
+    name: str | None,
+    models: str | None,
+    budget: str | None,
+    show: bool,
+    dry_run: bool,
+    fresh: bool,
+    yes: bool,
+    part: str | None,
+    as_json: bool,
+    **parameters: str | None,
+) -> None:
+    """Ask a question of many tickets: cliff, locate, map, compare, size, or a YAML file of yours. Ends in a report.
+
+    What has been made already is found, not made again: a study that was killed goes on with the same command.
+
+    Example: lottery study locate --budget 0.05
+    """
+    from lottery import design
+
+    if name is None:
+        raise InputError(f"study: none is given; known: {', '.join(design.presets())}, or a YAML file")
+    asked = None
+    if not name.endswith(".json"):
+        asked = design.read_study(name).with_options(models, budget, parameters)
+        if show:
+            click.echo(asked.yaml(), nl=False)
+            return
+    from lottery import commands
+
+    commands.study(name, asked, dry_run=dry_run, fresh=fresh, yes=yes, part=part, as_json=as_json)
 
 
 @main.command(name="list")

@@ -1,5 +1,6 @@
 """The story of one ticket: `run`, from a spec to a registered version."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lottery import publishing, registry, tracking
-from lottery.baseline import Measured, Setup, measure_pair, prepare
+from lottery.baseline import KEPT, Measured, Setup, measure_dense, measure_pair, prepare
 from lottery.checkpoint import Base, Source
 from lottery.choice import licence_of, open_choice
 from lottery.control import control_metrics, measure_controls
@@ -18,7 +19,8 @@ from lottery.measurement import Measurement, new_id
 from lottery.progress import say
 from lottery.pruning import planned, prune_source, warm_up
 from lottery.record import MEASUREMENTS, RECORD, sparsities
-from lottery.spec import InputError, MachineError, Spec, blame, ticket_id
+from lottery.shared import Shared
+from lottery.spec import InputError, MachineError, Spec, blame, dense_id, ticket_id
 from lottery.targets import notes
 from lottery.ticket import Stored
 
@@ -45,18 +47,45 @@ def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
 
     Raises InputError (a ValueError) for what cannot be used, MachineError where a disk or the tracking store failed.
     """
-    return run(Spec.parse(**parameters), None if out is None else Path(out))
+    return run(ready(Spec.parse(**parameters)), None if out is None else Path(out))
 
 
-def run(spec: Spec, out: Path | None) -> Ticket:
-    """One ticket: found wrong before any work, or pruned, measured as it lies on disk, and registered."""
-    source, chosen, base = open_choice(spec)
+@dataclass(frozen=True)
+class Ready:
+    """A ticket that can be made: everything that may be refused was looked at."""
+
+    spec: Spec
+    source: Base | Stored
+    chosen: list[Place]
+    base: Base | None
+    setup: Setup
+    ticket: str
+    shared: Shared
+    tags: dict[str, str]  # the first ones of its run
+
+
+def ready(spec: Spec, shared: Shared | None = None) -> Ready:
+    """What is wrong with a spec is found here, before any work. Raises InputError, and MachineError where a hub fails."""
+    shared = shared or Shared()
+    source, chosen, base = open_choice(spec, shared)
+    about = source.origin
+    if spec.register != "none":
+        registry.model_name(spec.register, about["id"])
+    setup = prepare(source, spec, about["id"], spec.quantize, shared)
+    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
+    return Ready(spec, source, chosen, base, setup, id, shared, first_tags("ticket", id, about["id"], setup))
+
+
+def run(
+    job: Ready, out: Path | None = None, study: str | None = None, within: Mapping[str, str] | None = None
+) -> Ticket:
+    """One ticket: pruned, measured as it lies on disk, and registered. `study`: the name of the one that it belongs to;
+    `within`: further tags of its run alone."""
+    spec, source, chosen, base, setup, id = job.spec, job.source, job.chosen, job.base, job.setup, job.ticket
     about = source.origin
     name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
-    setup = prepare(source, spec, about["id"], spec.quantize)
     for note in notes(chosen, source.tied_head):
         say(note)
-    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
     keep = out is not None or name is None
     client = tracking.connect()
     if out is not None:
@@ -69,24 +98,26 @@ def run(spec: Spec, out: Path | None) -> Ticket:
             folder = home() / "unfinished" / f"{id}-{tracking.store_digest()[:8]}"
     make_folder(folder.parent, named)
     publishing.close_dead(client)
-    tags = first_tags("ticket", id, about["id"], setup)
+    tags, run_tags = job.tags | ({"study": study} if study else {}), dict(within or {})
 
     def is_this(found: Measurement) -> bool:
         return found.params == spec.params() and found.tags.get("protocol") == tags.get("protocol")
 
     send_what_is_pending(client, folder, id, is_this)
-    title, measuring = title_of(spec), new_id()
+    title, measuring = spec.title, new_id()
     # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
-    with tracking.open_run(client, measuring, title, spec.params(), tags, spec) as run, alone(id):
+    with tracking.open_run(client, measuring, title, spec.params(), tags | run_tags, spec) as run, alone(id):
         stored, took = make(source, spec, chosen, base, folder, named)
         found = publishing.pending(client, folder)
         if found is not None and is_this(found):
             say("it was measured already by a process that did not come to record it")
             if (left := tracking.find_run(client, found.id)) is not None:
                 publishing.drop_begun(client, left)
-            found = replace(found, id=measuring)
+            found = replace(found, id=measuring, tags=found.tags | tags, run_tags=run_tags)
         else:
-            ticket, dense, dense_run = measure_pair(client, stored, base, setup, about["files"], spec.params())
+            ticket, dense, dense_run = measure_pair(
+                client, stored, base, setup, about["files"], spec.params(), job.shared
+            )
             control_CN = measure_controls(source, spec, chosen, stored, setup)
             ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
             found = Measurement(
@@ -96,6 +127,7 @@ def run(spec: Spec, out: Path | None) -> Ticket:
                 title=title,
                 params=spec.params(),
                 tags=tags | verdict(ticket, spec, setup),
+                run_tags=run_tags,
                 metrics=ticket.metrics,
                 dense=dense.metrics,
                 protocol=setup.protocol,
@@ -124,6 +156,28 @@ def run(spec: Spec, out: Path | None) -> Ticket:
             shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     found = replace(found, tags=found.tags | person)
     return Ticket(id, str(folder) if keep else None, run.id, uri, found.metrics, found.tags, found, run.page)
+
+
+def run_dense(job: Ready, study: str, within: Mapping[str, str]) -> tuple[Measured, str | None, bool]:
+    """The dense base of a ticket alone, measured and recorded if no run of the store holds it under this protocol: (what
+    was found, its run, whether it was measured now)."""
+    client = tracking.connect()
+    files, params = job.source.origin["files"], job.spec.params()
+    dense, _, to_record = measure_dense(client, job.base, job.setup, files, params, job.shared)
+    if to_record is None:
+        wants = KEPT & set(job.setup.wants)
+        known = tracking.find_dense_run(client, dense_id(files), job.setup.protocol_id, wants)
+        return dense, known.info.run_id if known else None, False
+    tags = to_record.tags | {"study": study} | dict(within)
+    try:
+        with tracking.open_run(client, to_record.id, to_record.name, to_record.params, tags) as run:
+            publishing.record(run, replace(to_record, tags=tags), to_record.tags["base"], None, {})
+            return dense, run.id, True
+    except tracking.STORE_ERRORS as e:
+        raise MachineError(
+            f"{tracking.store_name()} did not take the dense baseline ({tracking.first_line(e)}); the same command measures "
+            f"it again"
+        ) from e
 
 
 def send_what_is_pending(
@@ -167,17 +221,10 @@ def make(
     return stored, took
 
 
-def title_of(spec: Spec) -> str:
-    """The name of a run: what differs between tickets of one base, as short as it can be said."""
-    words = [spec.target, f"{100 * spec.sparsity:g}%"]
-    for name in ("method", "scope", "pattern", "quantize"):
-        words += [getattr(spec, name)] if getattr(spec, name) != getattr(Spec(), name) else []
-    return " ".join(words)
-
-
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
     protocol = {"protocol": setup.protocol_id} if setup.wants else {}
-    return {"kind": kind, "ticket": ticket, "base": base, "device": setup.device, **protocol}
+    about = {"device": setup.device, "hardware": setup.hardware, "family": setup.family}
+    return {"kind": kind, "ticket": ticket, "base": base, **about, **protocol}
 
 
 def verdict(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]:
@@ -198,5 +245,8 @@ def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) ->
         **sparsities(stored.record),
         "disk_bytes": stored.disk_bytes,
         "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
+        "parameters": sum(
+            math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e
+        ),  # the base's
     }
     return replace(measured, metrics={**measured.metrics, **sizes, **more})

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import math
+import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -242,6 +243,19 @@ def memory_bandwidth(device: str) -> float:
         block.sum().item()
         best = min(best, time.perf_counter() - begin)
     return block.nbytes / best
+
+
+@functools.cache
+def hardware(device: str) -> str:
+    """The name of the GPU, or of the CPU with the threads that compute: speeds compare within one such name only."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def weights_bytes(model: Any) -> int:

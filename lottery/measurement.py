@@ -36,6 +36,7 @@ class Measurement:
     title: str  # of its row in a table
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    run_tags: dict[str, str] = field(default_factory=dict)  # further ones, of its run alone
     metrics: dict[str, float] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)  # the dense base's metrics, measured beside
     protocol: Protocol | None = None
@@ -111,7 +112,13 @@ def from_json(found: Mapping[str, Any]) -> Measurement:
         control_CN=from_numbers(control),
         dense_run=from_json(dense_run) if dense_run else None,
     )
-    for name, kind in (("params", str), ("tags", str), ("metrics", (int, float)), ("dense", (int, float))):
+    for name, kind in (
+        ("params", str),
+        ("tags", str),
+        ("run_tags", str),
+        ("metrics", (int, float)),
+        ("dense", (int, float)),
+    ):
         held = getattr(result, name)
         if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in held.items()):
             raise ValueError(name)

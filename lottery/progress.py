@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -33,13 +33,39 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+_listener: Callable[[str], None] | None = None
+
+
+@contextmanager
+def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile the stages of the work are told to `listener`, which shows them in its own way, instead of printed."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def mention(line: str) -> None:
+    """A stage that has no bar: a line, or what `told_to` makes of it."""
+    if _listener is not None:
+        _listener(line)
+    else:
+        say(line)
 
 
 @contextmanager
 def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
     """One step of the work. Yields `advance(amount, note)`; `unit="bytes"` shows megabytes and their rate."""
+    if _listener is not None:
+        _listener(title)
+        yield told(title, total, unit, _listener)
+        return
     if not sys.stderr.isatty():
         say(title)
         yield plain_lines(title, total, unit)
@@ -64,6 +90,24 @@ def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Ad
     with shown:
         task = shown.add_task(title, total=total, note="")
         yield lambda amount=1, note="": shown.update(task, advance=amount, note=note)
+
+
+def told(title: str, total: float | None, unit: str, listener: Callable[[str], None]) -> Advance:
+    """How far a stage is, for a listener: twice a second at most."""
+    done, last, lock = 0.0, time.monotonic(), threading.Lock()
+
+    def advance(amount: float = 1, note: str = "") -> None:
+        nonlocal done, last
+        with lock:
+            done += amount
+            now = time.monotonic()
+            if now - last < 0.5:
+                return
+            last = now
+        count = f"{done / total:.0%}" if total else f"{done:,.0f} {unit}".rstrip()
+        listener(f"{title}: {count}{f', {note}' if note else ''}")
+
+    return advance
 
 
 def plain_lines(title: str, total: float | None, unit: str) -> Advance:

@@ -35,7 +35,7 @@ def artifacts(found: Measurement) -> dict[str, Any]:
 def record(run: tracking.Run, found: Measurement, base: str, model_id: str | None, files: dict[str, Any]) -> None:
     """Everything that one run holds: tags, description, data set, metrics tied to the logged model, small artifacts."""
     run.log_params(found.params)
-    run.tag(found.tags | {"mlflow.note.content": cards.of_run(found, base)})
+    run.tag(found.tags | found.run_tags | {"mlflow.note.content": cards.of_run(found, base)})
     if found.protocol:
         run.log_dataset(found.protocol)
     run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
@@ -151,7 +151,9 @@ def send(client: tracking.Client, folder: Path, found: Measurement) -> tuple[str
         stored.verify()
     uri = None
     resume = before.info.run_id if before is not None else None
-    opened = tracking.open_run(client, found.id, found.name, found.params, found.tags, resume=resume, adopt=False)
+    opened = tracking.open_run(
+        client, found.id, found.name, found.params, found.tags | found.run_tags, resume=resume, adopt=False
+    )
     with opened as run:
         if stored is not None:
             uri, _ = record_ticket(run, found, stored, name, resumed=before is not None)

@@ -198,6 +198,15 @@ class Spec:
             return MEASURES if self.measure == "all" else ()
         return tuple(self.measure.split(","))
 
+    @property
+    def title(self) -> str:
+        """What differs between tickets of one base, as short as it can be said."""
+        words = [self.target, f"{100 * self.sparsity:g}%"]
+        default = {f.name: f.default for f in fields(self)}
+        for name in ("method", "scope", "pattern", "quantize"):
+            words += [getattr(self, name)] if getattr(self, name) != default[name] else []
+        return " ".join(words)
+
     def bytes_spec(self) -> dict[str, Any]:
         """The parameters that fix a ticket's bytes, beside its base and the tensors chosen."""
         names = ("sparsity", "method", "scope", "pattern", "quantize", "storage")

@@ -164,6 +164,57 @@ def list_table(rows: Sequence[Row]) -> str:
     return render(table)
 
 
+def study_table(result: Any, markdown: bool = False) -> str:
+    """A study's tickets, the dense ones first, and what they say together. `result`: a study's."""
+    lines = [f"{r.title} of {r.base}: {r.reason}" for r in result.rows if r.reason]
+    lines += [f"left out: {left['reason']} ({left['model']})" for left in result.plan.left_out]
+    for c in result.cliffs:
+        where = f"between {c.below:.2%} and {c.above:.2%}" if c.above < 1 else f"beyond {c.below:.2%}"
+        lines.append(f"cliff of {c.title}, {c.base}: the ratio to dense crosses {c.limit:g} {where}")
+    protocols = sorted({row.tags["protocol"] for row in result.rows if "protocol" in row.tags})
+    if len(protocols) > 1:
+        lines.append(
+            f"{len(protocols)} protocols ({', '.join(protocols)}): perplexities compare within one of them only"
+        )
+    if markdown:
+        return "\n".join([rows_table(result.rows), "", *(f"- {line}" for line in lines)])
+    return render(rows_table(result.rows), *lines)
+
+
+def rows_table(rows: Sequence[Any]) -> str:
+    """The rows of a study; columns without a figure are left out."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "model": lambda r: r.base if len({row.base for row in rows}) > 1 else "",
+        "": lambda r: r.title,
+        "of all weights": lambda r: f"{m['sparsity_model']:.2%}" if "sparsity_model" in (m := r.metrics) else "",
+        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),
+        "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
+        "controls": lambda r: plain(r.metrics, "control_perplexity", 2),
+        "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
+        "winner": lambda r: r.tags.get("winner", ""),
+        "state": lambda r: r.state if r.state in ("failed", "missing") else "",
+    }
+    table = Table(box=box.MARKDOWN)
+    used = [name for name, of in columns.items() if name == "" or any(of(row) for row in rows)]
+    for name in used:
+        table.add_column(name, justify="left" if name in ("model", "", "winner", "state") else "right")
+    for row in rows:
+        table.add_row(*(columns[name](row) for name in used))
+    return render(table)
+
+
+def parts_table(plan: Any) -> str:
+    """What a study would do, by its parts."""
+    table = Table(box=box.MARKDOWN)
+    for name in ("part", "model", "", "target", "sparsity"):
+        table.add_column(name)
+    for part in plan.parts:
+        about = f"to {part.width:.2%} between those of the grid" if part.width else f"{part.spec.sparsity:.4%}"
+        title = f"search: {part.title}" if part.width else part.title
+        table.add_row(part.part, part.base, title, part.spec.target, "" if part.title == "dense" else about)
+    return render(table)
+
+
 def column(name: str) -> Callable[[Row], str]:
     return lambda row: row.params.get(name, "")
 

@@ -149,10 +149,10 @@ class Run:
         self.page: str | None = None  # where a browser shows it among the others; None without a server
         self.ending = self.ended = False
 
-    def finish(self) -> None:
-        """Its last word: FINISHED. Raises one of STORE_ERRORS where the store is away."""
+    def finish(self, status: str = "FINISHED") -> None:
+        """Its last word. Raises one of STORE_ERRORS where the store is away."""
         self.ending = True
-        self.end("FINISHED")
+        self.end(status)
         self.ended = True
 
     def forget(self, tags: Mapping[str, str]) -> None:
@@ -347,28 +347,98 @@ class Found:
 
 
 def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Found | None:
-    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments. None,
-    with a warning, where the store is away."""
+    """What the newest dense run (`find_dense_run`) holds. None, with a warning, where the store is away."""
+    try:
+        with few_retries():
+            run = find_dense_run(client, ticket, protocol, wants)
+    except STORE_ERRORS as e:
+        say(f"warning: {store_name()} does not answer ({first_line(e)}); the dense base is measured here")
+        return None
+    if run is None:
+        return None
+    # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
+    metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(LASTING)}
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
+        local = Path(client.download_artifacts(run.info.run_id, "", folder))
+        nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
+        samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
+        return Found(metrics, nll_N, samples, run.data.tags.get("outcome"))
+    return None
+
+
+def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Any | None:
+    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments."""
     query = (
         f"attributes.status = 'FINISHED' and tags.kind = 'dense' "
         f"and tags.ticket = '{ticket}' and tags.protocol = '{protocol}'"
     )
-    try:
-        with few_retries():
-            experiments = [e.experiment_id for e in client.search_experiments()]
-            runs = client.search_runs(experiments, query, max_results=20)
-    except STORE_ERRORS as e:
-        say(f"warning: {store_name()} does not answer ({first_line(e)}); the dense base is measured here")
-        return None
-    for run in runs:
-        tags, metrics = run.data.tags, run.data.metrics
-        if not wants <= set(tags.get("measured", "").split(",")):
-            continue
-        # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
-        metrics = {k: v for k, v in metrics.items() if k.startswith(LASTING)}
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
-            local = Path(client.download_artifacts(run.info.run_id, "", folder))
-            nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
-            samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
-            return Found(metrics, nll_N, samples, tags.get("outcome"))
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, query, max_results=20)
+    return next((r for r in runs if wants <= set(r.data.tags.get("measured", "").split(","))), None)
+
+
+CARRIED = {"perplexity": "perplexity", "speed": "decode_tok_s", "memory": "weights_bytes", "samples": "distinct_2"}
+
+
+def find_finished(
+    client: MlflowClient, ticket: str, protocol: str | None, spec: Spec, parent: str | None = None
+) -> Any | None:
+    """The newest finished run of this very ticket under this protocol that carries every metric that `spec` asks for; of
+    the study's run `parent` alone, if given. A ticket that overflowed has no perplexity, and never will."""
+    query = f"attributes.status = 'FINISHED' and tags.kind = 'ticket' and tags.ticket = '{ticket}'"
+    query += f" and tags.protocol = '{protocol}'" if protocol else ""
+    query += f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    needed = {CARRIED[name] for name in spec.measures} | ({"control_perplexity"} if spec.control else set())
+    for run in client.search_runs(experiments, query, max_results=50):
+        overflowed = {"perplexity", "control_perplexity"} if run.data.tags.get("outcome") == "overflow" else set()
+        if int(run.data.params.get("control", 0)) >= spec.control and needed <= run.data.metrics.keys() | overflowed:
+            return run
     return None
+
+
+def adopted() -> str | None:
+    """The run that `mlflow run` has opened for this process; asked once."""
+    return os.environ.pop("MLFLOW_RUN_ID", None)
+
+
+def find_study(client: MlflowClient, id: str) -> Any | None:
+    """The newest run of a study; None where the store has none."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    query = f"tags.kind = 'study' and tags.study_id = '{id}'"
+    runs = client.search_runs(experiments, query, max_results=1, order_by=["attributes.start_time DESC"])
+    return runs[0] if runs else None
+
+
+def find_parts(client: MlflowClient, id: str) -> list[Any]:
+    """The runs that say that they are a part of the study, the newest first."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    query, order = f"tags.`study.{id}` != ''", ["attributes.start_time DESC"]
+    return every_page(partial(client.search_runs, experiments, query, max_results=1000, order_by=order))
+
+
+def failed_run(
+    client: MlflowClient,
+    name: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    key: str,
+    part: str,
+    since_ms: int,
+) -> str:
+    """The run of a part that failed since then; one that says so is made where it failed before it had one."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    query = f"tags.`{key}` = '{part}' and attributes.status = 'FAILED' and attributes.start_time >= {since_ms}"
+    if runs := client.search_runs(experiments, query, max_results=1):
+        return runs[0].info.run_id
+    parent = tags.get("mlflow.parentRunId")
+    experiment = client.get_run(parent).info.experiment_id if parent else experiments[0]
+    run = client.create_run(experiment, run_name=name[:LONGEST_NAME], tags=dict(tags))
+    client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in params.items()])
+    client.set_terminated(run.info.run_id, "FAILED")
+    return run.info.run_id
+
+
+def metric_name(text: str) -> str:
+    """A text as MLflow takes it for a metric's name."""
+    return re.sub(r"[^\w.\- /]", "-", text)
