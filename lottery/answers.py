@@ -128,6 +128,11 @@ def times(ratio: float) -> str:
     return f"{ratio:,.4f}" if ratio < 2 else f"{ratio:,.2f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
+def span(ratios: Sequence[float]) -> str:
+    low, high = times(min(ratios)), times(max(ratios))
+    return low if low == high else f"{low} to {high}"
+
+
 def count(n: int, what: str) -> str:
     many = what[:-1] + "ies" if what.endswith("y") else what + "s"
     return f"{n} {what if n == 1 else many}"
@@ -566,7 +571,7 @@ def eight_bits(rows: Sequence[Row], nll: Nll) -> Answer:
         worst = max(of_kind, key=lambda r: r["ratio"])
         costs = sum(r["lo"] > 1 for r in of_kind)
         parts.append(
-            f"{kind}: {times(min(r['ratio'] for r in of_kind))} to {times(worst['ratio'])} times the perplexity of the same "
+            f"{kind}: {span([r['ratio'] for r in of_kind])} times the perplexity of the same "
             f"ticket in 16 bits, the most at {percent(worst['sparsity'])} of `{worst['target']}` ({worst['base']})"
         )
         sure.append(

@@ -206,7 +206,7 @@ def heat(axes: Axes, table: Rows, norm: Normalize, note: Callable[[float], str] 
     image = cells(axes, values, HEAT, norm)
     axes.grid(False)
     axes.set_xticks(range(table.shape[1]), [word(c) for c in table.columns])
-    axes.set_yticks(range(table.shape[0]), [word(r) for r in table.index])
+    axes.set_yticks(range(table.shape[0]), [word(r)[:30] for r in table.index])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     size = 9 if table.shape[1] <= 8 else 7
@@ -304,7 +304,7 @@ def ranking(rows: Rows) -> Figure:
                 if i + 1 < len(part) and not r["before_next"]:
                     axes.plot([1.015, 1.015], [i, i + 1], color=PALE, linewidth=4, solid_capstyle="round", clip_on=False,
                               transform=axes.get_yaxis_transform())  # fmt: skip
-            axes.set_yticks(range(len(part)), [word(t) for t in part["target"]])
+            axes.set_yticks(range(len(part)), [word(t)[:30] for t in part["target"]])
             axes.set_ylim(len(part) - 0.5, -0.5)
             low, high = min(part["lo"].min(), 1.0), part["hi"].max()
             axes.set_xscale("log")
@@ -386,7 +386,9 @@ def speed(rows: Rows) -> Figure:
         raise ValueError(f"speeds of {len(machines)} machines: {', '.join(map(str, machines))}")
     rows = rows.reset_index(drop=True)
     several = rows["base"].nunique() > 1
-    names = [word(f"{r['base']}: {r['title']}" if several else r["title"]) for r in rows.to_dict("records")]
+    names = [
+        word(f"{shorter(r['base'])}: {r['title']}" if several else r["title"])[:44] for r in rows.to_dict("records")
+    ]
     with styled():
         figure, (decode, memory) = panels([1.3 + 0.27 * len(rows), 0.8 + 0.27 * len(rows)])
         place = np.arange(len(rows))

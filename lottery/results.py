@@ -186,14 +186,17 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
             if run.data.tags.get("kind") in ("ticket", "dense"):
                 parts.setdefault(run.data.tags[tag], []).append(run)
         plans = {str(p.get("part")): p for p in planned(study, "baselines", "tickets", "refined")}
+        whole = {
+            same(plans[p]) for p, runs in parts.items() if p in plans and any(r.info.status == "FINISHED" for r in runs)
+        }
         for part in [*plans, *sorted(set(parts) - set(plans))]:
             plan, runs = plans.get(part, {}), parts.get(part, [])
             budget = plan.get("budget")
             done = [run for run in runs if run.info.status == "FINISHED"]
-            for run in done if part.startswith("refine-") else done[:1]:
+            for run in points(done) if part.startswith("refine-") else done[:1]:
                 rows.append(row(run) | {"study": study.name, "part": part, "budget": number(budget)})
                 protocols |= said(run)
-            if not done:
+            if not done and not (plan.get("params") and same(plan) in whole):
                 absent.append({"study": study.name, "part": part, **absence(plan, runs)})
         for entry in planned(study, "left_out"):
             known = {name: str(entry.get(name, "")) for name in LEFT_OUT}
@@ -211,6 +214,14 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
         there = "; ".join(f"{count} {state}" for state, count in of_them.items()) or "none planned"
         raise InputError(f"study={names}: none of its tickets is measured ({there}); let the study run first")
     return results
+
+
+def points(runs: Sequence[Any]) -> list[Any]:
+    """Of a part that searches: the newest run at each sparsity, in their order."""
+    newest: dict[float, Any] = {}
+    for run in runs:
+        newest.setdefault(number(run.data.params.get("sparsity")) or 0.0, run)
+    return [newest[sparsity] for sparsity in sorted(newest)]
 
 
 def by_filter(client: Client, experiments: Sequence[str], filter: str) -> Results:
@@ -252,6 +263,15 @@ def with_dense(client: Client, experiments: Sequence[str], results: Results) -> 
                 protocols |= said(found[0])
     rows = frame([*more, *records(rows)])
     return Results(results.client, results.studies, rows, results.absent, results.left_out, protocols)
+
+
+def same(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Two parts that differ only in how much is measured may be one run, which says of one of them alone that it is it."""
+    params = plan.get("params")
+    given = params if isinstance(params, dict) else {}
+    return str(plan.get("part")).split("-")[0], *(
+        given.get(k) for k in PARAMS if k not in ("measure", "control", "register", "tolerance")
+    )
 
 
 def absence(plan: Mapping[str, Any], runs: Sequence[Any]) -> dict[str, str]:

@@ -6,14 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html.parser import HTMLParser
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from browser import new_page, open_browser
 from click.testing import Result
@@ -22,104 +21,97 @@ from mlflow import MlflowClient
 from PIL import Image
 from scipy import stats
 
-import lottery
 from lottery import answers, figures, report, results, tracking
-from lottery.spec import Spec
 
-SID = "0123456789ab"
 BAD = "<script>alert(1)</script> & 50% of $x_1$ \\input{x} #~^ | `a`"  # for HTML, LaTeX, Markdown
 FOLDER = "<script>alert(1)<b> 50%_of $x_1$ & #~^"  # a model's name: the same, as a file system has it
-BUILTIN = [("all", 0.3), ("all", 0.5), ("all", 0.7), ("attention", 0.5), ("mlp", 0.5), ("early", 0.5)]
-QUICK = {"limit": "6", "register": "none", "dataset": "builtin"}
+PLACES = """
+name: places
+question: "Which part can be cut? QUESTION"
+models: [builtin]
+dataset: builtin
+limit: 4
+register: none
+measure: perplexity
+grid:
+  - {target: all, sparsity: [0.3, 0.5, 0.7], refine: 0.1}
+  - {target: [attention, mlp, early], sparsity: 0.5}
+  - {target: all, sparsity: 0.5, quantize: int8}
+  - {target: all, sparsity: 0.5, measure: "perplexity,memory,samples", control: 1}
+"""
+PAIR = """
+name: pair
+question: Is it the same in both?
+models: ["builtin", "MODEL"]
+dataset: builtin
+limit: 4
+register: none
+measure: perplexity
+grid:
+  - {target: [all, attention, mlp, early], sparsity: 0.5}
+  - {target: late, sparsity: 0.5, measure: "perplexity,speed"}
+  - {target: all, sparsity: 0.5, window: 256}  # more than the second model takes
+  - {target: q_proj@6, sparsity: 0.5}  # a layer that it does not have
+"""
 FAST_HARDWARE, SLOW_HARDWARE = "Fast Accelerator 9000", "AMD <b>EPYC</b>"
+COMMON = ("all", "attention", "mlp", "late")
 
 
 @dataclass
 class Made:
-    """A study as `lottery study` would have left it. `runs`: part -> what `prune` gave back, the newest of each part."""
+    """`runs`: (model, title) -> the run, of all that the study has finished; where it measured one twice, that with more."""
 
     client: MlflowClient
-    parent: str
-    bad_base: str
-    runs: dict[str, Any] = field(default_factory=dict)
+    id: str
+    newest: str  # the run of the newer study
+    runs: dict[tuple[str, str], Any]
 
+    def metrics(self, title: str, base: str = "builtin") -> dict[str, float]:
+        return self.runs[base, title].data.metrics
 
-def begin_study(name: str, study_id: str, plan: dict[str, Any]) -> str:
-    client = MlflowClient()
-    tags = {"kind": "study", "study": name, "study_id": study_id}
-    run_id = client.create_run("0", run_name=f"{name} builtin", tags=tags).info.run_id
-    client.log_dict(run_id, {"study_id": study_id, "name": name, **plan}, "plan.json")
-    return run_id
+    def part(self, run: Any) -> str:
+        return run.data.tags.get(f"study.{self.id}", "")
 
-
-def mark(client: MlflowClient, run_id: str, tags: dict[str, str], parameters: float) -> None:
-    for key, value in tags.items():
-        client.set_tag(run_id, key, value)
-    client.log_metric(run_id, "parameters", parameters)
+    def nll(self, title: str, base: str = "builtin") -> np.ndarray:
+        local = self.client.download_artifacts(self.runs[base, title].info.run_id, "nll_per_window.npy")
+        return np.load(local, allow_pickle=False)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Two models: the embedded one with a cliff, four targets at one level, 8 bits, speeds of two machines, another
-    protocol; a random one of another family. One ticket failed, one was never begun, one was left out."""
-    other = tiny_model(tmp_path_factory.mktemp("models") / FOLDER, "Qwen2")
-    client = tracking.connect()
-    wanted: list[dict[str, Any]] = [{"target": t, "sparsity": s, "measure": "perplexity"} for t, s in BUILTIN]
-    wanted[1] |= {"measure": "all", "control": 1}  # all 50%
-    wanted += [
-        {"target": "late", "sparsity": 0.5, "measure": "perplexity,speed"},
-        {"target": "all", "sparsity": 0.5, "quantize": "int8", "measure": "perplexity"},
-        {"target": "all", "sparsity": 0.5, "window": "256", "measure": "perplexity"},
-        *(
-            {"model": str(other), "target": t, "sparsity": 0.5, "measure": "perplexity"}
-            for t in ("all", "attention", "mlp")
-        ),
-        *(
-            {"target": t, "sparsity": s, "measure": "perplexity"} for t, s in (("q_proj@2", 0.5), ("k_proj", 0.9))
-        ),  # not made
-    ]
-    specs = [Spec.parse(**{**QUICK, **w}) for w in wanted]
-    base = {"builtin": "builtin", str(other): FOLDER}
-    parts = [
-        {"part": f"ticket-{i}", "title": results.name_of(s.params()), "base": base[s.model], "model": s.model, "budget": None,
-         "params": s.params()} for i, s in enumerate(specs)
-    ]  # fmt: skip
-    parent = begin_study("locate", SID, {
-        "question": f"Which part can be cut? {BAD}",
-        "tickets": parts,
-        "baselines": [{"part": f"dense-{i}", "base": b, "model": m, "params": {}} for i, (m, b) in enumerate(base.items())],
-        "refined": [{"part": "refine-0", "title": "all", "base": "builtin", "model": "builtin", "width": 0.1,
-                     "params": {**specs[0].params(), "sparsity": "0"}}],
-        "left_out": [{"model": "builtin", "target": "lm_head", "reason": f"fewer weights than that {BAD}"}],
-    })  # fmt: skip
-    result = Made(client, parent, FOLDER)
-    everywhere = {f"study.{SID}": "", "mlflow.parentRunId": parent, "family": "llama", "hardware": SLOW_HARDWARE}
-
-    def make(part: str, spec: Spec) -> None:
-        ticket = lottery.prune(**spec.params())
-        of_other = spec.model != "builtin"
-        tags = everywhere | {f"study.{SID}": part} | ({"family": "qwen2"} if of_other else {})
-        if part == "ticket-6":
-            tags |= {"hardware": FAST_HARDWARE}
-        weights = 120_000 if of_other else 5_145_024
-        mark(client, ticket.run_id, tags, weights)
-        result.runs[part] = ticket
-        if (dense := ticket.found.dense_run) is not None and (run := tracking.find_run(client, dense.id)) is not None:
-            mark(client, run.info.run_id, tags | {f"study.{SID}": f"dense-{int(of_other)}"}, weights)
-
-    for i, spec in enumerate(specs[:-2]):
-        make(f"ticket-{i}", spec)
-    for sparsity in ("0.6", "0.55"):
-        make("refine-0", Spec.parse(**{**specs[0].params(), "sparsity": sparsity}))
-    failed = client.create_run("0", tags={"kind": "ticket", f"study.{SID}": f"ticket-{len(specs) - 2}", "outcome": "failed",
-                                          "reason": f"no such layer {BAD}"})  # fmt: skip
-    client.set_terminated(failed.info.run_id, "FAILED")
+def made(cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Two studies: of the embedded model, and of that one beside a random one of another family, which cannot do all of it.
+    One ticket is taken away again, one was measured on another machine, and what people and texts say is hostile."""
+    folder = tmp_path_factory.mktemp("study")
+    other = tiny_model(folder / FOLDER, "Qwen2")
+    (folder / "places.yaml").write_text(PLACES.replace("QUESTION", BAD.replace("\\", "\\\\")), encoding="utf-8")
+    (folder / "pair.yaml").write_text(PAIR.replace("MODEL", str(other)), encoding="utf-8")
+    places = json.loads(cli("study", folder / "places.yaml", "--json").stdout)
+    pair = json.loads(cli("study", folder / "pair.yaml", "--json", code=1).stdout)
+    client, runs = tracking.connect(), {}
+    for row in sorted([*places["tickets"], *pair["tickets"]], key=lambda row: len(row["metrics"])):
+        where = " w256" if row["params"]["window"] == "256" else ""
+        if row["state"] == "failed" and row["title"] != "dense":
+            client.set_tag(row["run_id"], "reason", f"no such window {BAD}")
+        elif row["state"] in ("made", "found"):
+            runs[row["base"], row["title"] + where] = client.get_run(row["run_id"])
+            client.set_tag(row["run_id"], "hardware", SLOW_HARDWARE)
+    result = Made(client, places["study_id"], pair["run_id"], runs)
+    client.delete_run(runs.pop((FOLDER, "early 50%")).info.run_id)
+    client.set_tag(runs["builtin", "late 50%"].info.run_id, "hardware", FAST_HARDWARE)
+    of_person = runs["builtin", "all 50%"].info.run_id
     for key, value in {"coherent": "no", "note": BAD}.items():
-        client.set_tag(result.runs["ticket-1"].run_id, key, value)
+        client.set_tag(of_person, key, value)
     texts = [{"prompt": f"The {BAD}", "text": f"says </div></html> {BAD}", "dense": f"dense {BAD}"}]
-    client.log_text(result.runs["ticket-1"].run_id, json.dumps(texts), "samples.json")
-    client.set_terminated(parent, "FINISHED")
+    client.log_text(of_person, json.dumps(texts), "samples.json")
     return result
+
+
+def begin_study(name: str, study_id: str, plan: str) -> str:
+    """The run of a study that nobody has done."""
+    tags = {"kind": "study", "study": name, "study_id": study_id}
+    run_id = MlflowClient().create_run("0", tags=tags).info.run_id
+    MlflowClient().log_text(run_id, plan, "plan.json")
+    return run_id
 
 
 class Elements(HTMLParser):
@@ -130,6 +122,7 @@ class Elements(HTMLParser):
         self.names: set[str] = set()
         self.addresses: list[str] = []
         self.tables: dict[str, list[list[str]]] = {}
+        self.titles: dict[str, str] = {}  # of each table: what stands above it
         self.words: list[str] = []
         self.table, self.cell = "", False
         self.feed(page)
@@ -142,6 +135,7 @@ class Elements(HTMLParser):
         if tag == "table":
             self.table = str(given["id"]).removeprefix("table-")
             self.tables[self.table] = []
+            self.titles[self.table] = " ".join([w for w in self.words if w.strip()][-2:])
         if tag == "tr":
             self.tables[self.table].append([])
         self.cell = tag in ("td", "th")
@@ -168,30 +162,32 @@ class Written:
 def written(
     made: Made, lottery_json: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Written:
-    folder = tmp_path_factory.mktemp("reports") / "locate"
-    summary = lottery_json("report", "--study", "locate", "--out", folder)
+    folder = tmp_path_factory.mktemp("reports") / "places"
+    summary = lottery_json("report", "--study", "places,pair", "--out", folder)
     return Written(folder, summary, Elements((folder / "index.html").read_text(encoding="utf-8")))
 
 
-def rows_of(written: Written, base: str) -> dict[str, dict[str, str]]:
-    """Of the first table of a model: title -> column -> cell."""
+def rows_of(written: Written, base: str, windows: str = "4 windows of 512") -> dict[str, dict[str, str]]:
+    """Of one table of tickets: title -> column -> cell."""
     for name, (head, *body) in written.page.tables.items():
-        sheet = (written.folder / f"tables/{name}.csv").read_text(encoding="utf-8")
-        if name.startswith("tickets-") and next(csv.DictReader(sheet.splitlines()))["base"] == base:
+        about = written.page.titles[name]
+        if name.startswith("tickets-") and f"{base} Protocol" in about and windows in about:
             return {row[0]: dict(zip(head, row, strict=True)) for row in body}
-    raise AssertionError(base)
+    raise AssertionError((base, written.page.titles))
+
+
+def read(written: Written, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((written.folder / f"tables/{name}.csv").read_text(encoding="utf-8").splitlines()))
 
 
 def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None:
     shown = rows_of(written, "builtin")
     assert next(iter(shown)) == "dense" and shown["dense"]["ratio to dense [95%]"] == "1"
-    for part, title in (
-        ("ticket-0", "all 30%"),
-        ("ticket-1", "all 50%"),
-        ("refine-0", "all 55%"),
-        ("ticket-7", "all 50% int8"),
-    ):
-        m, row = made.runs[part].metrics, shown[title]
+    refined = [title for (base, title), run in made.runs.items() if base == "builtin" and "refine" in made.part(run)]
+    assert refined and len(of_all := [t for t in shown if re.fullmatch(r"all [0-9.]+%", t)]) == 3 + len(refined)
+    assert of_all == sorted(of_all, key=lambda title: float(title[4:-1]))
+    for title in ("all 30%", "all 50%", "all 50% int8", "late 50%", *refined):
+        m, row = made.metrics(title), shown[title]
         for column, name, digits in (
             ("perplexity [95%]", "perplexity", 2),
             ("ratio to dense [95%]", "perplexity_ratio", 4),
@@ -199,99 +195,92 @@ def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None
             ends = [f"{m[name + end]:,.{digits}f}" for end in ("", "_lo", "_hi")]
             assert row[column] == f"{ends[0]} [{ends[1]}, {ends[2]}]"
         assert row["file MB"] == f"{m['disk_bytes'] / 1e6:,.2f}" and row["of the base's"] == f"{m['disk_ratio']:.3f}"
-    assert "all 60%" in shown  # a part that refines has several runs
-    m, row = made.runs["ticket-1"].metrics, shown["all 50%"]
+    m, row = made.metrics("all 50%"), shown["all 50%"]
     assert row["random controls (least to greatest)"].startswith(f"{m['control_perplexity']:,.1f} (")
-    assert row["beats them"] == made.runs["ticket-1"].tags["beats_control"]
+    assert row["beats them"] == made.runs["builtin", "all 50%"].data.tags["beats_control"]
     assert row["winner"] == "no (limited)" and row["coherent, to a reader"] == f"no ({BAD})"
-    data = pd.read_csv(next(f for f in written.folder.glob("tables/tickets-*.csv") if "all 55%" in f.read_text()))
-    kept = data.set_index("title")
-    assert kept.loc["all 30%", "perplexity"] == made.runs["ticket-0"].metrics["perplexity"]
-    assert kept.loc["all 30%", "run_id"] == made.runs["ticket-0"].run_id
+    sheets = [r for name in written.page.tables if name.startswith("tickets-") for r in read(written, name)]
+    (kept,) = [r for r in sheets if r["base"] == "builtin" and r["title"] == "all 30%"]
+    assert float(kept["perplexity"]) == made.metrics("all 30%")["perplexity"]
+    assert kept["run_id"] == made.runs["builtin", "all 30%"].info.run_id
 
 
-def test_what_is_not_there_is_shown_with_its_reason(written: Written) -> None:
-    shown = rows_of(written, "builtin")
-    assert "q_proj@2 50%: failed" in shown and "k_proj 90%: missing" in shown
-    states = {row[0]: row for row in written.page.tables["absent"][1:]}
-    assert states["q_proj@2 50%"][2:4] == ["failed", f"no such layer {BAD}"]
-    assert states["k_proj 90%"][2] == "missing"
-    assert written.page.tables["left_out"][1][:3] == ["lm_head", "builtin", f"fewer weights than that {BAD}"]
-    assert {(r["title"], r["state"]) for r in written.summary["absent"]} == {
-        ("q_proj@2 50%", "failed"),
-        ("k_proj 90%", "missing"),
-    }
-    assert any("1 failed, 1 missing, 1 left out" in w for w in written.page.words)
+def test_what_is_not_there_is_shown_with_its_reason(made: Made, written: Written) -> None:
+    shown = rows_of(written, FOLDER, "")
+    assert "all 50%: failed" in shown and "early 50%: missing" in shown and "all 50%" in shown
+    assert not [title for title in rows_of(written, "builtin") if "missing" in title or "failed" in title]
+    states = {(row[0], row[2]): row for row in written.page.tables["absent"][1:]}
+    assert states["all 50%", "failed"][3] == f"no such window {BAD}"
+    assert states["early 50%", "missing"][1] == FOLDER
+    left = written.page.tables["left_out"][1]
+    assert left[0] == "q_proj@6" and FOLDER in left[1] and left[2]
+    assert ("early 50%", "missing") in {(r["title"], r["state"]) for r in written.summary["absent"]}
+    assert any("2 failed, 1 missing, 1 left out" in w for w in written.page.words)
 
 
 def test_protocols_are_kept_apart_and_said_so(made: Made, written: Written) -> None:
-    protocols = [set(pd.read_csv(f)["protocol"].dropna()) for f in sorted(written.folder.glob("tables/tickets-*.csv"))]
-    assert len(protocols) == 3 and all(len(p) == 1 for p in protocols)
-    assert {made.runs["ticket-1"].tags["protocol"], made.runs["ticket-8"].tags["protocol"]} <= set.union(*protocols)
-    words = " ".join(written.page.words)
-    assert "Of builtin there are tickets of several protocols." in words and "6 windows of 256" in words
-    cliffs = pd.read_csv(written.folder / "tables/cliff.csv")
-    assert made.runs["ticket-8"].tags["protocol"] not in set(cliffs["protocol"])
+    sheets = [{r["protocol"] for r in read(written, n)} - {""} for n in written.page.tables if n.startswith("tickets-")]
+    assert len(sheets) == 3 and all(len(protocols) == 1 for protocols in sheets)
+    other = made.runs["builtin", "all 50% w256"].data.tags["protocol"]
+    assert {other} in sheets and list(rows_of(written, "builtin", "4 windows of 256")) == ["dense", "all 50%"]
+    assert "Of builtin there are tickets of several protocols." in " ".join(written.page.words)
+    assert other not in {r["protocol"] for r in read(written, "cliff")}
 
 
 def test_speeds_of_two_machines_are_never_in_one_column(made: Made, written: Written) -> None:
-    speeds = {name: table for name, table in written.page.tables.items() if name.startswith("speed-")}
-    assert [[row[0] for row in table[1:]] for table in speeds.values()] == [["all 50%"], ["late 50%"]]
-    head, row = speeds["speed-0"]
-    m, beside = made.runs["ticket-1"].metrics, made.runs["ticket-1"].found.dense
-    assert dict(zip(head, row, strict=True))["decode tok/s [quartiles]"].startswith(f"{m['decode_tok_s']:,.1f} [")
-    assert dict(zip(head, row, strict=True))["dense, beside"] == f"{beside['decode_tok_s']:,.1f}"
+    speeds = [written.page.tables[f"speed-{i}"] for i in range(2)]
+    assert {written.page.titles[f"speed-{i}"].split(" At batch")[0] for i in range(2)} == {SLOW_HARDWARE, FAST_HARDWARE}
+    for head, *body in speeds:
+        assert len(body) == 1  # of each machine its ticket alone
+        for row in (dict(zip(head, cells, strict=True)) for cells in body):
+            fast = written.page.titles[f"speed-{speeds.index([head, *body])}"].startswith(FAST_HARDWARE)
+            run = made.runs["builtin" if fast else FOLDER, row["ticket"]]
+            local = made.client.download_artifacts(run.info.run_id, "measurements.json")
+            beside = json.loads(Path(local).read_text(encoding="utf-8"))["dense"]
+            assert row["decode tok/s [quartiles]"].startswith(f"{run.data.metrics['decode_tok_s']:,.1f} [")
+            assert row["dense, beside"] == f"{beside['decode_tok_s']:,.1f}"
     assert sorted(p.name for p in (written.folder / "figures").glob("speed*.svg")) == ["speed-0.svg", "speed-1.svg"]
-    two = results.load(made.client, SID).rows
     with pytest.raises(ValueError, match="2 machines"):
-        figures.speed(two)
+        figures.speed(results.load(made.client, "pair").rows)
 
 
 def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> None:
     answer = {a["question"]: a for a in written.summary["answers"]}
-    at = {
-        s: made.runs[p].metrics["perplexity_ratio"]
-        for s, p in ((0.3, "ticket-0"), (0.5, "ticket-1"), (0.55, "refine-0"))
-    }
+    of_all = [title for base, title in made.runs if base == "builtin" and re.fullmatch(r"all [0-9.]+%", title)]
+    at = {float(title[4:-1]): made.metrics(title)["perplexity_ratio"] for title in of_all} | {0.0: 1.0}
     below = max(s for s, r in at.items() if r <= 1.1)
-    above = min(s for s, r in at.items() if s > below)
+    above = min(s for s in at if s > below)
     crossing = np.interp(np.log(1.1), [np.log(at[below]), np.log(at[above])], [below, above])
-    assert f"{crossing:.1%} of the weights of `all`" in answer["How much can be cut?"]["sentence"]
-    # Two models put three targets in an order: tau, and its interval by scipy, resample for resample.
-    found = results.load(made.client, "locate")
-    targets = ("all", "attention", "mlp")
-    nll = [
-        np.stack([made.runs[p].found.nll_N for p in parts], 1)
-        for parts in (("ticket-1", "ticket-3", "ticket-4"), ("ticket-9", "ticket-10", "ticket-11"))
-    ]
-    ratios = [
-        [made.runs[p].metrics["perplexity_ratio"] for p in parts]
-        for parts in (("ticket-1", "ticket-3", "ticket-4"), ("ticket-9", "ticket-10", "ticket-11"))
-    ]
+    assert f"builtin: about {crossing:.1f}% of the weights of `all`" in answer["How much can be cut?"]["sentence"]
+    # Two models put four targets in an order: tau, and its interval by scipy, resample for resample.
+    found = results.load(made.client, "places,pair")
     rows = answers.chief(answers.measured(results.records(found.rows)))
-    ranked = {r.base: r for r in answers.rankings(rows, found.nll) if r.level == 0.5 and set(targets) <= set(r.targets)}
-    row = answers.agreement(ranked["builtin"], ranked[made.bad_base], resamples=200)
+    ranked = [r for r in answers.rankings(rows, found.nll) if r.level == 0.5 and not r.cells and not r.setting]
+    one, other = sorted(ranked, key=lambda r: r.base != "builtin")
+    assert (one.base, other.base, set(other.targets)) == ("builtin", FOLDER, set(COMMON))
+    ratios = [[made.metrics(f"{t} 50%", base)["perplexity_ratio"] for t in COMMON] for base in ("builtin", FOLDER)]
+    nll = [np.stack([made.nll(f"{t} 50%", base) for t in COMMON], 1) for base in ("builtin", FOLDER)]
+    row = answers.agreement(one, other, resamples=200)
     assert row is not None and row["tau"] == pytest.approx(stats.kendalltau(*ratios).statistic)
     twin = [
         stats.kendalltau(nll[0].T @ a, nll[1].T @ b).statistic
-        for a, b in zip(answers.draws(6, 200, 1), answers.draws(6, 200, 2), strict=True)
+        for a, b in zip(answers.draws(4, 200, 1), answers.draws(4, 200, 2), strict=True)
     ]
-    low = answers.tail(6)
+    low = answers.tail(4)
     assert (row["lo"], row["hi"]) == pytest.approx(tuple(np.quantile(twin, [low, 1 - low])))
-    said = next(r for r in csv.DictReader((written.folder / "tables/agreement.csv").read_text().splitlines()))
-    assert float(said["tau"]) == pytest.approx(row["tau"]) and int(said["pairs"]) == 3
-    # The ranking's interval is the run's own, and its order is that of the ratios.
-    ranking = pd.read_csv(written.folder / "tables/where.csv")
-    mine = ranking[(ranking["base"] == "builtin") & (ranking["level"] == 0.5)].sort_values("rank")
-    assert list(mine["ratio"]) == sorted(mine["ratio"]) and len(mine) == 5
-    for a, b in combinations(range(3), 2):
-        difference = nll[0][:, a] - nll[0][:, b]
-        hi = answers.interval(difference)[1]
-        better = next(r for r in mine.to_dict("records") if r["target"] == targets[a])["certain_better_than"]
-        assert (targets[b] in str(better).split(", ")) == (hi < 0)
-    eight = next(csv.DictReader((written.folder / "tables/eight_bits.csv").read_text().splitlines()))
-    difference = made.runs["ticket-7"].found.nll_N - made.runs["ticket-1"].found.nll_N
-    assert float(eight["ratio"]) == pytest.approx(np.exp(difference.mean()))
+    said = next(r for r in read(written, "agreement") if r["cells"] == "False")
+    assert float(said["tau"]) == pytest.approx(row["tau"]) and int(said["pairs"]) == 6
+    # A ranking is in the order of the ratios, and says what its windows say.
+    where = [r for r in read(written, "where") if (r["base"], r["level"], r["cells"]) == ("builtin", "0.5", "False")]
+    mine = [r for r in where if not r.get("setting")]
+    assert [float(r["ratio"]) for r in mine] == sorted(
+        made.metrics(f"{r['target']} 50%")["perplexity_ratio"] for r in mine
+    )
+    better = {r["target"]: r["certain_better_than"].split(", ") for r in mine}
+    for a, b in permutations(range(len(COMMON)), 2):
+        assert (COMMON[b] in better[COMMON[a]]) == (answers.interval(nll[0][:, a] - nll[0][:, b])[1] < 0)
+    eight = next(r for r in read(written, "eight_bits") if r["base"] == "builtin")
+    assert float(eight["ratio"]) == pytest.approx(np.exp((made.nll("all 50% int8") - made.nll("all 50%")).mean()))
     assert answer["Do bigger models hold better tickets?"]["answer"] is None  # the random model has no cliff
 
 
@@ -319,8 +308,8 @@ def test_no_word_of_a_run_becomes_markup(made: Made, written: Written) -> None:
 
 def test_the_report_is_a_run_of_the_store(made: Made, written: Written) -> None:
     run = made.client.get_run(written.summary["run_id"])
-    assert run.info.status == "FINISHED" and run.info.run_name == "report locate"
-    assert (run.data.tags["kind"], run.data.tags["study"]) == ("report", "locate")
+    assert run.info.status == "FINISHED" and run.info.run_name == "report places,pair"
+    assert (run.data.tags["kind"], run.data.tags["study"]) == ("report", "places,pair")
     folders = {
         f.path: [g.path for g in made.client.list_artifacts(run.info.run_id, f.path)]
         for f in made.client.list_artifacts(run.info.run_id)
@@ -337,7 +326,7 @@ def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Wr
     before = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
     stale = written.folder / "figures" / "old.svg"
     stale.write_text("of an earlier study")
-    report.report(SID, written.folder, record=False)
+    report.report(f"{made.id},pair", written.folder, record=False)
     after = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
     assert before == after and not stale.exists()
 
@@ -345,21 +334,21 @@ def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Wr
 def test_neither_torch_nor_transformers_are_needed(made: Made, tmp_path: Path) -> None:
     code = (
         "import sys; from lottery.cli import main\n"
-        f"main(['report', '--study', {made.parent!r}, '--out', {str(tmp_path / 'r')!r}, '--json'], standalone_mode=False)\n"
+        f"main(['report', '--study', {made.newest!r}, '--out', {str(tmp_path / 'r')!r}, '--json'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'numba', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tickets"] == 14 and (tmp_path / "r" / "index.html").exists()
+    assert json.loads(done.stdout)["tickets"] > 5 and (tmp_path / "r" / "index.html").exists()
 
 
 def test_the_newest_study_is_the_default_and_tickets_alone_will_do(
     made: Made, cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert lottery_json("report", "--out", tmp_path / "a")["studies"][0]["run_id"] == made.parent
-    text = cli("report", "--study", f"locate,{SID}", "--out", tmp_path / "b").stdout  # the same study twice is one
+    assert lottery_json("report", "--out", tmp_path / "a")["studies"][0]["run_id"] == made.newest
+    text = cli("report", "--study", f"places,{made.id}", "--out", tmp_path / "b").stdout  # the same study twice is one
     assert "How much can be cut?" in text and f"report: {tmp_path / 'b' / 'index.html'}" in text
-    tags = f"tags.`study.{SID}` = 'ticket-0'"
+    tags = f"tags.`study.{made.id}` = 'ticket-0'"
     found = lottery_json("report", "--filter", tags, "--out", tmp_path / "c")
     assert found["tickets"] == 1 and found["study"] == ""
     assert rows_of(Written(tmp_path / "c", found, Elements((tmp_path / "c/index.html").read_text())), "builtin")[
@@ -372,7 +361,7 @@ def test_the_newest_study_is_the_default_and_tickets_alone_will_do(
 def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
     made: Made, cli: Callable[..., Result], tmp_path: Path
 ) -> None:
-    begin_study("empty", "ffffffffffff", {"tickets": [{"part": "ticket-0", "title": "all 30%", "base": "builtin"}]})
+    begin_study("empty", "ffffffffffff", '{"tickets": [{"part": "ticket-0", "title": "all 30%", "base": "builtin"}]}')
     odd = made.client.create_run("0", tags={"kind": "study", "study": "odd"}).info.run_id
     other = tmp_path / "notes"
     other.mkdir()
@@ -380,14 +369,14 @@ def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
     (tmp_path / "file").write_text("")
     out = ("--out", tmp_path / "r")
     for arguments, words in (
-        (("--study", "lokate", *out), "study=lokate: no such study; there are: odd, empty, locate"),
+        (("--study", "lokate", *out), "study=lokate: no such study; there are: odd, empty, pair, places"),
         (("--study", "empty", *out), "none of its tickets is measured (1 missing)"),
         (("--study", odd, *out), "has no study_id"),
         (("--filter", "params.target = 'nothing'", *out), "no finished ticket fulfils it"),
         (("--filter", "sparsity is high", *out), "filter=sparsity is high: "),
-        (("--study", "locate", "--filter", "params.target = 'all'", *out), "give one of them"),
-        (("--study", "locate", "--out", other), "it holds notes.txt, no report; give a new folder"),
-        (("--study", "locate", "--out", tmp_path / "file"), "it is a file; give a folder"),
+        (("--study", "places", "--filter", "params.target = 'all'", *out), "give one of them"),
+        (("--study", "places", "--out", other), "it holds notes.txt, no report; give a new folder"),
+        (("--study", "places", "--out", tmp_path / "file"), "it is a file; give a folder"),
     ):
         said = cli("report", *arguments, code=2).stderr
         assert words in said and said.count("\n") == 1 and "Traceback" not in said, said
@@ -400,24 +389,20 @@ def test_a_store_that_takes_no_report_costs_no_report(
 ) -> None:
     made.client.delete_experiment(made.client.create_experiment("gone"))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gone")
-    result = cli("report", "--study", "locate", "--out", tmp_path / "r", "--json")
+    result = cli("report", "--study", "places", "--out", tmp_path / "r", "--json")
     assert "did not take the report" in result.stderr and json.loads(result.stdout)["run_id"] is None
     assert (tmp_path / "r" / "index.html").exists()
 
 
 def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_path: Path) -> None:
-    for study_id, plan in (
-        ("eeeeeeeeeeee", None),
-        ("dddddddddddd", '{"tickets": [1, {"part": "ticket-0", "budget": "x", "params": 3}], "left_out": 4}'),
-    ):
-        tags = {"kind": "study", "study": study_id, "study_id": study_id}
-        run_id = made.client.create_run("0", tags=tags).info.run_id
-        if plan:
-            made.client.log_text(run_id, plan, "plan.json")
-        made.client.set_tag(made.runs["ticket-0"].run_id, f"study.{study_id}", "ticket-0")
+    of_builtin = made.runs["builtin", "all 30%"].info.run_id
+    odd = '{"tickets": [1, {"part": "ticket-0", "budget": "x", "params": 3}], "left_out": 4}'
+    for study_id, plan in (("eeeeeeeeeeee", "no JSON"), ("dddddddddddd", odd)):
+        run_id = begin_study(study_id, study_id, plan)
+        made.client.set_tag(of_builtin, f"study.{study_id}", "ticket-0")
         assert report.report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
-        page = (tmp_path / study_id / "index.html").read_text()
-        assert ("cannot be read: what is missing is not known" in page) == (plan is None)
+        page = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
+        assert ("cannot be read: what is missing is not known" in page) == (plan != odd)
         made.client.delete_run(run_id)
 
 
