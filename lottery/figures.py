@@ -139,10 +139,11 @@ def of_tickets(rows: Rows, *needed: str) -> Rows:
     return rows.dropna(subset=list(needed))
 
 
-def legend(axes: Axes, handles: Sequence[Any], columns: int = 3) -> None:
-    """Below the axes, where it covers nothing."""
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, handlelength=2.2,
-                columnspacing=1.2)  # fmt: skip
+def legend(axes: Axes, handles: Sequence[Any], columns: int = 3, below: float = -0.2) -> None:
+    """Below the axes, where it covers nothing; in as few columns as long words need."""
+    longest = max((len(str(h.get_label())) for h in handles), default=0)
+    axes.legend(handles=list(handles), loc="upper center", bbox_to_anchor=(0.5, below), columnspacing=1.2, handlelength=1.8,
+                ncols=max(1, min(columns, 54 // (longest + 5))))  # fmt: skip
 
 
 def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = ()) -> Figure:
@@ -167,7 +168,9 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
                 x, y = points["sparsity"], points["perplexity_ratio"]
                 axes.fill_between(x, points["perplexity_ratio_lo"].fillna(y), points["perplexity_ratio_hi"].fillna(y),
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
-                handles += axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=word(name), markersize=5)
+                handles += axes.plot(
+                    x, y, color=colour, marker=marker, linestyle=line, label=word(name)[:40], markersize=5
+                )
                 values += [*y, *points["perplexity_ratio_hi"].dropna()]
             axes.axhline(1 + tolerance, color=PALE, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.text(0.0, 1 + tolerance, f" {1 + tolerance:g}", va="bottom", ha="left", color=PALE, fontsize=9)
@@ -419,7 +422,7 @@ def speed(rows: Rows) -> Figure:
             decode.set_xlim(left=0)
         decode.xaxis.set_major_formatter(FuncFormatter(plain))
         decode.set_title(f"Decoding, tokens per second · {word(machines[0])}")
-        legend_under(decode, handles)
+        legend(decode, handles, 3, -0.14)
         memory.barh(
             place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket"
         )
@@ -432,12 +435,6 @@ def speed(rows: Rows) -> Figure:
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
         return figure
-
-
-def legend_under(axes: Axes, handles: Sequence[Any]) -> None:
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=3, handlelength=1.2, columnspacing=1.2
-    )
 
 
 def agreement(rows: Rows) -> Figure:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from browser import new_page, open_browser
 from click.testing import Result
 from conftest import ROOT, tiny_model
@@ -22,6 +23,7 @@ from PIL import Image
 from scipy import stats
 
 from lottery import answers, figures, report, results, tracking
+from lottery.cli import main
 
 BAD = "<script>alert(1)</script> & 50% of $x_1$ \\input{x} #~^ | `a`"  # for HTML, LaTeX, Markdown
 FOLDER = "<script>alert(1)<b> 50%_of $x_1$ & #~^"  # a model's name: the same, as a file system has it
@@ -404,6 +406,15 @@ def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_pat
         page = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
         assert ("cannot be read: what is missing is not known" in page) == (plan != odd)
         made.client.delete_run(run_id)
+
+
+def test_mlproject_asks_for_a_report_as_the_command_does() -> None:
+    point = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]["report"]
+    options = {o.name: o.default for o in main.commands["report"].params}
+    assert {name: said["default"] for name, said in point["parameters"].items()} == {
+        k: options[k] for k in ("study", "out")
+    }
+    assert point["command"].split() == ["python", "-m", "lottery", "report", "--study", "{study}", "--out", "{out}"]
 
 
 @pytest.fixture(scope="module")
