@@ -228,17 +228,21 @@ def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figu
 
 
 def where_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
+    """A figure for each model, and for equal budget and equal sparsity apart."""
     made = []
+    data = data[data["setting"] == data["setting"].iloc[0]]
     for by, what in (("budget", "equal numbers of weights gone"), ("sparsity", "equal sparsity")):
         for cells in (False, True):
-            part = data[(data["by"] == by) & (data["cells"] == cells) & (data["setting"] == data["setting"].iloc[0])]
-            if len(part) and not (cells and part.groupby(["base", "level"]).size().max() > MOST_CELLS):
-                name = f"ranking-{by}{'-layers' if cells else ''}"
+            part = data[(data["by"] == by) & (data["cells"] == cells)]
+            for i, (_, of_base) in enumerate(part.groupby("base", sort=False)):
+                if cells and of_base.groupby("level").size().max() > MOST_CELLS:
+                    continue
                 caption = (
-                    f"{'Single layers' if cells else 'Targets'} at {what}, the least damaged on top, with 95% intervals. A grey bar "
-                    f"at the right joins neighbours whose order is not certain."
+                    f"{'Single layers' if cells else 'Targets'} at {what}, the least damaged on top, with 95% intervals. A grey "
+                    f"bar at the right joins neighbours whose order is not certain."
                 )
-                made.append(draw(drawn, name, figures.ranking, part, caption))
+                name = f"ranking-{by}{'-layers' if cells else ''}-{i}"
+                made.append(draw(drawn, name, figures.ranking, of_base, caption))
     return made
 
 
