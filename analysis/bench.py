@@ -6,6 +6,8 @@ kernels   one 14336 x 4096 bfloat16 matrix at 50%: against torch's own pruning, 
 packed    one linear layer, 14336 x 4096 at 50%, whose weights stay packed in memory: against a dense layer in the type that
           is fastest here, for one token (decode) and for 512 (prefill)
 evaluate  the embedded model's perplexity: against a bare forward loop over the same windows
+study     `lottery study locate` on the embedded model, everything measured: against its tickets as so many main jobs, each a
+          process of its own; six of them, in turn with the rest (10 minutes)
 
 A table for people; the last line of stdout is one JSON object. What is timed runs in a process of its own, its imports
 done, its kernels compiled and memory at hand before the clock starts; what is written is on the disk (fsync) when the
@@ -506,12 +508,52 @@ def bench_evaluate() -> dict[str, Any]:
     return {"perplexity_to_forward": ours / floor}
 
 
+def bench_study() -> dict[str, Any]:
+    """The dense baseline is in the store already when the first main job starts, as it is for nineteen of twenty."""
+    from lottery.design import read_study
+    from lottery.planning import make_plan
+    from lottery.shared import Shared
+
+    tickets = make_plan(read_study("locate"), Shared()).tickets
+    with tempfile.TemporaryDirectory() as folder:
+
+        def seconds(store: str, *arguments: str) -> float:
+            place = Path(folder) / store
+            place.mkdir(exist_ok=True)
+            environment = os.environ | {
+                "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db",
+                "LOTTERY_HOME": str(place / "home"),
+                "NUMBA_CACHE_DIR": str(Path(folder) / "kernels"),
+            }
+            command = [sys.executable, "-m", "lottery", *arguments]
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, env=environment, cwd=place)
+            return time.perf_counter() - begin
+
+        seconds("jobs", "prune", "--target", "q_proj")  # kernels, tables of the store, the dense baseline
+        before = [job(seconds, ticket) for ticket in tickets[0::6]]
+        study = seconds("study", "study", "locate")
+        after = [job(seconds, ticket) for ticket in tickets[3::6]]
+    one = statistics.mean([*before, *after])
+    count = len(tickets) + 1
+    click.echo(
+        f"study: locate on the embedded model, {count} runs; {len(before) + len(after)} main jobs, before and after it"
+    )
+    line(f"{count} main jobs, one after the other", count * one, count * one, "main jobs")
+    line("lottery study locate", study, count * one, "main jobs")
+    return {"study_to_main_jobs": study / (count * one)}
+
+
+def job(seconds: Callable[..., float], ticket: Any) -> float:
+    return seconds("jobs", "prune", "--target", ticket.spec.target, "--sparsity", str(ticket.spec.sparsity))
+
+
 @click.command()
 @click.option("--full", is_flag=True, help="All 32 layers: 14.5 GB and as much again, and as much memory.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the files go, and stay.  [default: a new one]")
 @click.option("--rounds", default=3, show_default=True, help="How often what touches the disk is measured.")
 @click.option("--work", nargs=3, hidden=True)
-@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "evaluate"]))
+@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "evaluate", "study"]))
 def main(
     full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
 ) -> None:
@@ -527,6 +569,8 @@ def main(
             found[part] = bench_packed()
         elif part == "evaluate":
             found[part] = bench_evaluate()
+        elif part == "study":
+            found[part] = bench_study()
         else:
             with tempfile.TemporaryDirectory() as temporary:
                 where = folder or Path(temporary)

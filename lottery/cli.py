@@ -14,17 +14,20 @@ import click
 from lottery import __version__
 from lottery.failures import known_failure
 from lottery.progress import quiet_libraries
+from lottery.slurm import Options
 from lottery.spec import InputError, MachineError, Spec
 
 LONGEST_NOTE = 500  # characters
 
 
-def options(*names: str, but: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(
+    *names: str, but: tuple[str, ...] = (), of: type = Spec
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option for each of these parameters of Spec (all: none named) with its default and help; or for all `but` some,
     with None for what the file of a study says."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        chosen: list[Field[Any]] = [f for f in fields(Spec) if (f.name in names or not names) and f.name not in but]
+        chosen: list[Field[Any]] = [f for f in fields(of) if (f.name in names or not names) and f.name not in but]
         for f in reversed(chosen):
             values = f.metadata["values"]
             text = f"{f.metadata['help']}  [{values}]"
@@ -291,6 +294,8 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 @click.option("--fresh", is_flag=True, help="Make every ticket again.")
 @click.option("--yes", is_flag=True, help="Also where the tickets take over 100 GB, or more than is free.")
 @click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
+@click.option("--slurm", "on_slurm", is_flag=True, help="Have a Slurm cluster make it, one task a ticket.")
+@options(of=Options)
 @as_json
 def study(
     name: str | None,
@@ -301,8 +306,9 @@ def study(
     fresh: bool,
     yes: bool,
     part: str | None,
+    on_slurm: bool,
     as_json: bool,
-    **parameters: str | None,
+    **parameters: Any,
 ) -> None:
     """Ask a question of many tickets: cliff, locate, map, compare, size, or a YAML file of yours. Ends in a report.
 
@@ -314,6 +320,7 @@ def study(
 
     if name is None:
         raise InputError(f"study: none is given; known: {', '.join(design.presets())}, or a YAML file")
+    options = Options.parse(**{f.name: parameters.pop(f.name) for f in fields(Options)})
     asked = None
     if not name.endswith(".json"):
         asked = design.read_study(name).with_options(models, budget, parameters)
@@ -322,7 +329,16 @@ def study(
             return
     from lottery import commands
 
-    commands.study(name, asked, dry_run=dry_run, fresh=fresh, yes=yes, part=part, as_json=as_json)
+    commands.study(
+        name,
+        asked,
+        dry_run=dry_run,
+        fresh=fresh,
+        yes=yes,
+        part=part,
+        slurm=options if on_slurm else None,
+        as_json=as_json,
+    )
 
 
 @main.command(name="list")

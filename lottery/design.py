@@ -13,6 +13,7 @@ from lottery.spec import InputError, Spec, digest, nearest, number
 
 PRESETS = Path(__file__).parent / "assets" / "presets"
 OF_TICKETS = tuple(f.name for f in fields(Spec) if f.name != "model")  # what a study may say of its tickets
+USUAL = {f.name: (str(f.default),) for f in fields(Spec)}
 KEYS = ("name", "question", "models", "budget", "grid")
 EACH_LAYER = "@*"  # in a target: one ticket for every layer
 
@@ -69,7 +70,9 @@ class Study:
         Raises InputError for values that cannot be.
         """
         given = {k: check_values("parameters", k, v) for k, v in parameters.items() if v is not None}
-        study = replace(self, parameters=self.parameters | given)
+        # what is said of a parameter that it is anyhow is not said: the same question has one id
+        said = {k: v for k, v in (self.parameters | given).items() if v != USUAL[k] or k == "storage"}
+        study = replace(self, parameters=said)
         if models is not None:
             study = replace(study, models=words("models", models))
         if budget is not None:

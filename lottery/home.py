@@ -1,8 +1,10 @@
 """Where lottery keeps files of its own, and how a file or folder comes into being there: whole, or not at all."""
 
+import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,19 +58,29 @@ def alone(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def held(path: Path) -> Iterator[IO[str]]:
+    """A file that one process at a time holds, and that its owner may take away: who waited for it then makes a new one.
+
+    Open for writing: on NFS, where flock is a lock of the bytes, no other file can be held.
+    """
+    while True:
+        with open(path, "a+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if same_file(f, path):
+                yield f
+                return
+
+
+@contextmanager
 def alive(id: str, about: Mapping[str, Any]) -> Iterator[Path]:
     """Holds a file of this home, with `about` in it, as long as this process lives. Who ends well takes it away himself:
     one that is there and that nobody holds is of a process that was killed (`left_behind`)."""
     path = make_folder(home() / "locks", "LOTTERY_HOME") / f"run-{id}"
-    while True:
-        with open(path, "a") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            if same_file(f, path):
-                f.truncate(0)
-                json.dump(dict(about), f)
-                f.flush()
-                yield path
-                return
+    with held(path) as f:
+        f.truncate(0)
+        json.dump({**about, "host": platform.node()}, f)
+        f.flush()
+        yield path
 
 
 def same_file(f: IO[str], path: Path) -> bool:
@@ -80,13 +92,17 @@ def same_file(f: IO[str], path: Path) -> bool:
 
 
 def left_behind() -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """(id, file, about) of processes of this home that were killed, each held while it is looked at."""
+    """(id, file, about) of processes of this home that were killed, each held while it is looked at.
+
+    Those of other nodes are left to them: not every file system tells one node what another holds.
+    """
     for path in sorted((home() / "locks").glob("run-*")):
         try:
-            with open(path) as f:
+            with open(path, "r+") as f:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 about = json.loads(f.read() or "null")
-                if isinstance(about, dict) and same_file(f, path):
+                ours = isinstance(about, dict) and about.get("host", platform.node()) == platform.node()
+                if ours and same_file(f, path):
                     yield path.name.removeprefix("run-"), path, about
         except (BlockingIOError, FileNotFoundError, ValueError):
             continue  # alive, or gone by now, or killed before it had written anything
@@ -111,42 +127,30 @@ def new_folder(dest: Path, name: str) -> Iterator[Path | None]:
     """A folder to fill, which becomes `dest` when the block ends well and vanishes when it does not.
 
     Yields None where `dest` is there with something in it, also when another process has just put it there: two that
-    make the same folder take turns, by a lock on the unfinished folder, which dies with its owner. `name` is the
-    parameter to name where the place cannot be written.
+    make the same folder take turns. `name` is the parameter to name where the place cannot be written.
     """
     make_folder(dest.parent, name)
-    partial = dest.with_name(f".{dest.name}.partial")
-    while True:
+    partial, lock = (dest.with_name(f".{dest.name}.{what}") for what in ("partial", "lock"))
+    with contextlib.ExitStack() as open_to_the_end:
         try:
-            partial.mkdir(exist_ok=True)
-            fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            continue  # another process just finished with it
+            open_to_the_end.enter_context(held(lock))
+            open_to_the_end.callback(lock.unlink, missing_ok=True)  # before it is let go
+            there = dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
+            if not there:
+                shutil.rmtree(partial, ignore_errors=True)  # by a process that was killed
+                partial.mkdir()
         except OSError as e:
             raise blame(e, f"{name}={dest}: {e.strerror}; give a folder that can be written") from e
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            ours = os.path.samestat(os.fstat(fd), os.stat(partial))
-        except FileNotFoundError:
-            ours = False  # renamed or removed while this process waited for the lock
-        if ours:
-            break
-        os.close(fd)
-    try:
-        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-            partial.rmdir()
+        if there:
             yield None
             return
-        for left in partial.iterdir():  # by a process that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield partial
-        for path in partial.rglob("*"):
-            sync(path)
-        sync(partial)
-        os.rename(partial, dest)
-        sync(dest.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    finally:
-        os.close(fd)
+        try:
+            yield partial
+            for path in partial.rglob("*"):
+                sync(path)
+            sync(partial)
+            os.rename(partial, dest)
+            sync(dest.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise

@@ -365,7 +365,7 @@ def facts(found: results.Results, bases: Sequence[str]) -> list[tuple[str, str]]
     said = [("models", listed(bases))]
     made = f"{len(found.tickets)} measured, {count(int((found.tickets['winner'] == 'yes').sum()), 'winner')}"
     if len(found.absent):
-        states = found.absent.groupby("state", sort=False).size()
+        states = found.absent.groupby("state").size()
         made += f", {', '.join(f'{n} {state}' for state, n in states.items())}"
     said.append(("tickets", made + (f", {len(found.left_out)} left out" if len(found.left_out) else "")))
     for study in found.studies:

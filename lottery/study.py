@@ -112,6 +112,7 @@ def run(plan: Plan, shared: Shared) -> Result:
     """
     client = tracking.connect()
     publishing.close_dead(client)
+    job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
     with open_study(client, plan) as run:
         plan = replace(plan, run=run.id)
         titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
@@ -152,13 +153,27 @@ def close(plan: Plan) -> Result:
     return result
 
 
-def begin(plan: Plan) -> Plan:
-    """The study's run, begun for the tasks of a cluster to come."""
+def begin(plan: Plan, yes: bool = False) -> Plan:
+    """The study's run, begun for the tasks of a cluster to come. Raises InputError where it was before, and has not ended,
+    unless a person has said `yes`: its tasks and the new ones would make tickets twice."""
     client = tracking.connect()
     publishing.close_dead(client)
+    before = tracking.find_study(client, plan.id)
+    if before is not None and before.info.status == "SCHEDULED" and not yes:
+        raise InputError(
+            f"study={plan.study.name}: it was submitted before, and its last job has not ended it (run {before.info.run_id}); "
+            f"wait for it, or say --yes if its jobs are gone"
+        )
     with open_study(client, plan) as run:
         run.finish("SCHEDULED")
         return replace(plan, run=run.id)
+
+
+def give_up(plan: Plan) -> None:
+    """The run of a study that no cluster took."""
+    client = tracking.connect()
+    if plan.run:
+        client.set_terminated(plan.run, "FAILED")
 
 
 @contextmanager
@@ -184,6 +199,7 @@ class Doer:
     def __init__(self, client: tracking.Client, plan: Plan, shared: Shared, watch: Watch) -> None:
         self.client, self.plan, self.shared, self.watch = client, plan, shared, watch
         self.key = f"study.{plan.id}"
+        self.without: dict[str, str] = {}  # models whose dense baseline failed, and why
 
     def do(self, part: Part, known: list[Row]) -> list[Row]:
         """`known`: what became of the parts before it."""
@@ -202,10 +218,15 @@ class Doer:
             state = "made" if made else "found"
             return Row(part.part, "dense", part.base, state, part.spec.params(), found.metrics, {}, None, run_id)
 
-        return self.attempt(part.part, part.spec, part.base, "dense", None, work)
+        row = self.attempt(part.part, part.spec, part.base, "dense", None, work)
+        if row.reason:
+            self.without[part.spec.model] = row.reason
+        return row
 
     def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> Row:
         def work(within: dict[str, str]) -> Row:
+            if spec.model in self.without:
+                raise MachineError(f"its dense baseline failed: {self.without[spec.model]}")
             ready = job.ready(spec, self.shared)
             only = self.plan.run if self.plan.fresh else None
             before = tracking.find_finished(self.client, ready.ticket, ready.tags.get("protocol"), spec, only)

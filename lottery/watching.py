@@ -76,18 +76,22 @@ class Live(Watch):
         super().__init__(titles)
 
     def show(self) -> None:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(caption=f"{len(self.states)} of {len(self.titles)} done{self.left}", caption_justify="left")
+        table = Table()
         for name in ("", "state", "perplexity [95%]", "ratio to dense [95%]"):
-            table.add_column(name, no_wrap=name != "state")
-        first = max(0, min(self.at - ROWS // 2, len(self.titles) - ROWS))
-        for i in range(first, min(first + ROWS, len(self.titles))):
-            now = (self.stage or "begins", "", "") if i == self.at and i not in self.states else ("waits", "", "")
+            table.add_column(name, no_wrap=name != "state", min_width=6)
+        shown = max(4, min(ROWS, self.live.console.height - 7))
+        first = max(0, min(self.at - shown // 2, len(self.titles) - shown))
+        for i in range(first, min(first + shown, len(self.titles))):
+            now = ("now", "", "") if i == self.at and i not in self.states else ("waits", "", "")
             state, *figures = self.states.get(i, now)
             style = "bold" if i == self.at else "dim" if state == "waits" else ""
             table.add_row(self.titles[i], state, *figures, style=style)
-        self.live.update(table, refresh=True)
+        line = f"{len(self.states)} of {len(self.titles)} done{self.left}{f'; {self.stage}' if self.stage else ''}"
+        self.live.update(Group(table, Text(line, no_wrap=True, overflow="ellipsis")), refresh=True)
 
 
 @contextmanager
