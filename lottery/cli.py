@@ -364,6 +364,28 @@ def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> Non
 
 
 @main.command()
+@click.option(
+    "--study", default="newest", show_default=True, help="A name, a study's id, a run's id; several by commas."
+)
+@click.option(
+    "--filter", "query", default="", help="Tickets instead, as in MLflow's searches: \"params.target = 'late'\"."
+)
+@click.option(
+    "--out", type=click.Path(), default="report", show_default=True, help="A folder, new or an earlier report's."
+)
+@as_json
+def report(study: str, query: str, out: str, as_json: bool) -> None:
+    """Write a study's report: a page that stands alone, figures, tables.
+
+    Example: lottery report --study locate --out report
+    """
+    from lottery import report
+
+    found = report.report("" if study == "newest" else study, out, query)
+    click.echo(json.dumps(found) if as_json else report.text(found))
+
+
+@main.command()
 @as_json
 def doctor(as_json: bool) -> None:
     """Check this machine: torch, GPU, store, disk.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 import mlflow
@@ -25,7 +25,9 @@ from lottery import views
 from lottery.home import alive, alone
 from lottery.progress import say
 from lottery.spec import InputError, MachineError, Spec, digest
-from lottery.text import Protocol
+
+if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
+    from lottery.text import Protocol
 
 Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
@@ -175,7 +177,7 @@ class Run:
         self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_metrics(
-        self, metrics: Mapping[str, float], protocol: Protocol | None, model_id: str | None, time_ms: int
+        self, metrics: Mapping[str, float], protocol: "Protocol | None", model_id: str | None, time_ms: int
     ) -> None:
         """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
         same time a second time change nothing."""
@@ -185,7 +187,7 @@ class Run:
         order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
         self.client.log_batch(self.id, [Metric(k, float(metrics[k]), time_ms, 0, **about) for k in order])
 
-    def log_dataset(self, protocol: Protocol) -> None:
+    def log_dataset(self, protocol: "Protocol") -> None:
         dataset = Dataset(
             name=dataset_name(protocol),
             digest=protocol.text_sha256[:12],
@@ -207,7 +209,7 @@ class Run:
             self.client.log_artifacts(self.id, folder)
 
 
-def dataset_name(protocol: Protocol) -> str:
+def dataset_name(protocol: "Protocol") -> str:
     limited = "" if protocol.limit == "none" else f"-first{protocol.windows}"
     return f"{protocol.dataset}-w{protocol.window}{limited}"
 

@@ -1,0 +1,74 @@
+"""The README's figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
+
+Each study is asked for by its command; tickets that are there already are found, not made again, so that a second call
+only draws. Each figure is one function of a data frame (lottery/figures.py); what is drawn is said on stdout.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STUDIES = {  # name of its figures -> what `lottery study` is asked
+    "cliff": ("cliff",),
+    "locate": ("locate",),
+    "budget": ("locate", "--budget", "0.05"),
+    "map": ("map",),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--measure", default="perplexity", help="what to measure; all: also speed, memory, samples")
+    parser.add_argument("--limit", default="none", help="the first windows only, for a quick look")
+    asked = parser.parse_args()
+    options = ("--models", asked.model, "--measure", asked.measure, "--limit", asked.limit)
+    runs = {name: run_study(*words, *options) for name, words in STUDIES.items()}
+
+    from lottery import answers, figures, results, tracking
+    from lottery.progress import quiet_libraries
+
+    quiet_libraries()
+    client = tracking.connect(reading=True)
+    found = {name: results.load(client, run_id) for name, run_id in runs.items()}
+    ranked = {name: answers.where(answers.rankings(results.records(r.rows), r.nll)).data for name, r in found.items()}
+    cliff = answers.how_much(results.records(found["cliff"].rows))
+    drawn = {
+        "cliff": figures.cliff(found["cliff"].rows, crossings=cliff.data),
+        "size": figures.pareto(found["cliff"].rows),
+        "locate": figures.places(found["locate"].rows),
+        "locate-curves": figures.cliff(found["locate"].rows),
+        "locate-ranking": figures.ranking(frame(ranked["locate"])),
+        "budget": figures.ranking(frame(ranked["budget"])),
+        "map": figures.layers(found["map"].rows),
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        (asked.out / f"{name}.svg").write_text(figures.svg(figure), encoding="utf-8")
+        (asked.out / f"{name}.png").write_bytes(figures.png(figure))
+        print(asked.out / f"{name}.svg")
+    print(f"\n{cliff.question} {cliff.sentence}\n{cliff.sure}")
+
+
+def run_study(*words: str) -> str:
+    """Its run's id. What it says while it works goes to the terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lottery", "study", *words, "--json"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"lottery study {' '.join(words)}: exit code {done.returncode}")
+    return json.loads(done.stdout)["run_id"]
+
+
+def frame(rows: Any) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))
+
+
+if __name__ == "__main__":
+    main()
