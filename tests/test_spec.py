@@ -81,7 +81,7 @@ def test_mlproject_s_studies() -> None:
     options = {p.name for p in main.commands["study"].params}
     default = {f.name: str(f.default) for f in fields(Spec)} | {"budget": "none"}
     for name in ("cliff", "locate", "map", "compare"):
-        said, command = points[name]["parameters"], points[name]["command"]
+        said, command = dict(points[name]["parameters"]), points[name]["command"]
         model = "models" if name == "compare" else "model"
         assert list(said) == [model, "budget", "method", "quantize", "dataset", "seed"]
         assert command.startswith(f"python -m lottery study {name} --models {{{model}}} ")
