@@ -13,8 +13,8 @@ from typing import Any
 
 STUDIES = {  # name of its figures -> what `lottery study` is asked
     "cliff": ("cliff",),
-    "locate": ("locate",),
-    "budget": ("locate", "--budget", "0.05"),
+    "locate": ("locate", "--control", "3"),
+    "budget": ("locate", "--control", "3", "--budget", "0.05"),
     "map": ("map",),
 }
 
@@ -57,7 +57,10 @@ def main() -> None:
 def run_study(*words: str) -> str:
     """Its run's id. What it says while it works goes to the terminal."""
     done = subprocess.run(
-        [sys.executable, "-m", "lottery", "study", *words, "--json"], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "lottery", "study", *words, "--out", "none", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"lottery study {' '.join(words)}: exit code {done.returncode}")

@@ -51,6 +51,11 @@ class Measured:
     outcome: str | None = None
 
 
+def dataset_of(spec: Spec, base_id: str) -> str:
+    """What `auto` means."""
+    return spec.dataset if spec.dataset != "auto" else "builtin" if base_id == "builtin" else "wikitext2"
+
+
 def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, shared: Shared) -> Setup:
     """Read and tokenize once what will be measured on. Everything that may be refused is refused here. `quantize`: the
     ticket's.
@@ -70,9 +75,7 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
     if spec.measures:
         check_memory(source, config, spec, dtype, device, quantize, window if "perplexity" in spec.measures else 0)
     if "perplexity" in spec.measures:
-        dataset = spec.dataset
-        if dataset == "auto":
-            dataset = "builtin" if base_id == "builtin" else "wikitext2"
+        dataset = dataset_of(spec, base_id)
         words = config.get_text_config().vocab_size
         how = (dataset, words, window, spec.limit, dtype, spec.runtime, device)
         ids_NT, protocol = shared.once(("windows", source.folder, *how), lambda: windows(dataset, tokenizer, *how[1:]))

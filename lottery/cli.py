@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import Field, asdict, fields
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from lottery import __version__
 from lottery.failures import known_failure
@@ -294,6 +296,9 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 @click.option("--fresh", is_flag=True, help="Make every ticket again.")
 @click.option("--yes", is_flag=True, help="Also where the tickets take over 100 GB, or more than is free.")
 @click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
+@click.option(
+    "--out", type=click.Path(), default=None, help="Folder of the report; none: no report.  [default: in LOTTERY_HOME]"
+)
 @click.option("--slurm", "on_slurm", is_flag=True, help="Have a Slurm cluster make it, one task a ticket.")
 @options(of=Options)
 @as_json
@@ -306,6 +311,7 @@ def study(
     fresh: bool,
     yes: bool,
     part: str | None,
+    out: str | None,
     on_slurm: bool,
     as_json: bool,
     **parameters: Any,
@@ -321,6 +327,8 @@ def study(
     if name is None:
         raise InputError(f"study: none is given; known: {', '.join(design.presets())}, or a YAML file")
     options = Options.parse(**{f.name: parameters.pop(f.name) for f in fields(Options)})
+    given = given_options()
+    check_together(name, given)
     asked = None
     if not name.endswith(".json"):
         asked = design.read_study(name).with_options(models, budget, parameters)
@@ -337,8 +345,30 @@ def study(
         yes=yes,
         part=part,
         slurm=options if on_slurm else None,
+        out=out,
+        said=shlex.join(["lottery", "study", name, *given]),
         as_json=as_json,
     )
+
+
+def given_options() -> list[str]:
+    """The options of this command that were typed, as they could be typed again."""
+    context, words = click.get_current_context(), []
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if context.get_parameter_source(option.name or "") != ParameterSource.COMMANDLINE or option.name == "name":
+            continue
+        words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    return words
+
+
+def check_together(name: str, given: list[str]) -> None:
+    """Raises InputError for options that would be passed over."""
+    words = [word for word in given if word.startswith("--")]
+    if name.endswith(".json") and (others := set(words) - {"--part", "--out", "--json"}):
+        raise InputError(f"study={name}: a plan stands; leave {', '.join(sorted(others))} out, or give the YAML file")
+    if "--part" in words and (others := {"--slurm", "--dry-run", "--fresh"} & set(words)):
+        raise InputError(f"{', '.join(sorted(others))}: with --part it would be passed over; leave one of them out")
 
 
 @main.command(name="list")

@@ -13,47 +13,52 @@ from lottery.planning import Plan, read_plan
 from lottery.progress import say
 from lottery.shared import Shared
 from lottery.slurm import Options, check, submit, warnings
+from lottery.spec import InputError
 
 
 def study(
     name: str, asked: Study | None, *, dry_run: bool, fresh: bool, yes: bool, part: str | None,
-    slurm: Options | None, as_json: bool,
+    slurm: Options | None, out: str | None, said: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """`asked`: None where `name` is a plan that was written for a cluster."""
+    """`asked`: None where `name` is a plan that was written for a cluster. `out`: the report's folder, `none` for no report,
+    None for one of its own. `said`: the command line."""
+    if out not in (None, "none"):
+        from lottery.report import check_folder
+
+        check_folder(Path(out).expanduser().resolve(), out)  # before the hours that a study takes
     plan, shared = (read_plan(Path(name)), Shared()) if asked is None else studies.prepare(asked, fresh, yes or dry_run)
     if slurm is not None:
-        on_cluster(plan, slurm, dry_run, yes, as_json)
-        return
-    if dry_run:
+        on_cluster(plan, slurm, dry_run, yes, said, as_json)
+    elif dry_run:
         click.echo(json.dumps(plan.json()) if as_json else tables.parts_table(plan))
-        return
-    if part == "report":
-        show(studies.close(plan), as_json)
+    elif part == "report":
+        show(studies.close(plan), out, as_json)
     elif part is not None:
         rows = studies.run_part(plan, part)
         click.echo(json.dumps({"tickets": [row.__dict__ for row in rows]}) if as_json else tables.rows_table(rows))
         studies.check_failed(rows)
     else:
-        show(studies.run(plan, shared), as_json)
+        show(studies.run(plan, shared, yes, {"command": said}), out, as_json)
 
 
-def on_cluster(plan: Plan, options: Options, dry_run: bool, yes: bool, as_json: bool) -> None:
+def on_cluster(plan: Plan, options: Options, dry_run: bool, yes: bool, said: str, as_json: bool) -> None:
     """Its parts as jobs, each of which reads the plan from LOTTERY_HOME. Nothing is begun where Slurm refuses."""
     for line in warnings():
         say(f"warning: {line}")
     which = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
     parts = {what: [int(part.part.split("-")[1]) for part in chosen] for what, chosen in which.items()}
-    file = home() / "studies" / plan.id / "plan.json"
+    file, before = home() / "studies" / plan.id / "plan.json", None
     if not dry_run:
         check(file, parts, options, plan.study.name)
-        plan = studies.begin(plan, yes)
         make_folder(file.parent, "LOTTERY_HOME")
-        write_file(file, json.dumps(plan.json()).encode())
+        plan, before = studies.begin(plan, yes, {"command": said})
     try:
-        jobs = submit(file, parts, options, plan.study.name, dry_run)
-    except BaseException:
         if not dry_run:
-            studies.give_up(plan)
+            write_file(file, json.dumps(plan.json()).encode())
+        jobs = submit(file, parts, options, plan.study.name, dry_run)
+    except BaseException as e:
+        if before is not None:
+            studies.give_up(plan, before, f"it was not submitted: {e}")
         raise
     if as_json:
         found = [{"id": job.id, "what": job.what, "command": list(job.command)} for job in jobs]
@@ -62,9 +67,26 @@ def on_cluster(plan: Plan, options: Options, dry_run: bool, yes: bool, as_json: 
     for job in jobs:
         click.echo(str(job) if dry_run else f"job {job.id}: {job.what}")
     if not dry_run:
-        click.echo(f"logs: {file.parent / 'logs'}")
+        click.echo(f"logs: {file.parent / 'logs'}; the report will be in {file.parent / 'report'}")
 
 
-def show(result: studies.Result, as_json: bool) -> None:
-    click.echo(json.dumps(result.json()) if as_json else tables.study_table(result))
+def show(result: studies.Result, out: str | None, as_json: bool) -> None:
+    """Its table, what it answers, and where its report is."""
+    if not as_json:
+        click.echo(tables.study_table(result))
+    found = None
+    if out != "none":
+        from lottery import report  # matplotlib and pandas: not before they are needed
+
+        try:
+            found = report.report(result.run_id, out or home() / "studies" / result.plan.id / "report")
+        except InputError as e:  # of a study in which all has failed
+            say(f"no report: {e}")
+    if as_json:
+        about = {name: found[name] if found else None for name in ("index", "answers")}
+        click.echo(json.dumps(result.json() | {"report": about["index"], "answers": about["answers"]}))
+    elif found:
+        click.echo(f"\n{report.answers_text(found)}\nreport: {found['index']}")
+    if result.page and not as_json:
+        click.echo(f"browse: {result.page}")
     studies.check_failed(result.rows)

@@ -82,13 +82,33 @@ class Study:
                 f"budget={','.join(map(str, study.budget))}: the study {study.name} looks for a sparsity itself; "
                 f"leave the budget out, or ask locate"
             )
-        for values, _ in study.combinations():
-            Spec.parse(**values)
+        for values, row in study.combinations():
+            spec = Spec.parse(**values)
+            if row.refine and spec.pattern != "unstructured":
+                raise InputError(
+                    f"pattern={spec.pattern}: it has one sparsity alone, and refine searches for one; leave refine out, "
+                    f"or give pattern=unstructured"
+                )
+            if row.refine and "perplexity" not in spec.measures:
+                raise InputError(
+                    f"measure={spec.measure}: a search for a sparsity goes by the ratio of perplexities; add perplexity, "
+                    f"or leave refine out"
+                )
         return study
 
 
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+class Loader(yaml.BaseLoader):
+    """Makes no objects, only text, lists and mappings; in a mapping no key twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_study(name: str) -> Study:
@@ -99,8 +119,8 @@ def read_study(name: str) -> Study:
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise InputError(f"study={name}: {nearest(name, presets())}; or give a YAML file (see --show)")
         # every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # makes no objects
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e
     if not isinstance(found, dict):
         raise InputError(f"study={name}: it holds no keys; `lottery study locate --show` prints one to begin with")
@@ -127,7 +147,7 @@ def from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
         models=words("models", found.get("models", "builtin"), where),
         grid=tuple(read_row(row, where, refine) for row in rows),
         parameters=top,
-        budget=shares(found["budget"], where) if "budget" in found else (),
+        budget=shares(found["budget"], where) if found.get("budget", "none") != "none" else (),
     )
     return study.with_options(None, None, {})
 

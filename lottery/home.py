@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lottery.progress import say
 from lottery.spec import InputError, blame
 
 
@@ -63,9 +64,16 @@ def held(path: Path) -> Iterator[IO[str]]:
 
     Open for writing: on NFS, where flock is a lock of the bytes, no other file can be held.
     """
+    told = False
     while True:
         with open(path, "a+") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    say(f"another process is at the same work; this one waits for it ({path})")
+                told = True
+                fcntl.flock(f, fcntl.LOCK_EX)
             if same_file(f, path):
                 yield f
                 return

@@ -62,6 +62,7 @@ class Ready:
     ticket: str
     shared: Shared
     tags: dict[str, str]  # the first ones of its run
+    name: str | None  # of the registered model that will hold it
 
 
 def ready(spec: Spec, shared: Shared | None = None) -> Ready:
@@ -69,11 +70,18 @@ def ready(spec: Spec, shared: Shared | None = None) -> Ready:
     shared = shared or Shared()
     source, chosen, base = open_choice(spec, shared)
     about = source.origin
-    if spec.register != "none":
-        registry.model_name(spec.register, about["id"])
+    name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
     setup = prepare(source, spec, about["id"], spec.quantize, shared)
     id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
-    return Ready(spec, source, chosen, base, setup, id, shared, first_tags("ticket", id, about["id"], setup))
+    return Ready(spec, source, chosen, base, setup, id, shared, first_tags("ticket", id, about["id"], setup), name)
+
+
+def find_made(client: tracking.Client, job: Ready, parent: str | None = None) -> Any | None:
+    """The newest finished run that holds all that this ticket's would, with a version of the model that it is to be
+    registered as; of the study's run `parent` alone, if given."""
+    if job.name is not None and registry.registered_before(client, job.name, job.ticket) is None:
+        return None
+    return tracking.find_finished(client, job.tags, job.spec, parent)
 
 
 def run(
@@ -82,8 +90,7 @@ def run(
     """One ticket: pruned, measured as it lies on disk, and registered. `study`: the name of the one that it belongs to;
     `within`: further tags of its run alone."""
     spec, source, chosen, base, setup, id = job.spec, job.source, job.chosen, job.base, job.setup, job.ticket
-    about = source.origin
-    name = registry.model_name(spec.register, about["id"]) if spec.register != "none" else None
+    about, name = source.origin, job.name
     for note in notes(chosen, source.tied_head):
         say(note)
     keep = out is not None or name is None

@@ -1,16 +1,21 @@
 """What a study means on this machine: the tickets that it asks for, one by one, each with the name of its part."""
 
+import itertools
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lottery.baseline import KEPT
 from lottery.checkpoint import Base, read_json
 from lottery.choice import open_choice, open_source
 from lottery.design import EACH_LAYER, Row, Study, from_record
 from lottery.pruning import info_of, planned
 from lottery.shared import Shared
+from lottery.sources import local_folder
 from lottery.spec import InputError, Spec
 from lottery.ticket import Stored
 
@@ -36,6 +41,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
+    """All that a study asks of this machine."""
+
     study: Study
     tickets: list[Part]
     baselines: list[Part] = field(default_factory=list)
@@ -90,16 +97,23 @@ def read_plan(path: Path) -> Plan:
             ]
             for name in ("tickets", "baselines", "refined")
         }
+        for part in itertools.chain(*parts.values()):
+            if not re.fullmatch(r"(ticket|dense|refine)-\d+", part.part):
+                raise KeyError(part.part)
         study = from_record(found["study"], f"study={path}", "study")
         plan = Plan(
             study, **parts, left_out=found["left_out"], disk_bytes=found["disk_bytes"], run=found["run"],
             fresh=found["fresh"],
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
         raise InputError(f"study={path}: no plan that lottery wrote ({e}); give the study's name or YAML file") from e
     if plan.id != found["study_id"]:
         raise InputError(f"study={path}: its study was changed after it was planned; submit the YAML file again")
     return plan
+
+
+class TooFewError(InputError):
+    """A target has fewer weights than a budget would remove."""
 
 
 def make_plan(study: Study, shared: Shared) -> Plan:
@@ -108,13 +122,19 @@ def make_plan(study: Study, shared: Shared) -> Plan:
 
     Weights are not needed yet: config.json is enough. Raises InputError, and MachineError where a hub fails.
     """
+    study = placed(study)
     found: dict[Spec, Part] = {}
-    searches: dict[Spec, tuple[Row, list[Spec], str]] = {}
+    searches: dict[Spec, Search] = {}
     left_out: list[dict[str, str]] = []
+    unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why it has none such
     disk_bytes = 0
-    for model in study.models:
-        source, _ = shared.once(("source", model, False, True), partial(open_source, model, False, True))
-        base = source.origin["id"] if isinstance(source, Stored) else source.id
+    sources = {
+        model: shared.once(("source", model, False, True), partial(open_source, model, False, True))[0]
+        for model in study.models
+    }
+    bases = names_of(sources)
+    for model, source in sources.items():
+        base = bases[model]
         for values, row in study.combinations():
             for spec, budget in specs_of(study, model, source, values, row):
                 try:
@@ -122,33 +142,68 @@ def make_plan(study: Study, shared: Shared) -> Plan:
                         spec = at_budget(spec, source, budget, shared)
                     _, chosen, _ = open_choice(spec, shared, outline=True)
                 except InputError as e:
-                    if budget is None and len(study.models) == 1:
-                        raise
+                    if not isinstance(e, TooFewError):
+                        unfit.setdefault(spec.target, {})[model] = e
                     left = {"model": model, "target": spec.target, "reason": str(e)}
                     left_out += [left] if left not in left_out else []
                     continue
                 if row.refine:
                     group = replace(spec, sparsity=0.0)
-                    searches.setdefault(group, (row, [], base))[1].append(spec)
+                    search = searches.setdefault(group, Search(base, row.refine, []))
+                    search.width = min(search.width, row.refine)
+                    search.grid.append(spec)
                 if spec not in found:
                     disk_bytes += planned(source, spec, chosen, identified=False)["disk_bytes_after"]
                     found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
+    for of_models in unfit.values():
+        if len(of_models) == len(study.models):
+            raise next(iter(of_models.values()))
     if not found:
         raise InputError(f"study={study.name}: no ticket is left of it: {left_out[0]['reason']}")
-    refined = [
-        Part(
-            f"refine-{i}",
-            group.title.replace(" 0%", ""),
-            base,
-            group,
-            None,
-            row.refine,
-            tuple(found[s].part for s in grid),
-        )
-        for i, (group, (row, grid, base)) in enumerate(searches.items())
-    ]
+    refined = []
+    for i, (group, search) in enumerate(searches.items()):
+        points = tuple(dict.fromkeys(found[spec].part for spec in search.grid))
+        title = group.title.replace(" 0%", "")
+        refined.append(Part(f"refine-{i}", title, search.base, group, None, search.width, points))
     tickets = list(found.values())
     return Plan(study, tickets, list(baselines_of(tickets)), refined, left_out, disk_bytes)
+
+
+@dataclass
+class Search:
+    """Specs that differ in their sparsity alone, and between which it is searched on."""
+
+    base: str
+    width: float
+    grid: list[Spec]
+
+
+def placed(study: Study) -> Study:
+    """With the files and folders that it names by whole paths: the same words in another folder are another question."""
+
+    def whole(name: str, value: str) -> str:
+        path = Path(value).expanduser()
+        if value in ("builtin", "wikitext2", "auto"):
+            return value
+        here = (name == "dataset" and path.is_file()) or (name == "model" and local_folder(value) is not None)
+        return os.path.abspath(path) if here else value
+
+    def all_whole(values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(whole(name, value) for value in given) for name, given in values.items()}
+
+    return replace(
+        study,
+        models=tuple(dict.fromkeys(whole("model", model) for model in study.models)),
+        parameters=all_whole(study.parameters),
+        grid=tuple(replace(row, values=all_whole(row.values)) for row in study.grid),
+    )
+
+
+def names_of(sources: Mapping[str, Base | Stored]) -> dict[str, str]:
+    """Model -> the name of its base; with the model beside it where two are named alike."""
+    bases = {model: s.origin["id"] if isinstance(s, Stored) else s.id for model, s in sources.items()}
+    alike = {base for base in bases.values() if list(bases.values()).count(base) > 1}
+    return {model: f"{base} ({model})" if base in alike else base for model, base in bases.items()}
 
 
 def specs_of(
@@ -169,24 +224,32 @@ def specs_of(
 
 
 def at_budget(spec: Spec, source: Base | Stored, budget: float, shared: Shared) -> Spec:
-    """The same target at the sparsity that removes `budget` of all the model's parameters. Raises InputError where it has
-    fewer weights."""
+    """The same target at the sparsity that removes `budget` of all the model's parameters, to half a weight a tensor.
+    Raises TooFewError where it has fewer weights."""
     _, chosen, _ = open_choice(spec, shared, outline=True)
     total = sum(source.info(p.name).numel for p in source.places)
     targeted = sum(info_of(source, p).numel for p in chosen)
-    if (removed := round(budget * total)) > targeted:
-        raise InputError(
+    if not (removed := round(budget * total)):
+        raise InputError(f"budget={budget:g}: that is less than one of its {total:,} weights; give a greater share")
+    if removed > targeted:
+        raise TooFewError(
             f"{spec.target} has {targeted:,} weights, {targeted / total:.2%} of the model: fewer than the budget of {budget:.2%}"
         )
     return Spec.parse(**spec.params() | {"sparsity": removed / targeted})
 
 
+def baseline_of(spec: Spec) -> tuple[Any, ...]:
+    """What two tickets have in common that are compared with one dense model, measured once."""
+    return tuple(getattr(spec, name) for name in OF_BASELINE)
+
+
 def baselines_of(tickets: list[Part]) -> Iterator[Part]:
-    """The dense models that these tickets are compared with, one for each protocol."""
+    """The dense models that these tickets are compared with, one for each protocol. What is only timed, or weighed, is
+    so beside each ticket."""
     seen: dict[tuple[Any, ...], Part] = {}
     for ticket in tickets:
-        key = tuple(getattr(ticket.spec, name) for name in OF_BASELINE)
-        if ticket.spec.measures and key not in seen:
+        key = baseline_of(ticket.spec)
+        if KEPT & set(ticket.spec.measures) and key not in seen:
             given = {name: value for name, value in ticket.spec.params().items() if name in OF_BASELINE}
             spec = Spec.parse(**given, sparsity=0)
             seen[key] = Part(f"dense-{len(seen)}", "dense", ticket.base, spec)

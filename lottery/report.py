@@ -87,7 +87,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
 def log(client: tracking.Client, folder: Path, found: results.Results, params: Mapping[str, str]) -> str | None:
     """The report as a run of its own; None, with a warning, where the store does not take it: the files are there."""
     names = ",".join(s.name for s in found.studies) or "tickets"
-    tags = {"kind": "report", "study": names} | {f"study.{s.study_id}": "report" for s in found.studies}
+    tags = {"kind": "report", "study": names} | {tracking.part_key(s.run_id): "report" for s in found.studies}
     try:
         with tracking.open_run(client, uuid.uuid4().hex[:16], f"report {names}", params, tags) as run:
             client.log_artifacts(run.id, str(folder))
@@ -406,13 +406,18 @@ def limits(rows: Sequence[sheets.Row]) -> list[str]:
     return said
 
 
-def text(summary: Mapping[str, Any]) -> str:
-    """For people, on a terminal."""
+def answers_text(summary: Mapping[str, Any]) -> str:
+    """Each question with its answer, for people, on a terminal."""
     lines = []
     for a in summary["answers"]:
         lines += [f"{a['question']} {a['answer'] or ''}".rstrip(), *(f"  {line}" for line in a["sentence"].split("\n"))]
-    for r in summary["absent"]:
-        lines.append(re.sub(r"\s+", " ", f"{r['state']}: {r['title']} of {r['base']}: {r['reason']}"))
+    return "\n".join(lines)
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """All of a report that fits a terminal."""
+    absent = [f"{r['state']}: {r['title']} of {r['base']}: {r['reason']}" for r in summary["absent"]]
+    lines = [answers_text(summary), *(re.sub(r"\s+", " ", line) for line in absent)]
     lines.append(f"{summary['tickets']} tickets; report: {summary['index']}")
     if summary["run_id"]:
         lines.append(f"run: {summary['run_id']}")

@@ -19,7 +19,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from lottery.spec import InputError
-from lottery.tracking import STORE_ERRORS, Client, every_page
+from lottery.tracking import STORE_ERRORS, Client, every_page, find_parts, part_key, parts_of
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
@@ -178,25 +178,22 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
     rows, absent, left_out = [], [], []
     protocols: dict[str, str] = {}
     for study in studies:
-        if not re.fullmatch("[0-9a-f]{12}", study.study_id):
-            raise InputError(f"study={study.name}: its run {study.run_id} has no study_id; give another study")
-        tag = f"study.{study.study_id}"
+        key = part_key(study.run_id)
         parts: dict[str, list[Any]] = {}
-        for run in search(client, experiments, f"tags.`{tag}` LIKE '%'"):
+        for run in find_parts(client, key):
             if run.data.tags.get("kind") in ("ticket", "dense"):
-                parts.setdefault(run.data.tags[tag], []).append(run)
+                for part in parts_of(run, key):
+                    parts.setdefault(part, []).append(run)
         plans = {str(p.get("part")): p for p in planned(study, "baselines", "tickets", "refined")}
-        whole = {
-            same(plans[p]) for p, runs in parts.items() if p in plans and any(r.info.status == "FINISHED" for r in runs)
-        }
         for part in [*plans, *sorted(set(parts) - set(plans))]:
             plan, runs = plans.get(part, {}), parts.get(part, [])
             budget = plan.get("budget")
             done = [run for run in runs if run.info.status == "FINISHED"]
             for run in points(done) if part.startswith("refine-") else done[:1]:
-                rows.append(row(run) | {"study": study.name, "part": part, "budget": number(budget)})
+                base = {"base": str(plan["base"])} if plan.get("base") else {}  # two models may be named alike
+                rows.append(row(run) | base | {"study": study.name, "part": part, "budget": number(budget)})
                 protocols |= said(run)
-            if not done and not (plan.get("params") and same(plan) in whole):
+            if not done:
                 absent.append({"study": study.name, "part": part, **absence(plan, runs)})
         for entry in planned(study, "left_out"):
             known = {name: str(entry.get(name, "")) for name in LEFT_OUT}
@@ -263,15 +260,6 @@ def with_dense(client: Client, experiments: Sequence[str], results: Results) -> 
                 protocols |= said(found[0])
     rows = frame([*more, *records(rows)])
     return Results(results.client, results.studies, rows, results.absent, results.left_out, protocols)
-
-
-def same(plan: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Two parts that differ only in how much is measured may be one run, which says of one of them alone that it is it."""
-    params = plan.get("params")
-    given = params if isinstance(params, dict) else {}
-    return str(plan.get("part")).split("-")[0], *(
-        given.get(k) for k in PARAMS if k not in ("measure", "control", "register", "tolerance")
-    )
 
 
 def absence(plan: Mapping[str, Any], runs: Sequence[Any]) -> dict[str, str]:

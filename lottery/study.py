@@ -1,7 +1,7 @@
 """A study: many tickets of one question, made once each, on one machine or by the tasks of a cluster.
 
-Its run in MLflow (kind=study) holds the plan; every ticket's run says by the tag `study.ID` which part of it it is, whether
-it was made for it or found. That is all that a report needs, and all that a second try needs to go on.
+Its run in MLflow (kind=study) holds the plan; every ticket's run says by a tag (`tracking.part_key`) which part of it it is,
+whether it was made for it or found. That is all that a report needs, and all that a second try needs to go on.
 """
 
 import math
@@ -9,21 +9,24 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lottery import job, publishing, tracking
+from lottery import job, publishing, registry, tracking
+from lottery.baseline import dataset_of
 from lottery.design import Study
 from lottery.failures import known_failure
-from lottery.home import home
-from lottery.planning import Part, Plan, crossing, halfway, make_plan
+from lottery.home import alone, home
+from lottery.planning import Part, Plan, baseline_of, crossing, halfway, make_plan
 from lottery.progress import say
 from lottery.shared import Shared
-from lottery.spec import InputError, MachineError, Spec, nearest
+from lottery.spec import InputError, MachineError, Spec, digest, nearest
 from lottery.tables import study_table
+from lottery.text import read_text
 from lottery.watching import Watch, watching
 
 MUCH = 100 * 10**9  # bytes of tickets that are not written without being asked for
@@ -62,6 +65,7 @@ class Cliff:
     below: float
     above: float
     limit: float
+    known: bool  # as well as was asked, and the upper one was measured
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,14 @@ def prepare(study: Study, fresh: bool = False, yes: bool = False) -> tuple[Plan,
     """What will be done, and whether there is room for it. Raises InputError where a person has to say yes first."""
     shared = Shared()
     plan = replace(make_plan(study, shared), fresh=fresh)
-    folder = home()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
     searches = f" and {len(plan.refined)} searches for a sparsity" if plan.refined else ""
-    say(
-        f"{plan.title}: {len(plan.tickets)} tickets{searches}, {plan.disk_bytes / 1e9:,.2f} GB on disk in all; "
-        f"{free / 1e9:,.1f} GB are free in {home()}"
-    )
+    folder = where_tickets_go(plan)
+    free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free if folder else None
+    room = f"{free / 1e9:,.1f} GB are free in {folder}" if free is not None else "what the server has free is not known"
+    say(f"{plan.title}: {len(plan.tickets)} tickets{searches}, {plan.disk_bytes / 1e9:,.2f} GB on disk in all; {room}")
     for left in plan.left_out:
         say(f"left out, {left['model']}: {left['reason']}")
-    if plan.disk_bytes > min(free, MUCH) and not yes:
+    if plan.disk_bytes > min(MUCH if free is None else free, MUCH) and not yes:
         raise InputError(
             f"study={study.name}: its tickets take {plan.disk_bytes / 1e9:,.1f} GB; say --yes if there is room for them, "
             f"or give fewer models, or storage=mask"
@@ -104,16 +104,25 @@ def prepare(study: Study, fresh: bool = False, yes: bool = False) -> tuple[Plan,
     return plan, shared
 
 
-def run(plan: Plan, shared: Shared) -> Result:
-    """Every part of a study, in this process: what has finished before is found, not made again.
+def where_tickets_go(plan: Plan) -> Path | None:
+    """The folder of this machine that fills; None where a server takes them."""
+    if all(part.spec.register == "none" for part in plan.tickets):
+        return home()
+    return None if tracking.store_name().startswith("http") else Path.cwd()
 
-    A ticket that fails is reported, and the others go on. Raises MachineError where the tracking store goes away: the same
-    command then goes on where it was.
+
+def run(plan: Plan, shared: Shared, yes: bool = False, tags: Mapping[str, str] | None = None) -> Result:
+    """Every part of a study, in this process: what has finished before is found, not made again. `tags`: further ones of
+    its run.
+
+    A ticket that fails is reported, and the others go on. Raises InputError where a cluster is at the study, unless a
+    person has said `yes`; MachineError where the tracking store goes away: the same command then goes on where it was.
     """
     client = tracking.connect()
     publishing.close_dead(client)
     job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
-    with open_study(client, plan) as run:
+    plan = continued(client, plan, yes)
+    with open_study(client, plan, tags) as run:
         plan = replace(plan, run=run.id)
         titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
         rows: list[Row] = []
@@ -121,18 +130,21 @@ def run(plan: Plan, shared: Shared) -> Result:
             doer = Doer(client, plan, shared, watch)
             for part in plan.parts:
                 rows += doer.do(part, rows)
-        result = Result(plan, run.id, arranged(plan, rows), cliffs(plan, rows), run.page)
-        conclude(run, result)
+        result = conclude(run, plan, rows)
     return result
 
 
 def run_part(plan: Plan, name: str) -> list[Row]:
-    """One part of a study whose run is there already: what one task of a cluster does."""
+    """One part of a study: what one task of a cluster does. The study's run is begun where there is none yet."""
     parts = {part.part: part for part in plan.parts}
     if name not in parts:
         raise InputError(f"part={name}: {nearest(name, [*parts, 'report'])}")
     part = parts[name]
     client = tracking.connect()
+    if plan.run is None:
+        with alone(f"study-{plan.id}"):
+            plan = continued(client, plan, yes=True)
+            plan = begin(plan)[0] if plan.run is None else plan
     todo = [*(parts[point] for point in part.points), part]  # a search finds its grid, or makes what is missing of it
     rows: list[Row] = []
     with watching([f"{p.base} {p.title}" for p in todo if p.width is None]) as watch:
@@ -146,49 +158,73 @@ def close(plan: Plan) -> Result:
     """The end of a study whose parts were done by others: its run is finished with what they have left in MLflow."""
     client = tracking.connect()
     publishing.close_dead(client)
+    plan = plan if plan.run else continued(client, plan, yes=True)
     with open_study(client, plan) as run:
-        rows = rows_of(client, replace(plan, run=run.id))
-        result = Result(plan, run.id, arranged(plan, rows), cliffs(plan, rows), run.page)
-        conclude(run, result)
-    return result
+        plan = replace(plan, run=run.id)
+        return conclude(run, plan, rows_of(client, plan))
 
 
-def begin(plan: Plan, yes: bool = False) -> Plan:
-    """The study's run, begun for the tasks of a cluster to come. Raises InputError where it was before, and has not ended,
-    unless a person has said `yes`: its tasks and the new ones would make tickets twice."""
+def begin(plan: Plan, yes: bool = False, tags: Mapping[str, str] | None = None) -> tuple[Plan, str]:
+    """The study's run, begun for the tasks of a cluster to come, and the state that it was in before. Raises InputError
+    where a cluster is at it already, unless a person has said `yes`."""
     client = tracking.connect()
     publishing.close_dead(client)
+    plan = continued(client, plan, yes)
+    before = client.get_run(plan.run).info.status if plan.run else "FAILED"
+    check_texts_and_names(plan)
+    with open_study(client, plan, tags) as run:
+        run.finish("SCHEDULED")
+        return replace(plan, run=run.id), before
+
+
+def check_texts_and_names(plan: Plan) -> None:
+    """What every task would refuse is refused once, and at once. Raises InputError."""
+    for part in plan.tickets:
+        if part.spec.register != "none":
+            registry.model_name(part.spec.register, part.base)
+    for dataset in {dataset_of(part.spec, part.base) for part in plan.baselines if "perplexity" in part.spec.measures}:
+        read_text(dataset)
+
+
+def give_up(plan: Plan, before: str, reason: str) -> None:
+    """The run of a study that no cluster took is what it was."""
+    client = tracking.connect()
+    if plan.run:
+        client.set_terminated(plan.run, before)
+        if before == "FAILED":
+            client.set_tag(plan.run, "reason", reason)
+
+
+def continued(client: tracking.Client, plan: Plan, yes: bool) -> Plan:
+    """The plan with the run that it goes on in: the newest of the same study, unless every ticket is to be made again; one
+    that was begun so and has not come to its end goes on so. Without a run: a new one is to be opened.
+
+    Raises InputError where tasks of a cluster are at it, unless a person has said `yes`: they would make tickets twice.
+    """
     before = tracking.find_study(client, plan.id)
-    if before is not None and before.info.status == "SCHEDULED" and not yes:
+    if before is None:
+        return plan
+    if before.info.status == "SCHEDULED" and not yes:
         raise InputError(
             f"study={plan.study.name}: it was submitted before, and its last job has not ended it (run {before.info.run_id}); "
             f"wait for it, or say --yes if its jobs are gone"
         )
-    with open_study(client, plan) as run:
-        run.finish("SCHEDULED")
-        return replace(plan, run=run.id)
-
-
-def give_up(plan: Plan) -> None:
-    """The run of a study that no cluster took."""
-    client = tracking.connect()
-    if plan.run:
-        client.set_terminated(plan.run, "FAILED")
+    if "fresh" in before.data.tags and before.info.status != "FINISHED":
+        return replace(plan, run=before.info.run_id, fresh=True)
+    return plan if plan.fresh else replace(plan, run=before.info.run_id)
 
 
 @contextmanager
-def open_study(client: tracking.Client, plan: Plan) -> Iterator[tracking.Run]:
-    """The study's run: the one that `mlflow run` has opened, or the newest of the same study, or a new one."""
-    tags = {"kind": "study", "study": plan.study.name, "study_id": plan.id}
+def open_study(client: tracking.Client, plan: Plan, more: Mapping[str, str] | None = None) -> Iterator[tracking.Run]:
+    """The study's run: the one that `mlflow run` has opened, or that of the plan, or a new one."""
+    tags = {"kind": "study", "study": plan.study.name, "study_id": plan.id, **(more or {})}
+    tags |= {"fresh": "yes"} if plan.fresh else {}
     params = {"name": plan.study.name, "models": ",".join(plan.study.models)} | {
         name: ",".join(values) for name, values in plan.study.parameters.items()
     }
     params |= {"budget": ",".join(f"{b:g}" for b in plan.study.budget) or "none"}
-    resume = plan.run or tracking.adopted()
-    if resume is None and not plan.fresh:
-        before = tracking.find_study(client, plan.id)
-        resume = before.info.run_id if before is not None else None
-    with tracking.open_run(client, plan.id, plan.title, params, tags, resume=resume, adopt=False) as run:
+    resume, id = tracking.adopted() or plan.run, digest([plan.id, tracking.store_digest()])[:16]
+    with tracking.open_run(client, id, plan.title, params, tags, resume=resume, adopt=False) as run:
         run.log_files({"plan.json": replace(plan, run=run.id).json(), "study.yaml": plan.study.yaml()})
         yield run
 
@@ -198,8 +234,9 @@ class Doer:
 
     def __init__(self, client: tracking.Client, plan: Plan, shared: Shared, watch: Watch) -> None:
         self.client, self.plan, self.shared, self.watch = client, plan, shared, watch
-        self.key = f"study.{plan.id}"
-        self.without: dict[str, str] = {}  # models whose dense baseline failed, and why
+        assert plan.run is not None
+        self.run, self.key = plan.run, tracking.part_key(plan.run)
+        self.without: dict[tuple[Any, ...], str] = {}  # dense baselines that failed, and why
 
     def do(self, part: Part, known: list[Row]) -> list[Row]:
         """`known`: what became of the parts before it."""
@@ -213,34 +250,30 @@ class Doer:
         def work(within: dict[str, str]) -> Row:
             ready = job.ready(part.spec, self.shared)
             found, run_id, made = job.run_dense(ready, self.plan.study.name, within)
-            if run_id and not made:
-                self.client.set_tag(run_id, self.key, part.part)
-            state = "made" if made else "found"
-            return Row(part.part, "dense", part.base, state, part.spec.params(), found.metrics, {}, None, run_id)
+            state, params = "made" if made else "found", part.spec.params()
+            if run_id is None:
+                return Row(part.part, "dense", part.base, state, params, found.metrics)
+            data = self.client.get_run(run_id).data
+            return Row(part.part, "dense", part.base, state, params, data.metrics, data.tags, None, run_id)
 
         row = self.attempt(part.part, part.spec, part.base, "dense", None, work)
         if row.reason:
-            self.without[part.spec.model] = row.reason
+            self.without[baseline_of(part.spec)] = row.reason
         return row
 
     def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> Row:
         def work(within: dict[str, str]) -> Row:
-            if spec.model in self.without:
-                raise MachineError(f"its dense baseline failed: {self.without[spec.model]}")
+            if reason := self.without.get(baseline_of(spec)):
+                raise MachineError(f"its dense baseline failed: {reason}")
             ready = job.ready(spec, self.shared)
-            only = self.plan.run if self.plan.fresh else None
-            before = tracking.find_finished(self.client, ready.ticket, ready.tags.get("protocol"), spec, only)
-            if before is not None:
-                self.client.set_tag(before.info.run_id, self.key, part)
-                data = before.data
-                return Row(
-                    part, spec.title, base, "found", spec.params(), data.metrics, data.tags, ready.ticket,
-                    before.info.run_id, budget,
-                )  # fmt: skip
-            made = job.run(ready, study=self.plan.study.name, within=within)
-            return Row(
-                part, spec.title, base, "made", spec.params(), made.metrics, made.tags, made.ticket, made.run_id, budget
-            )
+            about = partial(Row, part, spec.title, base, params=spec.params(), ticket=ready.ticket, budget=budget)
+            with alone(f"part-{ready.ticket}"):  # another study's process may be making it
+                before = job.find_made(self.client, ready, self.run if self.plan.fresh else None)
+                if before is not None:
+                    data = before.data
+                    return about("found", metrics=data.metrics, tags=data.tags, run_id=before.info.run_id)
+                made = job.run(ready, study=self.plan.study.name, within=within)
+            return about("made", metrics=made.metrics, tags=made.tags, run_id=made.run_id)
 
         return self.attempt(part, spec, base, spec.title, budget, work)
 
@@ -265,11 +298,16 @@ class Doer:
         """What `work` gives; where it fails, a row that says so, and a failed run in MLflow."""
         self.watch.begin(f"{base} {title}")
         began = int(time.time() * 1000)
-        within = {self.key: part} | ({"mlflow.parentRunId": self.plan.run} if self.plan.run else {})
+        within = {self.key: part, "mlflow.parentRunId": self.run}
         try:
             row = work(within)
         except Exception as e:
-            tracking.connect()  # a store that is away is the end: MachineError
+            try:
+                tracking.connect()
+            except (
+                MachineError
+            ) as away:  # that is the end; where a ticket was kept on disk, its error says how it is sent
+                raise (e if isinstance(e, MachineError) else away) from e
             known = known_failure(e)
             if known is None:  # a defect of ours: the others go on all the same
                 traceback.print_exc(file=sys.stderr)
@@ -278,6 +316,9 @@ class Doer:
             tags = within | kind | {"study": self.plan.study.name, "outcome": "failed", "reason": reason[:4000]}
             run_id = tracking.failed_run(self.client, title, spec.params(), tags, self.key, part, began)
             row = Row(part, title, base, "failed", spec.params(), {}, tags, None, run_id, budget, reason)
+        if row.run_id:
+            sparsity = spec.sparsity if part.startswith("refine") else None
+            tracking.count_in(self.client, self.key, part, row.run_id, sparsity)
         self.watch.end(row.state, row.metrics, row.reason)
         return row
 
@@ -306,26 +347,42 @@ def cliffs(plan: Plan, rows: list[Row]) -> list[Cliff]:
     found = []
     for part in plan.refined:
         limit = 1 + part.spec.tolerance
-        if points := points_of(part, rows):
-            found.append(Cliff(part.part, part.title, part.base, *crossing(points, limit), limit))
+        if part.width and (points := points_of(part, rows)):
+            below, above = crossing(points, limit)
+            known = above in points and halfway(below, above, part.width) is None
+            found.append(Cliff(part.part, part.title, part.base, below, above, limit, known))
+    return found
+
+
+def unfinished(plan: Plan, rows: list[Row]) -> list[Row]:
+    """A row for each search that did not come to its end, and no row says why."""
+    found = []
+    for part in plan.refined:
+        points = points_of(part, rows)
+        below, above = crossing(points, 1 + part.spec.tolerance)
+        searched = points and part.width and halfway(below, above, part.width) is None
+        if not searched and not any(row.part == part.part and row.state == "failed" for row in rows):
+            reason = f"it ended between {below:.2%} and {above:.2%}" if points else "nothing of its grid is measured"
+            title = f"{part.title}: search"
+            found.append(Row(part.part, title, part.base, "missing", part.spec.params(), reason=reason))
     return found
 
 
 def rows_of(client: tracking.Client, plan: Plan) -> list[Row]:
     """What MLflow holds of every part: the newest finished run, or the failed one, or nothing."""
-    runs = tracking.find_parts(client, plan.id)
-    if plan.fresh:
-        runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == plan.run]
-    key, rows = f"study.{plan.id}", []
+    assert plan.run is not None
+    key, rows = tracking.part_key(plan.run), []
+    runs = tracking.find_parts(client, key)
     runs.sort(key=lambda run: run.info.status != "FINISHED")  # of those the newest first, as they came
     for part in plan.parts:
-        mine = [run for run in runs if run.data.tags[key] == part.part]
+        mine = [run for run in runs if part.part in tracking.parts_of(run, key)]
         if part.width is None:
             rows.append(row_of(part, mine[0] if mine else None))
             continue
         points: dict[float, Any] = {}
         for run in mine:
-            points.setdefault(float(run.data.params["sparsity"]), run)
+            if "sparsity" in run.data.params:  # a process that is killed early leaves a run without
+                points.setdefault(float(run.data.params["sparsity"]), run)
         for sparsity in sorted(points):
             spec = replace(part.spec, sparsity=sparsity)
             rows.append(row_of(replace(part, spec=spec, title=spec.title), points[sparsity]))
@@ -343,10 +400,12 @@ def row_of(part: Part, run: Any | None) -> Row:
     return make("failed", tags=tags, ticket=ticket, run_id=run.info.run_id, reason=reason)
 
 
-def conclude(run: tracking.Run, result: Result) -> None:
+def conclude(run: tracking.Run, plan: Plan, rows: list[Row]) -> Result:
     """The study's run says what came of it."""
-    failed = sum(row.state in ("failed", "missing") for row in result.rows)
-    found = {f"cliff_{c.base}_{c.title}": (c.below + c.above) / 2 for c in result.cliffs}
+    rows = [*arranged(plan, rows), *unfinished(plan, rows)]
+    result = Result(plan, run.id, rows, cliffs(plan, rows), run.page)
+    failed = sum(row.state in ("failed", "missing") for row in rows)
+    found = {f"cliff_{c.base}_{c.title}": (c.below + c.above) / 2 for c in result.cliffs if c.known}
     names = {name: tracking.metric_name(name) for name in found}
     metrics = {"tickets": float(len(result.rows) - failed), "failed": float(failed)}
     run.log_metrics(metrics | {names[k]: v for k, v in found.items()}, None, None, int(time.time() * 1000))
@@ -354,6 +413,7 @@ def conclude(run: tracking.Run, result: Result) -> None:
     if failed:
         run.tag({"outcome": "failed", "reason": f"{failed} of {len(result.rows)} parts are failed or missing"})
         run.finish("FAILED")
+    return result
 
 
 def check_failed(rows: list[Row]) -> None:

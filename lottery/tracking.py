@@ -204,6 +204,8 @@ class Run:
                 path = Path(folder) / name
                 if isinstance(content, np.ndarray):
                     np.save(path, content, allow_pickle=False)
+                elif isinstance(content, str):
+                    path.write_text(content, encoding="utf-8")
                 else:
                     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             self.client.log_artifacts(self.id, folder)
@@ -275,7 +277,14 @@ def open_run(
 
 
 def store_digest() -> str:
-    return digest(mlflow.get_tracking_uri().rstrip("/"))[:16]
+    """Names the store. A server that is a job of a cluster (slurm/server.sbatch) has another address each time it starts:
+    it goes by its folder."""
+    uri = mlflow.get_tracking_uri().rstrip("/")
+    with contextlib.suppress(OSError, KeyError):
+        folder = Path(os.environ["LOTTERY_SERVER"]).expanduser().resolve()
+        if (folder / "address").read_text().strip().rstrip("/") == uri:
+            return digest(str(folder))[:16]
+    return digest(uri)[:16]
 
 
 def every_page(search: Callable[..., Any]) -> list[Any]:
@@ -380,21 +389,29 @@ def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: froz
 CARRIED = {"perplexity": "perplexity", "speed": "decode_tok_s", "memory": "weights_bytes", "samples": "distinct_2"}
 
 
-def find_finished(
-    client: MlflowClient, ticket: str, protocol: str | None, spec: Spec, parent: str | None = None
-) -> Any | None:
-    """The newest finished run of this very ticket under this protocol that carries every metric that `spec` asks for; of
-    the study's run `parent` alone, if given. A ticket that overflowed has no perplexity, and never will."""
-    query = f"attributes.status = 'FINISHED' and tags.kind = 'ticket' and tags.ticket = '{ticket}'"
-    query += f" and tags.protocol = '{protocol}'" if protocol else ""
+def find_finished(client: MlflowClient, tags: Mapping[str, str], spec: Spec, parent: str | None = None) -> Any | None:
+    """The newest finished run that answers `spec`: of this very ticket, under this protocol, by the same tolerance, with
+    every metric that is asked for, controls of the same draws, speeds of the same hardware; of the study's run `parent`
+    alone, if given. A ticket that overflowed has no perplexity, and never will. `tags`: its first ones (`job.Ready`)."""
+    query = f"attributes.status = 'FINISHED' and tags.kind = 'ticket' and tags.ticket = '{tags['ticket']}'"
+    query += f" and tags.protocol = '{tags['protocol']}'" if "protocol" in tags else ""
     query += f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
     experiments = [e.experiment_id for e in client.search_experiments()]
-    needed = {CARRIED[name] for name in spec.measures} | ({"control_perplexity"} if spec.control else set())
-    for run in client.search_runs(experiments, query, max_results=50):
-        overflowed = {"perplexity", "control_perplexity"} if run.data.tags.get("outcome") == "overflow" else set()
-        if int(run.data.params.get("control", 0)) >= spec.control and needed <= run.data.metrics.keys() | overflowed:
-            return run
-    return None
+    found = every_page(partial(client.search_runs, experiments, query, max_results=100))
+    return next((run for run in found if carries(run, tags, spec)), None)
+
+
+def carries(run: Any, tags: Mapping[str, str], spec: Spec) -> bool:
+    params, measures = run.data.params, set(spec.measures)
+    overflowed = run.data.tags.get("outcome") == "overflow"
+    needed = {CARRIED[name] for name in measures} - ({"perplexity"} if overflowed else set())
+    same = ["tolerance"] if "perplexity" in measures else []
+    if spec.control:
+        same += ["control", "seed"]
+    if measures & {"speed", "memory"} and run.data.tags.get("hardware") != tags.get("hardware"):
+        return False
+    asked = {name: params[name] for name in same if name in params}
+    return len(asked) == len(same) and spec.agrees_with(asked) is None and needed <= run.data.metrics.keys()
 
 
 def adopted() -> str | None:
@@ -410,11 +427,37 @@ def find_study(client: MlflowClient, id: str) -> Any | None:
     return runs[0] if runs else None
 
 
-def find_parts(client: MlflowClient, id: str) -> list[Any]:
-    """The runs that say that they are a part of the study, the newest first."""
+def part_key(study_run: str) -> str:
+    """The tag by which a run says which parts of a study it is."""
+    return f"study.{study_run[:12]}"
+
+
+def parts_of(run: Any, key: str) -> list[str]:
+    """ticket-7; or, of what two parts have found to be the same, ticket-7,ticket-9."""
+    return [part for part in run.data.tags.get(key, "").split(",") if part]
+
+
+def find_parts(client: MlflowClient, key: str, part: str = "") -> list[Any]:
+    """The runs that say that they are a part (this one) of the study, the newest first."""
     experiments = [e.experiment_id for e in client.search_experiments()]
-    query, order = f"tags.`study.{id}` != ''", ["attributes.start_time DESC"]
-    return every_page(partial(client.search_runs, experiments, query, max_results=1000, order_by=order))
+    query, order = f"tags.`{key}` LIKE '%{part}%'", ["attributes.start_time DESC"]
+    found = every_page(partial(client.search_runs, experiments, query, max_results=1000, order_by=order))
+    return [run for run in found if not part or part in parts_of(run, key)]
+
+
+def count_in(client: MlflowClient, key: str, part: str, run_id: str, sparsity: float | None = None) -> None:
+    """This run, and no earlier one, is what a study has of a part; of a search: at this sparsity."""
+    for run in [client.get_run(run_id), *find_parts(client, key, part)]:
+        of_this = run.info.run_id == run_id
+        if not of_this and sparsity is not None and float(run.data.params.get("sparsity", "nan")) != sparsity:
+            continue
+        with alone(f"parts-{run.info.run_id}"):  # tasks that have found the same ticket say so one after the other
+            parts = parts_of(client.get_run(run.info.run_id), key)
+            said = [p for p in parts if p != part] + ([part] if of_this else [])
+            if said and sorted(said) != sorted(parts):
+                client.set_tag(run.info.run_id, key, ",".join(sorted(said)))
+            elif parts and not said:
+                client.delete_tag(run.info.run_id, key)
 
 
 def failed_run(

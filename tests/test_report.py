@@ -66,6 +66,7 @@ class Made:
 
     client: MlflowClient
     id: str
+    key: str  # the tag of its parts
     newest: str  # the run of the newer study
     runs: dict[tuple[str, str], Any]
 
@@ -73,7 +74,7 @@ class Made:
         return self.runs[base, title].data.metrics
 
     def part(self, run: Any) -> str:
-        return run.data.tags.get(f"study.{self.id}", "")
+        return run.data.tags.get(self.key, "")
 
     def nll(self, title: str, base: str = "builtin") -> np.ndarray:
         local = self.client.download_artifacts(self.runs[base, title].info.run_id, "nll_per_window.npy")
@@ -95,7 +96,7 @@ def made(cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -
         where = " w256" if row["params"]["window"] == "256" else ""
         runs[row["base"], row["title"] + where] = client.get_run(row["run_id"])
         client.set_tag(row["run_id"], "hardware", SLOW_HARDWARE)
-    result = Made(client, places["study_id"], pair["run_id"], runs)
+    result = Made(client, places["study_id"], tracking.part_key(places["run_id"]), pair["run_id"], runs)
     client.delete_run(runs.pop((FOLDER, "early 50%")).info.run_id)
     failed = runs.pop((FOLDER, "early 30%")).info.run_id
     client.set_terminated(failed, "FAILED")
@@ -351,7 +352,7 @@ def test_the_newest_study_is_the_default_and_tickets_alone_will_do(
     assert lottery_json("report", "--out", tmp_path / "a")["studies"][0]["run_id"] == made.newest
     text = cli("report", "--study", f"places,{made.id}", "--out", tmp_path / "b").stdout  # the same study twice is one
     assert "How much can be cut?" in text and f"report: {tmp_path / 'b' / 'index.html'}" in text
-    tags = f"tags.`study.{made.id}` = 'ticket-0'"
+    tags = f"tags.`{made.key}` = 'ticket-0'"
     found = lottery_json("report", "--filter", tags, "--out", tmp_path / "c")
     assert found["tickets"] == 1 and found["study"] == ""
     assert rows_of(Written(tmp_path / "c", found, Elements((tmp_path / "c/index.html").read_text())), "builtin")[
@@ -374,7 +375,7 @@ def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
     for arguments, words in (
         (("--study", "lokate", *out), "study=lokate: no such study; there are: odd, empty, pair, places"),
         (("--study", "empty", *out), "none of its tickets is measured (1 missing)"),
-        (("--study", odd, *out), "has no study_id"),
+        (("--study", odd, *out), "none of its tickets is measured (none planned)"),
         (("--filter", "params.target = 'nothing'", *out), "no finished ticket fulfils it"),
         (("--filter", "sparsity is high", *out), "filter=sparsity is high: "),
         (("--study", "places", "--filter", "params.target = 'all'", *out), "give one of them"),
@@ -402,7 +403,7 @@ def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_pat
     odd = '{"tickets": [1, {"part": "ticket-0", "budget": "x", "params": 3}], "left_out": 4}'
     for study_id, plan in (("eeeeeeeeeeee", "no JSON"), ("dddddddddddd", odd)):
         run_id = begin_study(study_id, study_id, plan)
-        made.client.set_tag(of_builtin, f"study.{study_id}", "ticket-0")
+        made.client.set_tag(of_builtin, tracking.part_key(run_id), "ticket-0")
         assert report.report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
         page = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
         assert ("cannot be read: what is missing is not known" in page) == (plan != odd)

@@ -20,6 +20,7 @@ from slurm_cluster import Cluster, slurm_cluster
 from lottery import slurm
 from lottery.slurm import Options
 from lottery.spec import InputError, MachineError
+from lottery.tracking import part_key, store_digest
 
 SMALL = {"partition": "batch", "cpus": 1, "time": "30"}
 PARTS_MADE = [f"ticket-{i}" for i in range(7)]
@@ -256,7 +257,7 @@ def ended(
         submitted = lottery_json("study", "small.yaml", "--slurm", "--partition", "batch", "--cpus", 1, "--time", 30)
         (folder / "gone.txt").unlink()
         jobs = {job["what"]: job["id"] for job in submitted["jobs"]}
-        tag, client = f"study.{submitted['study_id']}", mlflow.MlflowClient(server.url)
+        tag, client = part_key(submitted["run_id"]), mlflow.MlflowClient(server.url)
         names = {f"{jobs['ticket']}_{i}": f"ticket-{i}" for i in range(8)}
 
         def waiting() -> list[str]:
@@ -365,8 +366,25 @@ def test_front_door(
     begun = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}
     refused = cli("study", "locate", "--slurm", code=2)
     assert "partition=dgx: this cluster has none of that name; known: batch, urgent" in refused.stderr
+    batch = ("study", "locate", "--slurm", "--partition", "batch", "--gpus", 0, "--cpus", 1, "--time", 30)
+    refused = cli(*batch, "--dataset", "gone.txt", code=2)
+    assert "dataset=gone.txt: not builtin, wikitext2 or a file" in refused.stderr
+    refused = cli(*batch, "--register", "a/b", code=2)
+    assert "register=a/b" in refused.stderr
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert {run.info.run_id for run in found} == begun
+
+
+def test_a_server_that_moves_is_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a task has left unsent is found by the next one, which asks the same server at another address."""
+    monkeypatch.setenv("LOTTERY_SERVER", str(tmp_path))
+    names = set()
+    for port in (5001, 5002):
+        (tmp_path / "address").write_text(f"http://dgx01:{port}\n")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://dgx01:{port}")
+        names.add(store_digest())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
+    assert len(names) == 1 and store_digest() not in names
 
 
 def small(**given: Any) -> Options:

@@ -20,8 +20,10 @@ from rich.console import Console
 from lottery.home import home
 from lottery.planning import crossing, halfway
 from lottery.spec import Spec
+from lottery.tracking import part_key
 
-QUICK = ("--measure", "perplexity", "--limit", 3, "--dataset", "builtin", "--register", "none")
+MEASURED = ("--measure", "perplexity", "--limit", 3, "--dataset", "builtin", "--register", "none")
+QUICK = (*MEASURED, "--out", "none")  # no report
 
 
 def write(folder: Path, stem: str, **study: Any) -> Path:
@@ -79,7 +81,7 @@ def test_what_is_shown_is_a_study(
 
 def test_twenty_runs_and_the_study_s_own(located: dict[str, Any], tiny: Path) -> None:
     assert [row["state"] for row in located["tickets"]] == ["made"] * 20 and located["left_out"] == []
-    key = f"study.{located['study_id']}"
+    key = part_key(located["run_id"])
     parent = mlflow.get_run(located["run_id"])
     assert (
         parent.info.status == "FINISHED"
@@ -104,7 +106,7 @@ def test_twenty_runs_and_the_study_s_own(located: dict[str, Any], tiny: Path) ->
 def test_the_figures_are_those_of_the_main_job(
     located: dict[str, Any], lottery_json: Callable[..., dict[str, Any]], tiny: Path
 ) -> None:
-    alone = lottery_json("prune", "--model", tiny, "--target", "late", "--sparsity", 0.7, *QUICK)
+    alone = lottery_json("prune", "--model", tiny, "--target", "late", "--sparsity", 0.7, *MEASURED)
     row = next(row for row in located["tickets"] if row["title"] == "late 70%")
     assert row["ticket"] == alone["ticket"]
     for name, value in alone["metrics"].items():
@@ -135,12 +137,12 @@ def test_fresh_makes_all_again(lottery_json: Callable[..., dict[str, Any]], tiny
 
 
 def test_a_ticket_made_alone_is_found(lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path) -> None:
-    alone = lottery_json("prune", "--model", tiny, "--target", "q_proj", "--sparsity", "0.35", *QUICK)
+    alone = lottery_json("prune", "--model", tiny, "--target", "q_proj", "--sparsity", "0.35", *MEASURED)
     path = write(tmp_path, "found", models=[str(tiny)], target=["q_proj", "v_proj"], sparsity="0.350")
     study = lottery_json("study", path, *QUICK)
     assert [r["state"] for r in study["tickets"]][1:] == ["found", "made"]
     run = mlflow.get_run(alone["run_id"])
-    assert run.data.tags[f"study.{study['study_id']}"] == "ticket-0" and "study" not in run.data.tags
+    assert run.data.tags[part_key(study["run_id"])] == "ticket-0" and "study" not in run.data.tags
 
 
 def test_cliff_is_known_to_one_point(lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]) -> None:
@@ -224,7 +226,7 @@ def test_one_that_fails_is_reported_and_the_others_go_on(
     assert "Traceback" not in done.stderr
     run = mlflow.get_run(found["tickets"][0]["run_id"])
     assert run.info.status == "FAILED" and "format None" in run.data.tags["reason"]
-    assert run.data.tags[f"study.{found['study_id']}"] == "ticket-0"
+    assert run.data.tags[part_key(found["run_id"])] == "ticket-0"
     assert mlflow.get_run(found["run_id"]).info.status == "FAILED"
     # mended, the same command makes what is missing alone, and its run is a good one
     shutil.rmtree(folder)
@@ -248,8 +250,10 @@ def test_several_models_and_what_one_does_not_have(
     assert "of 2 protocols" not in cli("study", path, *QUICK).stdout
     wrong = write(tmp_path, "wrong", models=[str(tiny)], target=["mlp", "q_porj"], sparsity=0.5)
     assert "did you mean q_proj" in cli("study", wrong, *QUICK, code=2).stderr
-    none = write(tmp_path, "none", models=[str(tiny), str(gpt)], target="no_proj", sparsity=0.5)
-    assert "no ticket is left" in cli("study", none, *QUICK, code=2).stderr
+    none = write(tmp_path, "none", models=[str(tiny), str(gpt)], target=["mlp", "no_proj"], sparsity=0.5)
+    assert "target=no_proj" in cli("study", none, *QUICK, code=2).stderr  # no model has it: a typo
+    budget = write(tmp_path, "budget", models=[str(tiny)], target=["mlp", "q_porj"], budget="0.01")
+    assert "did you mean q_proj" in cli("study", budget, *QUICK, code=2).stderr
 
 
 def test_a_hub_s_models_are_planned_without_their_weights_and_kept_as_masks(
@@ -274,9 +278,113 @@ def test_a_hub_s_models_are_planned_without_their_weights_and_kept_as_masks(
     packed = lottery_json("study", path, "--dry-run", *QUICK, "--storage", "packed", "--quantize", "none")
     assert {p["params"]["storage"] for p in packed["tickets"]} == {"packed"}
     found = lottery_json("study", path, *QUICK)
-    assert [row["state"] for row in found["tickets"]] == ["made"] * 7
+    # the first one's dense baseline is there: its files are those of another test's
+    assert [row["state"] for row in found["tickets"] if row["title"] != "dense"] == ["made"] * 5
     small, eight = (row["metrics"]["disk_bytes"] for row in found["tickets"][1:3])
     assert small < eight / 10
+
+
+def test_what_was_asked_otherwise_is_not_found(
+    lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    """A verdict by another tolerance, controls of other draws, a version that is not there: the ticket is measured again."""
+    path = write(tmp_path, "otherwise", models=[str(tiny)], target="k_proj", sparsity=0.45)
+    usual = ("--measure", "perplexity", "--limit", 3, "--dataset", "builtin", "--out", "none")
+    for more, state in (
+        (("--register", "none"), "made"),
+        (("--register", "none", "--tolerance", "0.10"), "found"),
+        (("--register", "none", "--tolerance", 0.5), "made"),
+        (("--register", "none", "--control", 2), "made"),
+        (("--register", "none", "--control", 2, "--seed", 1), "made"),
+        (("--register", "none", "--control", 2), "found"),
+        (("--register", "none", "--control", 1), "made"),
+        (("--register", "of-otherwise"), "made"),
+        (("--register", "of-otherwise", "--seed", 7), "found"),
+    ):
+        (_, ticket) = lottery_json("study", path, *usual, *more)["tickets"]
+        assert ticket["state"] == state, more
+    assert ticket["metrics"]["perplexity"] and mlflow.MlflowClient().get_model_version("of-otherwise", "1")
+
+
+def test_two_parts_that_are_one_ticket(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path, tmp_path: Path
+) -> None:
+    names = ["attention", "q_proj+k_proj+v_proj+o_proj"]
+    path = write(tmp_path, "same", models=[str(tiny)], target=names, sparsity=0.25)
+    found = lottery_json("study", path, *QUICK)
+    assert [r["state"] for r in found["tickets"]][1:] == ["made", "found"]
+    run = mlflow.get_run(found["tickets"][2]["run_id"])
+    assert run.data.tags[part_key(found["run_id"])] == "ticket-0,ticket-1"
+    closed = lottery_json("study", path, *QUICK, "--part", "report")
+    assert [r["state"] for r in closed["tickets"]] == ["made"] * 3
+
+
+def test_models_of_one_name_are_told_apart(
+    lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    for i, family in enumerate(("Llama", "GPTNeoX")):
+        tiny_model(tmp_path / str(i) / "final", family)
+    models = [str(tmp_path / str(i) / "final") for i in range(2)]
+    path = write(tmp_path, "alike", models=models, target="mlp", sparsity=0.5)
+    found = lottery_json("study", path, *MEASURED, "--out", tmp_path / "report")
+    assert [r["base"] for r in found["tickets"]] == [f"final ({m})" for m in models for _ in range(2)]
+    table = (tmp_path / "report" / "tables").glob("*.csv")
+    assert all(any(m in path.read_text() for path in table) for m in models[:1])
+    assert len({(r["base"], r["metrics"]["parameters"]) for r in found["tickets"]}) == 2
+
+
+def test_a_fresh_study_that_did_not_end_goes_on_fresh(
+    cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "again", models=[str(tiny)], target=["down_proj", "up_proj"], sparsity=0.65)
+    first = lottery_json("study", path, *QUICK)
+    damaged = home() / "tickets" / first["tickets"][2]["ticket"] / "ticket.json"
+    whole = damaged.read_bytes()
+    damaged.write_text("{}")
+    begun = json.loads(cli("study", path, *QUICK, "--fresh", "--json", code=1).stdout)
+    assert [r["state"] for r in begun["tickets"]] == ["found", "made", "failed"]
+    damaged.write_bytes(whole)
+    for command in (("--fresh",), ()):  # the second finds it ended, and goes on in it
+        ended = lottery_json("study", path, *QUICK, *command)
+        assert ended["run_id"] == begun["run_id"] != first["run_id"]
+        assert ended["tickets"][1]["run_id"] == begun["tickets"][1]["run_id"]
+        assert ended["tickets"][2]["run_id"] != first["tickets"][2]["run_id"]
+    parts = runs(f"tags.`{part_key(begun['run_id'])}` != ''")
+    assert len(parts) == 3 and all(run.info.status == "FINISHED" for run in parts)  # the failed one counts no more
+    # the first study still has what it had
+    assert len(runs(f"tags.`{part_key(first['run_id'])}` != ''")) == 3
+
+
+def test_a_cluster_s_study_is_not_made_here_too(
+    cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "submitted", models=[str(tiny)], target="o_proj", sparsity=0.75)
+    lottery_json("study", path, *QUICK, "--part", "dense-0")  # its run is begun, and waits
+    error = cli("study", path, *QUICK, code=2).stderr
+    assert "it was submitted before" in error and "--yes" in error
+    assert lottery_json("study", path, *QUICK, "--yes")["tickets"][1]["state"] == "made"
+
+
+def test_a_search_that_nobody_made_is_missing(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path, tmp_path: Path
+) -> None:
+    grid = [{"target": "all", "sparsity": ["0.2", "0.6"], "refine": "0.1"}]
+    path = write(tmp_path, "searched", models=[str(tiny)], grid=grid)
+    for part in ("ticket-0", "ticket-1"):
+        lottery_json("study", path, *QUICK, "--part", part)
+    found = json.loads(cli("study", path, *QUICK, "--part", "report", "--json", code=1).stdout)
+    assert [(r["title"], r["state"]) for r in found["tickets"]] == [
+        ("dense", "missing"), ("all 20%", "made"), ("all 60%", "made"), ("all: search", "missing"),
+    ]  # fmt: skip
+    assert "it ended between 60.00% and 100.00%" in found["tickets"][3]["reason"]
+    assert (
+        set(mlflow.get_run(found["run_id"]).data.metrics) == {"tickets", "failed"} and not found["cliffs"][0]["known"]
+    )
+
+
+def test_its_artifact_is_a_study(located: dict[str, Any], lottery_json: Callable[..., dict[str, Any]]) -> None:
+    path = mlflow.artifacts.download_artifacts(run_id=located["run_id"], artifact_path="study.yaml")
+    assert lottery_json("study", path, "--dry-run")["study_id"] == located["study_id"]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +405,9 @@ def test_a_hub_s_models_are_planned_without_their_weights_and_kept_as_masks(
         ({"pattern": "2:4", "sparsity": "0.3"}, "pattern=2:4"),
         ({"quantize": "int4"}, "quantize=int4"),
         ({"target": "all@*@*"}, "target=all@0@0"),
+        ({"grid": [{"target": "all", "pattern": "2:4", "refine": "0.1"}]}, "pattern=2:4: it has one sparsity alone"),
+        ({"grid": [{"target": "all", "measure": "speed", "refine": "0.1"}]}, "measure=speed: a search for a sparsity"),
+        ({"budget": "0.00000001"}, "budget=1e-08: that is less than one of its"),
     ],
 )
 def test_a_wrong_file_is_named(cli: Callable[..., Result], tmp_path: Path, study: dict[str, Any], said: str) -> None:
@@ -316,10 +427,16 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
         (("locate", "--method", "wonda"), "method=wonda"),
         (("locate", "--part", "ticket-99"), "part=ticket-99"),
         (("locate", "--model", str(tmp_path / "no")), "there is no such folder"),
+        (("locate", "--part", "dense-0", "--slurm"), "--slurm: with --part"),
+        (("a/plan.json", "--part", "dense-0", "--fresh", "--seed", "1"), "leave --fresh, --seed out"),
     ):
         done = cli("study", *arguments, code=2)
         assert said in done.stderr and "Traceback" not in done.output, (arguments, done.stderr)
     (tmp_path / "bad.yaml").write_text("a: [")
+    assert "not readable as YAML" in cli("study", tmp_path / "bad.yaml", code=2).stderr
+    (tmp_path / "bad.yaml").write_text("target: all\nsparsity: 0.5\ntarget: mlp\n")
+    assert "the key 'target' is there twice" in cli("study", tmp_path / "bad.yaml", code=2).stderr
+    (tmp_path / "bad.yaml").write_text("a: " + "[" * 5000)
     assert "not readable as YAML" in cli("study", tmp_path / "bad.yaml", code=2).stderr
     (tmp_path / "list.yaml").write_text("- a")
     assert "holds no keys" in cli("study", tmp_path / "list.yaml", code=2).stderr
@@ -350,7 +467,8 @@ def test_parts_are_what_a_cluster_runs(
     ):
         found = lottery_json("study", path, *QUICK, "--part", part)
         assert found["tickets"][0]["state"] == states[0], part
-    found = lottery_json("study", path, *QUICK, "--part", "report")
+    found = lottery_json("study", path, *MEASURED, "--part", "report", "--out", tmp_path / "report")
+    assert found["report"] == str(tmp_path / "report" / "index.html") and Path(found["report"]).exists()
     # of a random model every ratio is about 1: the search went on to the end of what can be cut
     sparsities = [float(r["params"]["sparsity"]) for r in found["tickets"][1:]]
     assert sparsities == sorted(sparsities) and {0.2, 0.6, 0.8} <= set(sparsities)
