@@ -35,15 +35,13 @@ def main() -> None:
     quiet_libraries()
     client = tracking.connect(reading=True)
     found = {name: results.load(client, run_id) for name, run_id in runs.items()}
-    ranked = {name: answers.where(answers.rankings(results.records(r.rows), r.nll)).data for name, r in found.items()}
+    budget = found["budget"]
+    places = answers.where(answers.rankings(results.records(budget.rows), budget.nll))
     cliff = answers.how_much(results.records(found["cliff"].rows))
     drawn = {
         "cliff": figures.cliff(found["cliff"].rows, crossings=cliff.data),
-        "size": figures.pareto(found["cliff"].rows),
         "locate": figures.places(found["locate"].rows),
-        "locate-curves": figures.cliff(found["locate"].rows),
-        "locate-ranking": figures.ranking(frame(ranked["locate"])),
-        "budget": figures.ranking(frame(ranked["budget"])),
+        "budget": figures.ranking(frame(places.data)),
         "map": figures.layers(found["map"].rows),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +49,8 @@ def main() -> None:
         (asked.out / f"{name}.svg").write_text(figures.svg(figure), encoding="utf-8")
         (asked.out / f"{name}.png").write_bytes(figures.png(figure))
         print(asked.out / f"{name}.svg")
-    print(f"\n{cliff.question} {cliff.sentence}\n{cliff.sure}")
+    for answer in (cliff, places):
+        print(f"\n{answer.question} {answer.sentence}\n{answer.sure}")
 
 
 def run_study(*words: str) -> str:

@@ -89,7 +89,8 @@ def prepare(study: Study, fresh: bool = False, yes: bool = False) -> tuple[Plan,
     """What will be done, and whether there is room for it. Raises InputError where a person has to say yes first."""
     shared = Shared()
     plan = replace(make_plan(study, shared), fresh=fresh)
-    searches = f" and {len(plan.refined)} searches for a sparsity" if plan.refined else ""
+    count = len(plan.refined)
+    searches = f" and {count} search{'es' if count > 1 else ''} for a sparsity" if count else ""
     folder = where_tickets_go(plan)
     free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free if folder else None
     room = f"{free / 1e9:,.1f} GB are free in {folder}" if free is not None else "what the server has free is not known"
