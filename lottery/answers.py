@@ -28,7 +28,7 @@ PAIRS_AT_ONCE = 2_048  # 4,000 resamples of them are 64 MB
 SETTING = {"method": "magnitude", "scope": "layer", "pattern": "unstructured", "quantize": "none"}
 CELL = re.compile(r"([a-z0-9_]+)@(\d+)")  # one component of one layer
 REFINED = 0.025  # between two tickets: closer than this, a straight line is as good as the intervals
-LEAST_TARGETS = 3  # two can only be in the same order or not
+LEAST_TARGETS = 4  # of three only four values are possible, two of them 1 and -1: chance makes them
 
 
 @dataclass(frozen=True)
@@ -417,7 +417,8 @@ def where(found: Sequence[Ranking]) -> Answer:
     about = f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
     short = next(iter(top.values()), found[0].targets[0])
     if len(set(top.values())) > 1:
-        short, about = "it differs", "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:4])
+        short, about = "it differs", "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
+        about += f"; and {len(top) - 6} more" if len(top) > 6 else ""
     data = [
         {
             "base": r.base, "protocol": r.protocol, "setting": r.setting, "by": r.by, "level": r.level, "at": r.at,
@@ -457,8 +458,8 @@ def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, draws_SN: np.ndarray, draws_SM: np
 
 
 def agreement(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -> dict[str, Any] | None:
-    """How alike two models order the targets that both have at one level; None for fewer than three. Each model's windows
-    are drawn for itself: they need not be of the same text or number."""
+    """How alike two models order the targets that both have at one level; None for fewer than `LEAST_TARGETS`. Each
+    model's windows are drawn for itself: they need not be of the same text or number."""
     common = [t for t in one.targets if t in other.targets]
     if len(common) < LEAST_TARGETS:
         return None
@@ -502,7 +503,7 @@ def same_everywhere(found: Sequence[Ranking], resamples: int = RESAMPLES) -> Ans
             if first.base != second.base and (row := agreement(first, second, resamples)):
                 data.append(row)
     if not data:
-        return Answer(question, "", "not known: no two models have three targets in common at one level", "")
+        return Answer(question, "", f"not known: no two models have {LEAST_TARGETS} targets in common at one level", "")
     taus = [row["tau"] for row in data]
     alike, against = sum(row["lo"] > 0 for row in data), sum(row["hi"] < 0 for row in data)
     one = data[0]

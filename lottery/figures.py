@@ -154,6 +154,9 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
         parts = [(base, g) for base, g in split(rows, "base")] if by == "target" else [("", rows)]
         looks = colours(rows[by].unique())
         figure, all_axes = panels([3.5] * len(parts))
+        # of many curves the numbers would lie on one another: they stand in the legend
+        crowd = by == "base" and len(crossings) > 2
+        at = {c["base"]: c["at"] for c in crossings if c.get("at") is not None} if crowd else {}
         for axes, (base, part) in zip(all_axes, parts, strict=True):
             values, handles = [1.0], []
             tolerance = float(part["tolerance"].max()) if part["tolerance"].notna().any() else 0.1
@@ -168,9 +171,8 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
                 x, y = points["sparsity"], points["perplexity_ratio"]
                 axes.fill_between(x, points["perplexity_ratio_lo"].fillna(y), points["perplexity_ratio_hi"].fillna(y),
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
-                handles += axes.plot(
-                    x, y, color=colour, marker=marker, linestyle=line, label=word(name)[:40], markersize=5
-                )
+                label = word(name)[:40] + (f": {at[name]:.1%}" if name in at else "")
+                handles += axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, markersize=5)
                 values += [*y, *points["perplexity_ratio_hi"].dropna()]
             axes.axhline(1 + tolerance, color=PALE, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.text(0.0, 1 + tolerance, f" {1 + tolerance:g}", va="bottom", ha="left", color=PALE, fontsize=9)
@@ -180,6 +182,8 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
                 colour = looks[c[by]][0] if c.get(by) in looks else INK
                 lo, hi = (c["lo"] if c["lo"] is not None else c["at"]), (c["hi"] if c["hi"] is not None else c["at"])
                 axes.axvspan(lo, hi, ymax=0.5, color=colour, alpha=0.25, linewidth=0)
+                if at:
+                    continue
                 axes.annotate(f"{c['at']:.1%}", (c["at"], 1 + c["tolerance"]), xytext=(-8, 16), textcoords="offset points",
                               ha="right", color=colour, fontweight="bold",
                               arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1})  # fmt: skip
@@ -236,8 +240,9 @@ def scale(values: Iterable[float], least: float = 1.05) -> LogNorm:
     return LogNorm(min([1.0, *known]), max([least, *known]))
 
 
-def places(rows: Rows) -> Figure:
-    """Target x sparsity: the ratio to dense as a heat map, a panel a model; the least damaged target on top."""
+def places(rows: Rows, norm: Normalize | None = None) -> Figure:
+    """Target x sparsity: the ratio to dense as a heat map, a panel a model; the least damaged target on top. `norm`: the
+    scale of colours, where several figures share it."""
     rows = of_tickets(rows, "perplexity_ratio", "sparsity")
     with styled():
         tables = []
@@ -250,7 +255,7 @@ def places(rows: Rows) -> Figure:
             table = table.loc[ranked].rename(columns=lambda s: f"{100 * s:g}%")
             tables.append((base, table))
         figure, all_axes = panels([0.9 + 0.36 * len(table) for _, table in tables])
-        norm = scale(rows["perplexity_ratio"])
+        norm = norm or scale(rows["perplexity_ratio"])
         for axes, (base, table) in zip(all_axes, tables, strict=True):
             image = heat(axes, table, norm)
             axes.set_title(word(base))
@@ -267,9 +272,9 @@ def bar(figure: Figure, image: Any, axes: Sequence[Axes], norm: Normalize) -> No
     bar.outline.set_visible(False)
 
 
-def layers(rows: Rows) -> Figure:
+def layers(rows: Rows, norm: Normalize | None = None) -> Figure:
     """Component x layer: what one matrix group of one layer costs; a panel a model and sparsity. Rows are those whose
-    targets are COMPONENT@LAYER."""
+    targets are COMPONENT@LAYER. `norm`: the scale of colours, where several figures share it."""
     rows = of_tickets(rows, "perplexity_ratio")
     cells = rows["target"].str.extract(r"^(?P<component>[a-z0-9_]+)@(?P<layer>\d+)$")
     rows = rows.assign(**cells).dropna(subset=["component", "layer"])
@@ -280,7 +285,7 @@ def layers(rows: Rows) -> Figure:
         tall = max(part["component"].nunique() for _, part in parts)
         turned = deepest > 16  # layers downwards: a phone has more room there
         figure, all_axes = panels([0.9 + (0.24 * deepest if turned else 0.5 * tall)] * len(parts))
-        norm = scale(rows["perplexity_ratio"], 1.02)
+        norm = norm or scale(rows["perplexity_ratio"], 1.02)
         for axes, ((base, sparsity), part) in zip(all_axes, parts, strict=True):
             table = part.pivot_table("perplexity_ratio", "component", "layer", aggfunc="first")
             table = table.reindex(columns=range(int(part["layer"].max()) + 1))
@@ -438,21 +443,22 @@ def speed(rows: Rows) -> Figure:
 
 
 def agreement(rows: Rows) -> Figure:
-    """Kendall's tau between each two models, with its 95% interval; a panel a level, or of two models a line a level. Rows
-    are those of the answer "is it the same in every model"."""
+    """Kendall's tau between each two models, a panel a level, between brackets where its 95% interval holds 0; or of two
+    models a line a level, with the interval. Rows are those of the answer "is it the same in every model"."""
     if rows[["a", "b"]].stack().nunique() == 2:
         return agreement_of_two(rows)
     with styled():
         parts = split(rows, ["by", "level", "cells", "setting"])
         bases = list(dict.fromkeys([*rows["a"], *rows["b"]]))
         figure, all_axes = panels([1.0 + 0.62 * len(bases)] * len(parts))
-        for axes, ((by, level, cells, how), part) in zip(all_axes, parts, strict=True):
+        for axes, ((by, level, of_layers, how), part) in zip(all_axes, parts, strict=True):
             table = pd.DataFrame(np.nan, index=bases, columns=bases)
             said: dict[tuple[int, int], str] = {}
             for r in part.to_dict("records"):
                 for a, b in ((r["a"], r["b"]), (r["b"], r["a"])):
                     table.loc[a, b] = r["tau"]
-                    said[bases.index(a), bases.index(b)] = f"{r['tau']:.2f}\n[{r['lo']:.2f}, {r['hi']:.2f}]"
+                    sure = r["lo"] > 0 or r["hi"] < 0
+                    said[bases.index(a), bases.index(b)] = f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
             image = cells(axes, table.to_numpy(float), "PuOr", Normalize(-1, 1))
             axes.grid(False)
             axes.spines[:].set_visible(False)
@@ -467,7 +473,7 @@ def agreement(rows: Rows) -> Figure:
                 )
             for i in range(len(bases)):
                 axes.text(i, i, "same", ha="center", va="center", color=PALE, fontsize=8.5)
-            axes.set_title(level_text(by, level, cells, how))
+            axes.set_title(level_text(by, level, of_layers, how))
         bar = figure.colorbar(image, ax=all_axes, shrink=0.7, pad=0.02, label="Kendall's tau")
         bar.outline.set_visible(False)
         return figure

@@ -117,8 +117,10 @@ def build(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]]:
         (name, part, sheets.speeds(f"speed-{i}", name, results.records(part)))
         for i, (name, part) in enumerate(fast.items())
     ]
-    sized = [draw(drawn, "size", figures.pareto, found.tickets, "Perplexity against bytes on disk; the line joins the tickets "
-                  "that no other is both smaller and better than.")]  # fmt: skip
+    caption = (
+        "Perplexity against bytes on disk; the line joins the tickets that no other is both smaller and better than."
+    )
+    sized = [draw(drawn, n, figures.pareto, part, caption) for n, part in each("size", found.tickets)]
     speeds = [
         draw(drawn, f"speed-{i}", figures.speed, part.head(MOST_SPEEDS),
              f"Speed and memory on {name}. Each ticket beside the dense model of the same minutes; memory's limit is its "
@@ -176,13 +178,11 @@ def draw(
     drawn: dict[str, Figure], name: str, function: Callable[..., Figure], rows: pd.DataFrame, caption: str, *more: Any
 ) -> Drawing | None:
     """A figure for the page and for the folder; None where no row has what it shows."""
-    needs = {
-        "size": "disk_bytes",
-        "cliffs": "perplexity_ratio",
-        "places": "perplexity_ratio",
-        "layers": "perplexity_ratio",
-    }
-    if rows.empty or (name in needs and rows[["perplexity_ratio", needs[name]]].dropna().empty):
+    needs = {"size": "disk_bytes", "cliffs": "perplexity_ratio"} | dict.fromkeys(
+        ("places", "layers"), "perplexity_ratio"
+    )
+    kind = name.split("-")[0]
+    if rows.empty or (kind in needs and rows[["perplexity_ratio", needs[kind]]].dropna().empty):
         return None
     drawn[name] = function(rows, *more)
     inside = figures.apart(figures.svg(drawn[name]), name)
@@ -197,11 +197,10 @@ def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, 
     elif answer.known and name == "where":
         made = where_drawings(data, drawn)
     elif answer.known and name == "agreement":
-        made = [draw(drawn, name, figures.agreement, data, "Kendall's tau between the orders of the targets in each two models, "
-                     "with its 95% interval from resampled windows.")]  # fmt: skip
+        made = agreement_drawings(data, drawn)
     elif answer.known and name == "eight_bits":
-        made = [draw(drawn, name, figures.eight_bits, data, "Perplexity of a ticket in 8 bits over that of the same ticket in 16, "
-                     "with paired 95% intervals.")]  # fmt: skip
+        caption = "Perplexity of a ticket in 8 bits over that of the same ticket in 16, with paired 95% intervals."
+        made = [draw(drawn, n, figures.eight_bits, part, caption) for n, part in each(name, data)]
     elif answer.known:
         made = [
             draw(drawn, name, figures.sizes, data, "Where the cliff is, with its band, against the size of the model.")
@@ -224,7 +223,24 @@ def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figu
     one = rows[[(b, t) in chosen for b, t in zip(rows["base"], rows["target"], strict=True)]]
     if one["base"].nunique() > 1:
         made.append(draw(drawn, "cliffs", figures.cliff, one, caption, "base", crossings))
-    return [*made, draw(drawn, "cliff", figures.cliff, rows, caption, "target", crossings)]
+    return made + [draw(drawn, n, figures.cliff, part, caption, "target", crossings) for n, part in each("cliff", rows)]
+
+
+def each(name: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A figure for each model, which a page puts side by side where there is room."""
+    parts = [part for _, part in rows.groupby("base", sort=False)]
+    return [(name if len(parts) == 1 else f"{name}-{i}", part) for i, part in enumerate(parts)]
+
+
+def agreement_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
+    """Of two models one figure; of more one for each level, at which each two are compared."""
+    about = "Kendall's tau between the orders of the targets in each two models"
+    if data[["a", "b"]].stack().nunique() == 2:
+        caption = f"{about}, with its 95% interval from resampled windows."
+        return [draw(drawn, "agreement", figures.agreement, data, caption)]
+    caption = f"{about}; between brackets where its 95% interval, which stands in the table, holds 0."
+    levels = data.groupby(["by", "level", "cells", "setting"], sort=False)
+    return [draw(drawn, f"agreement-{i}", figures.agreement, part, caption) for i, (_, part) in enumerate(levels)]
 
 
 def where_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
@@ -254,12 +270,13 @@ def map_and_places(drawn: dict[str, Figure], found: results.Results) -> list[Dra
     cells = equal["target"].astype(str).str.fullmatch(answers.CELL)
     made = []
     if equal[~cells]["target"].nunique() > 1:
-        made.append(draw(drawn, "places", figures.places, equal[~cells], "Ratio to dense of each target at each sparsity: the "
-                         "darker, the more is lost. Hatched: not measured."))  # fmt: skip
+        norm = figures.scale(equal[~cells]["perplexity_ratio"])  # one for all models
+        caption = "Ratio to dense of each target at each sparsity: the darker, the more is lost. Hatched: not measured."
+        made += [draw(drawn, n, figures.places, part, caption, norm) for n, part in each("places", equal[~cells])]
     if cells.any():
-        made.append(
-            draw(drawn, "layers", figures.layers, equal[cells], "One component of one layer at a time: ratio to dense.")
-        )
+        norm = figures.scale(equal[cells]["perplexity_ratio"], 1.02)
+        caption = "One component of one layer at a time: ratio to dense."
+        made += [draw(drawn, n, figures.layers, part, caption, norm) for n, part in each("layers", equal[cells])]
     return made
 
 

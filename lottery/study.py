@@ -305,9 +305,8 @@ class Doer:
         except Exception as e:
             try:
                 tracking.connect()
-            except (
-                MachineError
-            ) as away:  # that is the end; where a ticket was kept on disk, its error says how it is sent
+            except MachineError as away:
+                # That is the end. Where a ticket was kept on disk, its own error says how it is sent later.
                 raise (e if isinstance(e, MachineError) else away) from e
             known = known_failure(e)
             if known is None:  # a defect of ours: the others go on all the same

@@ -163,8 +163,10 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
     assert len(found["a", "b"]["same"]) == 5 and "w before x" in found["a", "b"]["same"]
     assert found["a", "c"]["tau"] == -1 and found["a", "c"]["hi"] < 0 and len(found["a", "c"]["reversed"]) == 6
     assert answer.short == "in part" and "3 models" in answer.sentence
+    drawn = figures.svg(figures.agreement(pd.DataFrame(list(answer.data))))
+    assert all(f">{word}<" in drawn for word in ("0.67", "same", "50% of each target"))
     two = answers.rankings([r for r in rows if r["target"] in "wx"], nll.get)
-    assert "three targets" in answers.same_everywhere(two).sentence
+    assert "4 targets" in answers.same_everywhere(two).sentence
 
 
 def test_eight_bits_are_compared_with_the_same_ticket() -> None:
