@@ -273,6 +273,8 @@ def ended(
         cluster.until("some tickets are being made", lambda: len(at_work()) >= 3)
         signalled = at_work()[-1]
         subprocess.run(["scancel", "--signal=TERM", "--batch", signalled], env=cluster.environment, check=True)
+        # not preempted too, while it ends: then Slurm, not the script, would put it back
+        cluster.until("it is put back", lambda: names[signalled] in waiting(), 60)
         better = ["--parsable", "--partition=urgent", "--gpus=3", "--cpus-per-gpu=1", "--time=5", "--output=/dev/null"]
         urgent = cluster.ask("sbatch", *better, "--wrap", "sleep 1")
         cluster.until("others are preempted", lambda: set(waiting()) - {names[signalled]}, 60)
@@ -315,7 +317,12 @@ def test_signalled_task_comes_back(ended: Ended) -> None:
     log = ended.logs[ended.signalled]
     assert f"{ended.signalled}: put back into the queue" in log
     assert "start 2" in log
-    assert [run.info.status for run in ended.runs[ended.signalled]] == ["FINISHED", "KILLED"]
+    (counts,) = ended.runs[ended.signalled]
+    assert counts.info.status == "FINISHED"
+    # the interrupted one is kept, and is no part of the study any more
+    same = [run for run in ended.runs["ticket"] if run.data.tags["ticket"] == counts.data.tags["ticket"]]
+    assert [run.info.status for run in same] == ["KILLED"]
+    assert same[0].data.tags["mlflow.parentRunId"] == ended.runs["study"][0].info.run_id
 
 
 def test_preempted_tasks_come_back(ended: Ended) -> None:
@@ -330,7 +337,7 @@ def test_failed_task(ended: Ended) -> None:
     """Its error is in its log and on its run; neither it nor its baseline takes the others along; the report tells."""
     assert ended.states["dense"].count("FAILED") == ended.states["ticket"].count("FAILED") == 1
     for part in ("dense-1", "ticket-7"):
-        assert "dataset=gone.txt: not builtin, wikitext2 or a file" in ended.logs[part]
+        assert "gone.txt: not builtin, wikitext2 or a file" in ended.logs[part]
         assert ended.runs[part][0].info.status == "FAILED"
     assert ended.logs["report"].count("gone.txt") == 2
     assert "lm_head 50%" in ended.logs["report"]
