@@ -4,6 +4,7 @@ Legend: N windows, T tokens of a window, S resamples.
 """
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import math
@@ -268,6 +269,8 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
+    with contextlib.suppress(OSError, AttributeError):  # what earlier work has freed and glibc has kept
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the whole process's
         Path("/proc/self/clear_refs").write_text("5")
 
