@@ -293,8 +293,10 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 @options(but=("model", "target", "sparsity"))
 @click.option("--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
-@click.option("--fresh", is_flag=True, help="Make every ticket again.")
-@click.option("--yes", is_flag=True, help="Also where the tickets take over 100 GB, or more than is free.")
+@click.option("--fresh", is_flag=True, help="Make every ticket again; the dense baseline stays.")
+@click.option(
+    "--yes", is_flag=True, help="Also where the tickets take over 100 GB or more than is free, or a cluster is at it."
+)
 @click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
 @click.option(
     "--out", type=click.Path(), default=None, help="Folder of the report; none: no report.  [default: in LOTTERY_HOME]"
@@ -365,10 +367,18 @@ def given_options() -> list[str]:
 def check_together(name: str, given: list[str]) -> None:
     """Raises InputError for options that would be passed over."""
     words = [word for word in given if word.startswith("--")]
-    if name.endswith(".json") and (others := set(words) - {"--part", "--out", "--json"}):
+    if name.endswith(".json") and (others := set(words) - {"--part", "--out", "--json", "--yes"}):
         raise InputError(f"study={name}: a plan stands; leave {', '.join(sorted(others))} out, or give the YAML file")
     if "--part" in words and (others := {"--slurm", "--dry-run", "--fresh"} & set(words)):
         raise InputError(f"{', '.join(sorted(others))}: with --part it would be passed over; leave one of them out")
+    no_report = {"--slurm", "--dry-run"} & set(words)
+    if "--out" in words and no_report:
+        raise InputError(
+            f"{min(no_report)}: no report is written here; leave --out away, `lottery report --out` writes one"
+        )
+    of_slurm = {f"--{f.name}" for f in fields(Options)} & set(words)
+    if of_slurm and "--slurm" not in words:
+        raise InputError(f"{', '.join(sorted(of_slurm))}: only with --slurm; add it, or leave this out")
 
 
 @main.command(name="list")

@@ -8,7 +8,7 @@ import click
 from lottery import study as studies
 from lottery import tables
 from lottery.design import Study
-from lottery.home import home, make_folder, write_file
+from lottery.home import make_folder, write_file
 from lottery.planning import Plan, read_plan
 from lottery.progress import say
 from lottery.shared import Shared
@@ -26,7 +26,7 @@ def study(
         from lottery.report import check_folder
 
         check_folder(Path(out).expanduser().resolve(), out)  # before the hours that a study takes
-    plan, shared = (read_plan(Path(name)), Shared()) if asked is None else studies.prepare(asked, fresh, yes or dry_run)
+    plan, shared = (read_plan(Path(name)), Shared()) if asked is None else studies.prepare(asked, fresh)
     if slurm is not None:
         on_cluster(plan, slurm, dry_run, yes, said, as_json)
     elif dry_run:
@@ -47,17 +47,19 @@ def on_cluster(plan: Plan, options: Options, dry_run: bool, yes: bool, said: str
         say(f"warning: {line}")
     which = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
     parts = {what: [int(part.part.split("-")[1]) for part in chosen] for what, chosen in which.items()}
-    file, before = home() / "studies" / plan.id / "plan.json", None
+    file, begun = studies.folder_of(plan) / "plan.json", False
+    before = None
     if not dry_run:
         check(file, parts, options, plan.study.name)
         make_folder(file.parent, "LOTTERY_HOME")
         plan, before = studies.begin(plan, yes, {"command": said})
+        begun = True
     try:
         if not dry_run:
             write_file(file, json.dumps(plan.json()).encode())
         jobs = submit(file, parts, options, plan.study.name, dry_run)
     except BaseException as e:
-        if before is not None:
+        if begun:
             studies.give_up(plan, before, f"it was not submitted: {e}")
         raise
     if as_json:
@@ -79,8 +81,10 @@ def show(result: studies.Result, out: str | None, as_json: bool) -> None:
         from lottery import report  # matplotlib and pandas: not before they are needed
 
         try:
-            found = report.report(result.run_id, out or home() / "studies" / result.plan.id / "report")
-        except InputError as e:  # of a study in which all has failed
+            found = report.report(result.run_id, out or studies.folder_of(result.plan) / "report")
+        except InputError as e:
+            if any(row.metrics for row in result.rows if row.title != "dense"):
+                raise
             say(f"no report: {e}")
     if as_json:
         about = {name: found[name] if found else None for name in ("index", "answers")}
@@ -89,4 +93,4 @@ def show(result: studies.Result, out: str | None, as_json: bool) -> None:
         click.echo(f"\n{report.answers_text(found)}\nreport: {found['index']}")
     if result.page and not as_json:
         click.echo(f"browse: {result.page}")
-    studies.check_failed(result.rows)
+    studies.check_failed(result.rows, result.plan.fresh)

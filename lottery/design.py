@@ -50,7 +50,7 @@ class Study:
             return {k: v[0] if len(v) == 1 else list(v) for k, v in values.items()}
 
         rows = [short(row.values) | ({"refine": f"{row.refine:g}"} if row.refine else {}) for row in self.grid]
-        budget = {"budget": [f"{b:g}" for b in self.budget]} if self.budget else {}
+        budget = {"budget": [str(b) for b in self.budget]} if self.budget else {}
         about = {"name": self.name, "question": self.question, "models": list(self.models)}
         return about | short(self.parameters) | budget | {"grid": rows}
 

@@ -81,7 +81,7 @@ def find_made(client: tracking.Client, job: Ready, parent: str | None = None) ->
     registered as; of the study's run `parent` alone, if given."""
     if job.name is not None and registry.registered_before(client, job.name, job.ticket) is None:
         return None
-    return tracking.find_finished(client, job.tags, job.spec, parent)
+    return tracking.find_finished(client, job.tags, job.spec, job.base is not None, parent)
 
 
 def run(

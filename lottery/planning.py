@@ -34,6 +34,11 @@ class Part:
     width: float | None = None  # of a search: how well the sparsity is to be known
     points: tuple[str, ...] = ()  # of a search: the tickets of its grid, by their part
 
+    @property
+    def base_id(self) -> str:
+        """The base's own name, where `base` tells two of one name apart."""
+        return self.base.removesuffix(f" ({self.spec.model})")
+
     def json(self) -> dict[str, Any]:
         plain = {k: v for k, v in self.__dict__.items() if k not in ("spec", "points")}
         return plain | {"model": self.spec.model, "params": self.spec.params(), "points": list(self.points)}
@@ -254,24 +259,3 @@ def baselines_of(tickets: list[Part]) -> Iterator[Part]:
             spec = Spec.parse(**given, sparsity=0)
             seen[key] = Part(f"dense-{len(seen)}", "dense", ticket.base, spec)
             yield seen[key]
-
-
-def crossing(points: Mapping[float, float], limit: float) -> tuple[float, float]:
-    """(below, above): between which two sparsities the ratio first exceeds `limit`. `points`: sparsity -> ratio.
-
-    Where all do, below is 0; where none does, above is 1, since a model without weights says nothing.
-    """
-    below = 0.0
-    for sparsity in sorted(points):
-        if not points[sparsity] <= limit:  # an overflow (NaN) is above
-            return below, sparsity
-        below = sparsity
-    return below, 1.0
-
-
-def halfway(below: float, above: float, width: float) -> float | None:
-    """The sparsity to try next, a multiple of `width` where one lies between; None where it is known well enough."""
-    if above - below <= width * (1 + 1e-9):
-        return None
-    middle = round(round((below + above) / 2 / width) * width, 10)
-    return middle if below < middle < above else (below + above) / 2

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
+from lottery.bisection import crossing, is_done
 from lottery.spec import InputError
 from lottery.tracking import STORE_ERRORS, Client, every_page, find_parts, part_key, parts_of
 
@@ -185,15 +186,20 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
                 for part in parts_of(run, key):
                     parts.setdefault(part, []).append(run)
         plans = {str(p.get("part")): p for p in planned(study, "baselines", "tickets", "refined")}
+        of_part: dict[str, list[dict[str, Any]]] = {}
         for part in [*plans, *sorted(set(parts) - set(plans))]:
             plan, runs = plans.get(part, {}), parts.get(part, [])
             budget = plan.get("budget")
             done = [run for run in runs if run.info.status == "FINISHED"]
             for run in points(done) if part.startswith("refine-") else done[:1]:
                 base = {"base": str(plan["base"])} if plan.get("base") else {}  # two models may be named alike
-                rows.append(row(run) | base | {"study": study.name, "part": part, "budget": number(budget)})
+                of_part.setdefault(part, []).append(row(run) | base)
+                rows.append(of_part[part][-1] | {"study": study.name, "part": part, "budget": number(budget)})
                 protocols |= said(run)
-            if not done:
+            if part.startswith("refine-"):
+                ended = [r for p in (part, *words(plan.get("points"))) for r in of_part.get(p, [])]
+                absent += [{"study": study.name, "part": part, **a} for a in unfinished(plan, runs, ended)]
+            elif not done:
                 absent.append({"study": study.name, "part": part, **absence(plan, runs)})
         for entry in planned(study, "left_out"):
             known = {name: str(entry.get(name, "")) for name in LEFT_OUT}
@@ -211,6 +217,30 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
         there = "; ".join(f"{count} {state}" for state, count in of_them.items()) or "none planned"
         raise InputError(f"study={names}: none of its tickets is measured ({there}); let the study run first")
     return results
+
+
+def unfinished(plan: Mapping[str, Any], runs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What is said of a search that did not come to its end: its tickets that failed, else that it is missing. `rows`: the
+    tickets that it knows."""
+    params = plan.get("params")
+    tolerance = number(params.get("tolerance")) if isinstance(params, dict) else None
+    width, measured = number(plan.get("width")), {}
+    for r in rows:
+        overflowed = r.get("outcome") == "overflow"
+        if (ratio := r.get("perplexity_ratio", math.nan if overflowed else None)) is not None:
+            measured[number(r.get("sparsity")) or 0.0] = ratio
+    limit = 1 + (0.1 if tolerance is None else tolerance)
+    if width is None or is_done(measured, limit, width):
+        return []
+    if failed := [run for run in runs if run.info.status != "FINISHED" and "sparsity" in run.data.params]:
+        return [absence({"base": plan.get("base")}, [run]) for run in failed]
+    below, above = crossing(measured, limit)
+    reason = f"it ended between {below:.2%} and {above:.2%}" if measured else "nothing of its grid is measured"
+    return [absence(plan, []) | {"title": f"{plan.get('title')}: search", "reason": reason}]
+
+
+def words(given: Any) -> list[str]:
+    return [str(word) for word in given] if isinstance(given, list) else []
 
 
 def points(runs: Sequence[Any]) -> list[Any]:
@@ -241,7 +271,7 @@ def by_filter(client: Client, experiments: Sequence[str], filter: str) -> Result
 def with_dense(client: Client, experiments: Sequence[str], results: Results) -> Results:
     """With the dense base of every model and protocol, also where a study found it measured and did not mark it; the same
     ticket, of two studies, once."""
-    rows = results.rows.drop_duplicates("run_id")
+    rows = results.rows.drop_duplicates(["run_id", "base"])
     have = {(base, protocol) for base, protocol, kind in zip(rows["base"], rows["protocol"], rows["kind"], strict=True)
             if kind == "dense"}  # fmt: skip
     wanted = dict.fromkeys(

@@ -18,10 +18,11 @@ from typing import Any
 
 from lottery import job, publishing, registry, tracking
 from lottery.baseline import dataset_of
+from lottery.bisection import crossing, halfway, is_done
 from lottery.design import Study
 from lottery.failures import known_failure
 from lottery.home import alone, home
-from lottery.planning import Part, Plan, baseline_of, crossing, halfway, make_plan
+from lottery.planning import Part, Plan, baseline_of, make_plan
 from lottery.progress import say
 from lottery.shared import Shared
 from lottery.spec import InputError, MachineError, Spec, digest, nearest
@@ -85,31 +86,42 @@ class Result:
         }
 
 
-def prepare(study: Study, fresh: bool = False, yes: bool = False) -> tuple[Plan, Shared]:
-    """What will be done, and whether there is room for it. Raises InputError where a person has to say yes first."""
+def prepare(study: Study, fresh: bool = False) -> tuple[Plan, Shared]:
+    """What will be done, said before anything is."""
     shared = Shared()
     plan = replace(make_plan(study, shared), fresh=fresh)
-    count = len(plan.refined)
+    count, (free, folder) = len(plan.refined), free_bytes(plan)
     searches = f" and {count} search{'es' if count > 1 else ''} for a sparsity" if count else ""
-    folder = where_tickets_go(plan)
-    free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free if folder else None
     room = f"{free / 1e9:,.1f} GB are free in {folder}" if free is not None else "what the server has free is not known"
     say(f"{plan.title}: {len(plan.tickets)} tickets{searches}, {plan.disk_bytes / 1e9:,.2f} GB on disk in all; {room}")
     for left in plan.left_out:
         say(f"left out, {left['model']}: {left['reason']}")
-    if plan.disk_bytes > min(MUCH if free is None else free, MUCH) and not yes:
-        raise InputError(
-            f"study={study.name}: its tickets take {plan.disk_bytes / 1e9:,.1f} GB; say --yes if there is room for them, "
-            f"or give fewer models, or storage=mask"
-        )
     return plan, shared
 
 
-def where_tickets_go(plan: Plan) -> Path | None:
-    """The folder of this machine that fills; None where a server takes them."""
-    if all(part.spec.register == "none" for part in plan.tickets):
-        return home()
-    return None if tracking.store_name().startswith("http") else Path.cwd()
+def free_bytes(plan: Plan) -> tuple[int | None, Path]:
+    """What is free in the folder of this machine that fills; None where a server takes the tickets."""
+    kept = all(part.spec.register == "none" for part in plan.tickets)
+    folder = home() if kept else Path.cwd()
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    served = not kept and tracking.store_name().startswith("http")
+    return (None if served else shutil.disk_usage(there).free), folder
+
+
+def check_room(plan: Plan, yes: bool) -> None:
+    """Raises InputError where a person has to say yes first. A study that was begun has been asked, and has some of its
+    tickets already."""
+    free, _ = free_bytes(plan)
+    if not yes and plan.run is None and plan.disk_bytes > min(MUCH if free is None else free, MUCH):
+        raise InputError(
+            f"study={plan.study.name}: its tickets take {plan.disk_bytes / 1e9:,.1f} GB; say --yes if there is room for them, "
+            f"or give fewer models, or storage=mask"
+        )
+
+
+def folder_of(plan: Plan) -> Path:
+    """For a study's plan, logs and report: one for each tracking store that it is in."""
+    return home() / "studies" / f"{plan.id}-{tracking.store_digest()[:8]}"
 
 
 def run(plan: Plan, shared: Shared, yes: bool = False, tags: Mapping[str, str] | None = None) -> Result:
@@ -121,8 +133,10 @@ def run(plan: Plan, shared: Shared, yes: bool = False, tags: Mapping[str, str] |
     """
     client = tracking.connect()
     publishing.close_dead(client)
-    job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
     plan = continued(client, plan, yes)
+    check_room(plan, yes)
+    if len(plan.study.models) == 1:
+        job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
     with open_study(client, plan, tags) as run:
         plan = replace(plan, run=run.id)
         titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
@@ -146,6 +160,11 @@ def run_part(plan: Plan, name: str) -> list[Row]:
         with alone(f"study-{plan.id}"):
             plan = continued(client, plan, yes=True)
             plan = begin(plan)[0] if plan.run is None else plan
+    assert plan.run is not None
+    if tracking.find_run(client, "", plan.run) is None:
+        raise InputError(
+            f"study={plan.study.name}: its run {plan.run} is not in {tracking.store_name()}; submit it again"
+        )
     todo = [*(parts[point] for point in part.points), part]  # a search finds its grid, or makes what is missing of it
     rows: list[Row] = []
     with watching([f"{p.base} {p.title}" for p in todo if p.width is None]) as watch:
@@ -165,13 +184,14 @@ def close(plan: Plan) -> Result:
         return conclude(run, plan, rows_of(client, plan))
 
 
-def begin(plan: Plan, yes: bool = False, tags: Mapping[str, str] | None = None) -> tuple[Plan, str]:
-    """The study's run, begun for the tasks of a cluster to come, and the state that it was in before. Raises InputError
-    where a cluster is at it already, unless a person has said `yes`."""
+def begin(plan: Plan, yes: bool = False, tags: Mapping[str, str] | None = None) -> tuple[Plan, str | None]:
+    """The study's run, begun for the tasks of a cluster to come, and the state that it was in before (None: it is new).
+    Raises InputError where a cluster is at it already, or there is no room, unless a person has said `yes`."""
     client = tracking.connect()
     publishing.close_dead(client)
     plan = continued(client, plan, yes)
-    before = client.get_run(plan.run).info.status if plan.run else "FAILED"
+    check_room(plan, yes)
+    before = client.get_run(plan.run).info.status if plan.run else None
     check_texts_and_names(plan)
     with open_study(client, plan, tags) as run:
         run.finish("SCHEDULED")
@@ -182,23 +202,27 @@ def check_texts_and_names(plan: Plan) -> None:
     """What every task would refuse is refused once, and at once. Raises InputError."""
     for part in plan.tickets:
         if part.spec.register != "none":
-            registry.model_name(part.spec.register, part.base)
-    for dataset in {dataset_of(part.spec, part.base) for part in plan.baselines if "perplexity" in part.spec.measures}:
+            registry.model_name(part.spec.register, part.base_id)
+    for dataset in {dataset_of(p.spec, p.base_id) for p in plan.baselines if "perplexity" in p.spec.measures}:
         read_text(dataset)
 
 
-def give_up(plan: Plan, before: str, reason: str) -> None:
-    """The run of a study that no cluster took is what it was."""
+def give_up(plan: Plan, before: str | None, reason: str) -> None:
+    """The run of a study that no cluster took is what it was; a new one goes."""
     client = tracking.connect()
-    if plan.run:
-        client.set_terminated(plan.run, before)
-        if before == "FAILED":
-            client.set_tag(plan.run, "reason", reason)
+    assert plan.run is not None
+    if before is None:
+        client.delete_run(plan.run)
+        return
+    client.set_terminated(plan.run, before)
+    if before == "FAILED":
+        client.set_tag(plan.run, "reason", reason)
 
 
 def continued(client: tracking.Client, plan: Plan, yes: bool) -> Plan:
     """The plan with the run that it goes on in: the newest of the same study, unless every ticket is to be made again; one
-    that was begun so and has not come to its end goes on so. Without a run: a new one is to be opened.
+    that was begun so and has not come to its end (killed, or a ticket failed and it is not to begin again) goes on so.
+    Without a run: a new one is to be opened.
 
     Raises InputError where tasks of a cluster are at it, unless a person has said `yes`: they would make tickets twice.
     """
@@ -210,7 +234,8 @@ def continued(client: tracking.Client, plan: Plan, yes: bool) -> Plan:
             f"study={plan.study.name}: it was submitted before, and its last job has not ended it (run {before.info.run_id}); "
             f"wait for it, or say --yes if its jobs are gone"
         )
-    if "fresh" in before.data.tags and before.info.status != "FINISHED":
+    status = before.info.status
+    if "fresh" in before.data.tags and status != "FINISHED" and not (plan.fresh and status == "FAILED"):
         return replace(plan, run=before.info.run_id, fresh=True)
     return plan if plan.fresh else replace(plan, run=before.info.run_id)
 
@@ -250,21 +275,22 @@ class Doer:
     def dense(self, part: Part) -> Row:
         def work(within: dict[str, str]) -> Row:
             ready = job.ready(part.spec, self.shared)
-            found, run_id, made = job.run_dense(ready, self.plan.study.name, within)
+            _, run_id, made = job.run_dense(ready, self.plan.study.name, within)
             state, params = "made" if made else "found", part.spec.params()
             if run_id is None:
-                return Row(part.part, "dense", part.base, state, params, found.metrics)
+                reason = "the dense base is not at hand, and no run measured it so"
+                return Row(part.part, "dense", part.base, "missing", params, reason=reason)
             data = self.client.get_run(run_id).data
             return Row(part.part, "dense", part.base, state, params, data.metrics, data.tags, None, run_id)
 
         row = self.attempt(part.part, part.spec, part.base, "dense", None, work)
-        if row.reason:
-            self.without[baseline_of(part.spec)] = row.reason
+        if row.state == "failed":
+            self.without[baseline_of(part.spec)] = row.reason or ""
         return row
 
     def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> Row:
         def work(within: dict[str, str]) -> Row:
-            if reason := self.without.get(baseline_of(spec)):
+            if (reason := self.without.get(baseline_of(spec))) is not None:
                 raise MachineError(f"its dense baseline failed: {reason}")
             ready = job.ready(spec, self.shared)
             about = partial(Row, part, spec.title, base, params=spec.params(), ticket=ready.ticket, budget=budget)
@@ -283,15 +309,16 @@ class Doer:
         assert part.width is not None
         rows: list[Row] = []
         limit = 1 + part.spec.tolerance
-        while True:
-            points = points_of(part, [*known, *rows])
+        while points := points_of(part, [*known, *rows]):
             sparsity = halfway(*crossing(points, limit), part.width)
-            if sparsity is None or not points:
-                return rows
+            if sparsity is None:
+                break
             row = self.ticket(part.part, replace(part.spec, sparsity=sparsity), part.base)
             rows.append(row)
             if row.ratio is None:  # it failed, and would again
-                return rows
+                break
+        tracking.count_in(self.client, self.key, part.part, [row.run_id for row in rows if row.run_id])
+        return rows
 
     def attempt(
         self, part: str, spec: Spec, base: str, title: str, budget: float | None, work: Callable[[dict[str, str]], Row]
@@ -316,9 +343,8 @@ class Doer:
             tags = within | kind | {"study": self.plan.study.name, "outcome": "failed", "reason": reason[:4000]}
             run_id = tracking.failed_run(self.client, title, spec.params(), tags, self.key, part, began)
             row = Row(part, title, base, "failed", spec.params(), {}, tags, None, run_id, budget, reason)
-        if row.run_id:
-            sparsity = spec.sparsity if part.startswith("refine") else None
-            tracking.count_in(self.client, self.key, part, row.run_id, sparsity)
+        if not part.startswith("refine"):  # a search says at its end which tickets are its
+            tracking.count_in(self.client, self.key, part, [row.run_id] if row.run_id else [])
         self.watch.end(row.state, row.metrics, row.reason)
         return row
 
@@ -349,7 +375,7 @@ def cliffs(plan: Plan, rows: list[Row]) -> list[Cliff]:
         limit = 1 + part.spec.tolerance
         if part.width and (points := points_of(part, rows)):
             below, above = crossing(points, limit)
-            known = above in points and halfway(below, above, part.width) is None
+            known = above in points and is_done(points, limit, part.width)
             found.append(Cliff(part.part, part.title, part.base, below, above, limit, known))
     return found
 
@@ -358,10 +384,11 @@ def unfinished(plan: Plan, rows: list[Row]) -> list[Row]:
     """A row for each search that did not come to its end, and no row says why."""
     found = []
     for part in plan.refined:
-        points = points_of(part, rows)
-        below, above = crossing(points, 1 + part.spec.tolerance)
-        searched = points and part.width and halfway(below, above, part.width) is None
-        if not searched and not any(row.part == part.part and row.state == "failed" for row in rows):
+        points, limit = points_of(part, rows), 1 + part.spec.tolerance
+        below, above = crossing(points, limit)
+        if not is_done(points, limit, part.width or 1) and not any(
+            row.part == part.part and row.state == "failed" for row in rows
+        ):
             reason = f"it ended between {below:.2%} and {above:.2%}" if points else "nothing of its grid is measured"
             title = f"{part.title}: search"
             found.append(Row(part.part, title, part.base, "missing", part.spec.params(), reason=reason))
@@ -405,10 +432,13 @@ def conclude(run: tracking.Run, plan: Plan, rows: list[Row]) -> Result:
     rows = [*arranged(plan, rows), *unfinished(plan, rows)]
     result = Result(plan, run.id, rows, cliffs(plan, rows), run.page)
     failed = sum(row.state in ("failed", "missing") for row in rows)
-    found = {f"cliff_{c.base}_{c.title}": (c.below + c.above) / 2 for c in result.cliffs if c.known}
-    names = {name: tracking.metric_name(name) for name in found}
     metrics = {"tickets": float(len(result.rows) - failed), "failed": float(failed)}
-    run.log_metrics(metrics | {names[k]: v for k, v in found.items()}, None, None, int(time.time() * 1000))
+    named = [(c.base, c.title) for c in result.cliffs]
+    for c in result.cliffs:
+        if c.known:  # searches that differ in a tolerance or a window have one title
+            more = f"_{c.part}" if named.count((c.base, c.title)) > 1 else ""
+            metrics[tracking.metric_name(f"cliff_{c.base}_{c.title}{more}")] = (c.below + c.above) / 2
+    run.log_metrics(metrics, None, None, int(time.time() * 1000))
     run.tag({"mlflow.note.content": study_table(result, markdown=True)[:8000]})
     if failed:
         run.tag({"outcome": "failed", "reason": f"{failed} of {len(result.rows)} parts are failed or missing"})
@@ -416,7 +446,8 @@ def conclude(run: tracking.Run, plan: Plan, rows: list[Row]) -> Result:
     return result
 
 
-def check_failed(rows: list[Row]) -> None:
+def check_failed(rows: list[Row], fresh: bool = False) -> None:
     """Raises MachineError where a part failed, when all is said."""
     if failed := sum(row.state in ("failed", "missing") for row in rows):
-        raise MachineError(f"{failed} of {len(rows)} failed; the same command tries them again")
+        again = "the same command without --fresh" if fresh else "the same command"
+        raise MachineError(f"{failed} of {len(rows)} failed; {again} tries them again")

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -389,22 +389,28 @@ def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: froz
 CARRIED = {"perplexity": "perplexity", "speed": "decode_tok_s", "memory": "weights_bytes", "samples": "distinct_2"}
 
 
-def find_finished(client: MlflowClient, tags: Mapping[str, str], spec: Spec, parent: str | None = None) -> Any | None:
+def find_finished(
+    client: MlflowClient, tags: Mapping[str, str], spec: Spec, has_base: bool, parent: str | None = None
+) -> Any | None:
     """The newest finished run that answers `spec`: of this very ticket, under this protocol, by the same tolerance, with
     every metric that is asked for, controls of the same draws, speeds of the same hardware; of the study's run `parent`
-    alone, if given. A ticket that overflowed has no perplexity, and never will. `tags`: its first ones (`job.Ready`)."""
+    alone, if given. A ticket that overflowed has no perplexity, and never will. `tags`: its first ones (`job.Ready`);
+    `has_base`: the dense base is at hand, so that it can have its ratio."""
     query = f"attributes.status = 'FINISHED' and tags.kind = 'ticket' and tags.ticket = '{tags['ticket']}'"
     query += f" and tags.protocol = '{tags['protocol']}'" if "protocol" in tags else ""
     query += f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
     experiments = [e.experiment_id for e in client.search_experiments()]
     found = every_page(partial(client.search_runs, experiments, query, max_results=100))
-    return next((run for run in found if carries(run, tags, spec)), None)
+    return next((run for run in found if carries(run, tags, spec, has_base)), None)
 
 
-def carries(run: Any, tags: Mapping[str, str], spec: Spec) -> bool:
+def carries(run: Any, tags: Mapping[str, str], spec: Spec, has_base: bool) -> bool:
     params, measures = run.data.params, set(spec.measures)
     overflowed = run.data.tags.get("outcome") == "overflow"
-    needed = {CARRIED[name] for name in measures} - ({"perplexity"} if overflowed else set())
+    needed = {CARRIED[name] for name in measures} | (
+        {"perplexity_ratio"} if has_base and "perplexity" in measures else set()
+    )
+    needed -= {"perplexity", "perplexity_ratio"} if overflowed else set()
     same = ["tolerance"] if "perplexity" in measures else []
     if spec.control:
         same += ["control", "seed"]
@@ -445,19 +451,16 @@ def find_parts(client: MlflowClient, key: str, part: str = "") -> list[Any]:
     return [run for run in found if not part or part in parts_of(run, key)]
 
 
-def count_in(client: MlflowClient, key: str, part: str, run_id: str, sparsity: float | None = None) -> None:
-    """This run, and no earlier one, is what a study has of a part; of a search: at this sparsity."""
-    for run in [client.get_run(run_id), *find_parts(client, key, part)]:
-        of_this = run.info.run_id == run_id
-        if not of_this and sparsity is not None and float(run.data.params.get("sparsity", "nan")) != sparsity:
-            continue
-        with alone(f"parts-{run.info.run_id}"):  # tasks that have found the same ticket say so one after the other
-            parts = parts_of(client.get_run(run.info.run_id), key)
-            said = [p for p in parts if p != part] + ([part] if of_this else [])
+def count_in(client: MlflowClient, key: str, part: str, run_ids: Collection[str]) -> None:
+    """These runs, and no earlier ones, are what a study has of a part: one, or of a search several."""
+    for run_id in dict.fromkeys([*run_ids, *(run.info.run_id for run in find_parts(client, key, part))]):
+        with alone(f"parts-{run_id}"):  # tasks that have found the same ticket say so one after the other
+            parts = parts_of(client.get_run(run_id), key)
+            said = [p for p in parts if p != part] + ([part] if run_id in run_ids else [])
             if said and sorted(said) != sorted(parts):
-                client.set_tag(run.info.run_id, key, ",".join(sorted(said)))
+                client.set_tag(run_id, key, ",".join(sorted(said)))
             elif parts and not said:
-                client.delete_tag(run.info.run_id, key)
+                client.delete_tag(run_id, key)
 
 
 def failed_run(
@@ -484,4 +487,5 @@ def failed_run(
 
 def metric_name(text: str) -> str:
     """A text as MLflow takes it for a metric's name."""
-    return re.sub(r"[^\w.\- /]", "-", text)
+    name = re.sub(r"[^\w.\- /]", "-", text)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{digest(text)[:12]}"

@@ -284,7 +284,7 @@ def ended(
         runs: dict[str, list[mlflow.entities.Run]] = {}
         for run in client.search_runs(["0"], order_by=["attributes.start_time DESC"]):
             runs.setdefault(run.data.tags.get(tag, run.data.tags["kind"]), []).append(run)
-        logs = folder / "home" / "studies" / submitted["study_id"] / "logs"
+        (logs,) = (folder / "home" / "studies").glob(f"{submitted['study_id']}-*/logs")
         return Ended(
             {what: cluster.states(job) for what, job in jobs.items()},
             {path.stem: path.read_text() for path in logs.glob("*.log")},

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lottery.bisection import crossing, halfway
+from lottery.checkpoint import BUILTIN
 from lottery.home import home
-from lottery.planning import crossing, halfway
 from lottery.spec import Spec
 from lottery.tracking import part_key
 
@@ -344,8 +345,8 @@ def test_a_fresh_study_that_did_not_end_goes_on_fresh(
     begun = json.loads(cli("study", path, *QUICK, "--fresh", "--json", code=1).stdout)
     assert [r["state"] for r in begun["tickets"]] == ["found", "made", "failed"]
     damaged.write_bytes(whole)
-    for command in (("--fresh",), ()):  # the second finds it ended, and goes on in it
-        ended = lottery_json("study", path, *QUICK, *command)
+    for _ in range(2):  # the second time it has ended, and is found
+        ended = lottery_json("study", path, *QUICK)
         assert ended["run_id"] == begun["run_id"] != first["run_id"]
         assert ended["tickets"][1]["run_id"] == begun["tickets"][1]["run_id"]
         assert ended["tickets"][2]["run_id"] != first["tickets"][2]["run_id"]
@@ -380,6 +381,68 @@ def test_a_search_that_nobody_made_is_missing(
     assert (
         set(mlflow.get_run(found["run_id"]).data.metrics) == {"tickets", "failed"} and not found["cliffs"][0]["known"]
     )
+
+
+def test_a_model_that_changed_is_searched_anew(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    """What was searched for the old one counts no more; the command, the report and a cluster's last job agree."""
+    model = tmp_path / "model"
+    shutil.copytree(BUILTIN, model)
+    grid = [{"target": "all", "sparsity": ["0.5", "0.6"], "refine": "0.03"}]
+    path = write(tmp_path, "changing", models=[str(model)], grid=grid)
+    first = lottery_json("study", path, *MEASURED, "--out", tmp_path / "first")
+    assert len(first["tickets"]) > 3 and first["cliffs"][0]["above"] < 0.6 and first["answers"][0]["answer"]
+    config = json.loads((model / "generation_config.json").read_text())
+    shutil.rmtree(model)
+    tiny_model(model)  # a random one: every ratio is about 1
+    (model / "generation_config.json").write_text(json.dumps(config))
+    second = lottery_json("study", path, *MEASURED, "--out", tmp_path / "second")
+    assert second["run_id"] == first["run_id"] and second["cliffs"][0]["below"] >= 0.9
+    closed = lottery_json("study", path, *MEASURED, "--part", "report", "--out", tmp_path / "closed")
+    assert closed["cliffs"] == second["cliffs"] and closed["answers"] == second["answers"]
+    parts = runs(f"tags.`{part_key(first['run_id'])}` LIKE 'refine%'")
+    assert not {run.info.run_id for run in parts} & {row["run_id"] for row in first["tickets"]}
+
+
+def test_a_search_with_nothing_to_do_is_not_missing(
+    lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    grid = [{"target": "all", "sparsity": ["0.95", "1"], "refine": "0.1"}]
+    path = write(tmp_path, "tight", models=[str(tiny)], grid=grid, tolerance="0.05")
+    found = lottery_json("study", path, *MEASURED, "--out", tmp_path / "report")
+    assert [row["state"] for row in found["tickets"] if row["title"] != "dense"] == ["made", "made"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["absent"] == []
+    grid = [{"target": "all", "sparsity": ["0.35", "0.6"], "refine": "0.1"}]
+    path = write(tmp_path, "loose", models=[str(tiny)], grid=grid)
+    for part in ("dense-0", "ticket-0", "ticket-1"):
+        lottery_json("study", path, *QUICK, "--part", part)
+    lottery_json("report", "--study", "loose", "--out", tmp_path / "loose")
+    (absent,) = json.loads((tmp_path / "loose" / "report.json").read_text())["absent"]
+    assert (absent["title"], absent["reason"]) == ("all: search", "it ended between 60.00% and 100.00%")
+
+
+def test_a_ticket_without_its_ratio_is_measured_again(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path, tmp_path: Path
+) -> None:
+    """Its base was away, and is back."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    whole = lottery_json(
+        "prune", "--model", base, "--target", "mlp", "--sparsity", 0.5, "--out", tmp_path / "t", *MEASURED
+    )
+    base.rename(tmp_path / "away")
+    store = f"sqlite:///{tmp_path}/m.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        path = write(tmp_path, "further", models=[str(tmp_path / "t")], target="attention", sparsity=0.5)
+        first = json.loads(cli("study", path, *QUICK, "--json", code=1).stdout)
+        (tmp_path / "away").rename(base)
+        second = lottery_json("study", path, *QUICK)
+    assert [row["state"] for row in first["tickets"]] == ["missing", "made"] and whole["ticket"]
+    assert "perplexity_ratio" not in first["tickets"][1]["metrics"]
+    assert [row["state"] for row in second["tickets"]] == ["made", "made"]
+    assert "perplexity_ratio" in second["tickets"][1]["metrics"]
 
 
 def test_its_artifact_is_a_study(located: dict[str, Any], lottery_json: Callable[..., dict[str, Any]]) -> None:
@@ -428,6 +491,8 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
         (("locate", "--part", "ticket-99"), "part=ticket-99"),
         (("locate", "--model", str(tmp_path / "no")), "there is no such folder"),
         (("locate", "--part", "dense-0", "--slurm"), "--slurm: with --part"),
+        (("locate", "--partition", "batch"), "--partition: only with --slurm"),
+        (("locate", "--slurm", "--out", "x"), "--slurm: no report is written here"),
         (("a/plan.json", "--part", "dense-0", "--fresh", "--seed", "1"), "leave --fresh, --seed out"),
     ):
         done = cli("study", *arguments, code=2)
