@@ -204,8 +204,8 @@ def measure_dense(
     """(the dense base, its NLL of a ticket's samples, what is to be recorded of it where it was measured anew).
 
     Once a process for the tickets that share it. Its perplexity and samples come from an earlier run where there is one;
-    its speed and memory are measured again, in the same hour as the tickets'. Without the base at hand only an earlier run
-    can serve. A tracking store that is away by now costs no measurement: the base is then measured here.
+    its speed and memory are measured again, by the process that measures the tickets. Without the base at hand only an
+    earlier run can serve. A tracking store that is away by now costs no measurement: the base is then measured here.
     """
     key = ("dense", dense_id(base_files), setup.protocol_id, setup.wants, setup.eager)
     if (dense := shared.kept.get(key)) is not None:

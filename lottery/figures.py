@@ -384,7 +384,7 @@ def frontier(rows: Rows) -> Rows:
 
 def speed(rows: Rows) -> Figure:
     """Decoding speed and memory of the tickets of ONE machine: a point with its quartiles, the dense model of the same
-    minutes beside (`beside_tok_s`, `beside_bytes`), and what memory alone would allow.
+    process beside (`beside_tok_s`, `beside_bytes`), and what memory alone would allow.
 
     Raises ValueError for rows of two machines: their speeds do not compare.
     """
@@ -426,7 +426,7 @@ def speed(rows: Rows) -> Figure:
         else:
             decode.set_xlim(left=0)
         decode.xaxis.set_major_formatter(FuncFormatter(plain))
-        decode.set_title(f"Decoding, tokens per second · {word(machines[0])}")
+        decode.set_title(f"Decoding, tokens per second\n{word(machines[0])}")
         legend(decode, handles, 3, -0.14)
         memory.barh(
             place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket"

@@ -123,7 +123,7 @@ def build(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]]:
     sized = [draw(drawn, n, figures.pareto, part, caption) for n, part in each("size", found.tickets)]
     speeds = [
         draw(drawn, f"speed-{i}", figures.speed, part.head(MOST_SPEEDS),
-             f"Speed and memory on {name}. Each ticket beside the dense model of the same minutes; memory's limit is its "
+             f"Speed and memory on {name}. Each ticket beside the dense model as the same process measured it, in a study once; memory's limit is its "
              f"bandwidth over the bytes that a token reads.")
         for i, (name, part, _) in enumerate(machines)
     ]  # fmt: skip

@@ -93,7 +93,7 @@ class Results:
         return [{str(k): str(v) for k, v in s.items()} for s in found if isinstance(s, dict) and "prompt" in s]
 
     def beside(self, run_id: str) -> dict[str, float]:
-        """The dense base's metrics as they were measured in the same run, in the same minutes: what speeds compare to."""
+        """The dense base's metrics as the same process measured them (a study's once): what speeds compare to."""
         found = read_json(self.client, run_id, "measurements.json")
         dense = found.get("dense") if isinstance(found, dict) else None
         return {k: float(v) for k, v in dense.items() if isinstance(v, (int, float))} if isinstance(dense, dict) else {}

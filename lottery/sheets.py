@@ -140,7 +140,7 @@ def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], n
 
 
 def speeds(name: str, machine: str, rows: Sequence[Row]) -> Sheet:
-    """Of one machine. Beside each ticket the dense model of the same minutes: what a speed is compared with."""
+    """Of one machine. Beside each ticket the dense model as the same process measured it: what a speed is compared with."""
     several = len({r["base"] for r in rows}) > 1
 
     def share(r: Row) -> str:
