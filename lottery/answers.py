@@ -2,9 +2,9 @@
 
 A row is a mapping, as `results.rows` has them. What is compared is the mean NLL per token: its difference between a ticket
 and the dense base is the logarithm of the ratio of their perplexities. Everything is sure or not by resampling evaluation
-windows, those of one model together, so that what two tickets of it share cancels.
+windows (resampling.py).
 
-Legend: N windows, S resamples, T targets, P pairs of targets.
+Legend: N windows, T targets.
 """
 
 import math
@@ -12,19 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import combinations
-from statistics import NormalDist
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+
+from lottery.resampling import RESAMPLES, draws, interval, order, tail, tau_b
 
 Row: TypeAlias = Mapping[str, Any]
 Item = TypeVar("Item")
 Nll: TypeAlias = Callable[[str], np.ndarray | None]  # a run's id -> mean NLL per window
 
-RESAMPLES = 4_000
-PAIRS_AT_ONCE = 2_048  # 4,000 resamples of them are 64 MB
 SETTING = {"method": "magnitude", "scope": "layer", "pattern": "unstructured", "quantize": "none"}
 CELL = re.compile(r"([a-z0-9_]+)@(\d+)")  # one component of one layer
 REFINED = 0.025  # between two tickets: closer than this, a straight line is as good as the intervals
@@ -169,30 +167,6 @@ def chief(rows: Iterable[Row]) -> list[Row]:
         most = Counter(r["protocol"] for r in of_base).most_common(1)[0][0]
         kept += [r for r in of_base if r["protocol"] == most]
     return kept
-
-
-def tail(windows: int) -> float:
-    """Where the quantiles of the 95% interval of a mean over so few windows are taken: as for every interval of a run
-    (Hesterberg 2015, "expanded percentile")."""
-    from scipy.special import stdtrit
-
-    return NormalDist().cdf(-math.sqrt(windows / (windows - 1)) * float(stdtrit(windows - 1, 0.975)))
-
-
-@cache
-def draws(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each window is drawn in each resample, [S, N]: as many as there are, with replacement."""
-    rng = np.random.default_rng((seed, windows))
-    return rng.multinomial(windows, np.full(windows, 1 / windows), size=resamples).astype(np.float64)
-
-
-def interval(difference_N: np.ndarray) -> tuple[float, float]:
-    """95%, of the mean over windows."""
-    if len(difference_N) < 2:
-        return -math.inf, math.inf
-    low = tail(len(difference_N))
-    lo, hi = np.quantile(draws(len(difference_N)) @ difference_N / len(difference_N), [low, 1 - low])
-    return float(lo), float(hi)
 
 
 # How much can be cut
@@ -364,20 +338,6 @@ def at_levels(members: Sequence[Ranking], end: int) -> str:
     return "at " + listed(f"{r.at} (ratio {times(math.exp(r.log_ratio_T[end]))})" for r in members)
 
 
-def order(nll_NT: np.ndarray) -> np.ndarray:
-    """Which of two targets certainly loses less: the paired 95% interval of their difference does not hold 0."""
-    count_T = nll_NT.shape[1]
-    order_TT = np.zeros((count_T, count_T), np.int8)
-    low = tail(len(nll_NT))
-    pairs = np.array(list(combinations(range(count_T), 2)))
-    for first in range(0, len(pairs), PAIRS_AT_ONCE):
-        a_P, b_P = pairs[first : first + PAIRS_AT_ONCE].T
-        sum_SP = draws(len(nll_NT)) @ (nll_NT[:, a_P] - nll_NT[:, b_P])
-        lo_P, hi_P = np.quantile(sum_SP, [low, 1 - low], axis=0)
-        order_TT[a_P, b_P] = (hi_P < 0).astype(np.int8) - (lo_P > 0)
-    return order_TT - order_TT.T
-
-
 def where(found: Sequence[Ranking]) -> Answer:
     question = "Where is it?"
     if not found:
@@ -434,27 +394,6 @@ def where(found: Sequence[Ranking]) -> Answer:
 
 
 # Is it the same in every model
-
-
-def signs(nll_NT: np.ndarray, pairs_P2: np.ndarray, draws_SN: np.ndarray) -> np.ndarray:
-    """Which target of each pair loses less in each resample, [S, P] of -1, 0, 1. Equal tickets tie exactly: differences
-    are taken window by window, before anything is summed."""
-    return np.sign(draws_SN @ (nll_NT[:, pairs_P2[:, 0]] - nll_NT[:, pairs_P2[:, 1]])).astype(np.int8)
-
-
-def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, draws_SN: np.ndarray, draws_SM: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b between the orders of the same targets in two models, of each resample [S]; ties lower it as in
-    scipy's; NaN where one of them ties all."""
-    pairs_P2 = np.array(list(combinations(range(a_NT.shape[1]), 2)))
-    both_S, a_S, b_S = (np.zeros(len(draws_SN)) for _ in range(3))
-    for first in range(0, len(pairs_P2), PAIRS_AT_ONCE):
-        chunk = pairs_P2[first : first + PAIRS_AT_ONCE]
-        a_SP, b_SP = signs(a_NT, chunk, draws_SN), signs(b_MT, chunk, draws_SM)
-        both_S += (a_SP * b_SP).sum(1, dtype=np.int64)
-        a_S += np.count_nonzero(a_SP, 1)
-        b_S += np.count_nonzero(b_SP, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return both_S / np.sqrt(a_S * b_S)
 
 
 def agreement(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -> dict[str, Any] | None:

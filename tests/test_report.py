@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from scipy import stats
 
-from lottery import answers, figures, report, results, tracking
+from lottery import answers, figures, report, resampling, results, tracking
 from lottery.cli import main
 
 BAD = "<script>alert(1)</script> & 50% of $x_1$ \\input{x} #~^ | `a`"  # for HTML, LaTeX, Markdown
@@ -268,9 +268,9 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     assert row is not None and row["tau"] == pytest.approx(stats.kendalltau(*ratios).statistic)
     twin = [
         stats.kendalltau(nll[0].T @ a, nll[1].T @ b).statistic
-        for a, b in zip(answers.draws(4, 200, 1), answers.draws(4, 200, 2), strict=True)
+        for a, b in zip(resampling.draws(4, 200, 1), resampling.draws(4, 200, 2), strict=True)
     ]
-    low = answers.tail(4)
+    low = resampling.tail(4)
     assert (row["lo"], row["hi"]) == pytest.approx(tuple(np.quantile(twin, [low, 1 - low])))
     said = next(r for r in read(written, "agreement") if r["cells"] == "False")
     assert float(said["tau"]) == pytest.approx(row["tau"]) and int(said["pairs"]) == 6
@@ -282,7 +282,7 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     )
     better = {r["target"]: r["certain_better_than"].split(", ") for r in mine}
     for a, b in permutations(range(len(COMMON)), 2):
-        assert (COMMON[b] in better[COMMON[a]]) == (answers.interval(nll[0][:, a] - nll[0][:, b])[1] < 0)
+        assert (COMMON[b] in better[COMMON[a]]) == (resampling.interval(nll[0][:, a] - nll[0][:, b])[1] < 0)
     eight = next(r for r in read(written, "eight_bits") if r["base"] == "builtin")
     assert float(eight["ratio"]) == pytest.approx(np.exp((made.nll("all 50% int8") - made.nll("all 50%")).mean()))
     assert answer["Do bigger models hold better tickets?"]["answer"] is None  # the random model has no cliff
