@@ -39,7 +39,7 @@ def test_many_targets_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     rng = np.random.default_rng(0)
     a_NT, b_MT = rng.normal(size=(9, 12)), rng.normal(size=(7, 12))
     whole = resampling.tau_b(a_NT, b_MT, resampling.draws(9, 50), resampling.draws(7, 50)), resampling.order(a_NT)
-    monkeypatch.setattr(answers, "PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr(resampling, "PAIRS_AT_ONCE", 5)
     parts = resampling.tau_b(a_NT, b_MT, resampling.draws(9, 50), resampling.draws(7, 50)), resampling.order(a_NT)
     assert (whole[0] == parts[0]).all() and (whole[1] == parts[1]).all()
 
