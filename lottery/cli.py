@@ -372,7 +372,7 @@ def check_together(name: str, given: list[str]) -> None:
     if "--part" in words and (others := {"--slurm", "--dry-run", "--fresh"} & set(words)):
         raise InputError(f"{', '.join(sorted(others))}: with --part it would be passed over; leave one of them out")
     no_report = {"--slurm", "--dry-run"} & set(words)
-    if "--out" in words and no_report:
+    if "--out" in words and given[given.index("--out") + 1] != "none" and no_report:
         raise InputError(
             f"{min(no_report)}: no report is written here; leave --out away, `lottery report --out` writes one"
         )

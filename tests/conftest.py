@@ -9,6 +9,8 @@ from typing import Any
 from lottery.progress import quiet_libraries
 
 quiet_libraries()
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each on two cores wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}  # no test asks a hub but its own
 
 import pytest

@@ -24,7 +24,7 @@ from servers import Server, mlflow_server, postgres
 from lottery.cli import main
 
 QUICK = ("--measure", "perplexity")
-KILLS = int(os.environ.get("LOTTERY_KILLS", "8"))  # nine seconds each
+KILLS = int(os.environ.get("LOTTERY_KILLS", "5"))  # nine seconds each
 SLOW_S = 4
 
 
@@ -229,7 +229,7 @@ def test_a_server_that_fails_in_the_middle_loses_nothing(
     assert needs > 50
     client = MlflowClient()
     kept = 0
-    for i, good in enumerate([*range(3, needs - 24, 12), *range(needs - 24, needs, 3)]):
+    for i, good in enumerate([*range(3, needs - 24, 20), *range(needs - 24, needs, 4)]):
         between.good, between.fault = good, ("500", "away")[i % 2]
         sparsity = ("--sparsity", f"0.{30 + i}")
         failed = CliRunner().invoke(main, [str(a) for a in (*arguments, *sparsity)])
