@@ -329,7 +329,7 @@ class Doer:
         within = {self.key: part, "mlflow.parentRunId": self.run}
         try:
             row = work(within)
-        except Exception as e:
+        except Exception as e:  # one ticket's failure, of whatever class, is not the others'
             try:
                 tracking.connect()
             except MachineError as away:
