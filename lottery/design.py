@@ -118,7 +118,7 @@ def read_study(name: str) -> Study:
     try:
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise InputError(f"study={name}: {nearest(name, presets())}; or give a YAML file (see --show)")
-        # every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
+        # no objects, and every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e

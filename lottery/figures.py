@@ -453,24 +453,21 @@ def agreement(rows: Rows) -> Figure:
         figure, all_axes = panels([1.0 + 0.62 * len(bases)] * len(parts))
         for axes, ((by, level, of_layers, how), part) in zip(all_axes, parts, strict=True):
             table = pd.DataFrame(np.nan, index=bases, columns=bases)
-            said: dict[tuple[int, int], str] = {}
+            said: dict[tuple[int, int], tuple[float, str]] = {}
             for r in part.to_dict("records"):
                 for a, b in ((r["a"], r["b"]), (r["b"], r["a"])):
                     table.loc[a, b] = r["tau"]
                     sure = r["lo"] > 0 or r["hi"] < 0
-                    said[bases.index(a), bases.index(b)] = f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
+                    said[bases.index(a), bases.index(b)] = r["tau"], f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
             image = cells(axes, table.to_numpy(float), "PuOr", Normalize(-1, 1))
             axes.grid(False)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
-            axes.set_xticks(range(len(bases)), [shorter(b) for b in bases], rotation=0 if len(bases) < 3 else 30,
-                            ha="center" if len(bases) < 3 else "right")  # fmt: skip
+            axes.set_xticks(range(len(bases)), [shorter(b) for b in bases], rotation=30, ha="right")
             axes.set_yticks(range(len(bases)), [shorter(b) for b in bases])
-            for (i, j), text in said.items():
-                value = float(table.iloc[i, j])  # type: ignore[arg-type]
-                axes.text(
-                    j, i, text, ha="center", va="center", fontsize=8.5, color="white" if abs(value) > 0.6 else "black"
-                )
+            for (i, j), (tau, text) in said.items():
+                colour = "white" if abs(tau) > 0.6 else "black"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=colour)
             for i in range(len(bases)):
                 axes.text(i, i, "same", ha="center", va="center", color=PALE, fontsize=8.5)
             axes.set_title(level_text(by, level, of_layers, how))

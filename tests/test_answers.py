@@ -108,7 +108,8 @@ def test_the_cliff_and_its_band() -> None:
     share = math.log(1.1 / 1.05) / math.log(1.2 / 1.05)
     assert found.at == pytest.approx(0.5 + 0.1 * share) and found.bracket == (0.5, 0.6)
     early = 0.5 + 0.1 * math.log(1.1 / (1.05 * 1.02)) / math.log(1.2 / 1.05)
-    assert found.lo == pytest.approx(early) and found.lo < found.at < found.hi  # type: ignore[operator]
+    assert found.at is not None and found.hi is not None
+    assert found.lo == pytest.approx(early) and early < found.at < found.hi
     assert found.wide and not answers.cliffs([ticket(0.5, 1.05), ticket(0.51, 1.2)])[0].wide
     # The dense base is a curve's beginning, but not of one in 8 bits; one ticket is no curve.
     assert answers.cliffs([ticket(0.3, 1.3), ticket(0.5, 2.0)])[0].bracket == (0.0, 0.3)

@@ -382,6 +382,36 @@ def test_front_door(
     assert {run.info.run_id for run in found} == begun
 
 
+def test_a_refused_submission_leaves_no_study(
+    cluster: Cluster, cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Slurm takes the baseline, then no array of so many tasks: the new run goes, and the next command is not --fresh."""
+    (tmp_path / "many.yaml").write_text(f"sparsity: {[i / 100 for i in range(20, 80)]}\nmeasure: perplexity\n")
+    submit = (
+        "study",
+        tmp_path / "many.yaml",
+        "--slurm",
+        "--partition",
+        "batch",
+        "--gpus",
+        0,
+        "--cpus",
+        1,
+        "--time",
+        30,
+    )
+    assert "slurm refuses" in cli(*submit, "--fresh", code=2).stderr
+    client = mlflow.MlflowClient()
+    assert not client.search_runs(["0"], "tags.kind = 'study' and tags.study = 'many'")
+    lottery_json("study", tmp_path / "many.yaml", "--part", "dense-0")
+    (begun,) = client.search_runs(["0"], "tags.kind = 'study' and tags.study = 'many'")
+    assert "fresh" not in begun.data.tags
+    # one that was there before stays, as it was
+    client.set_terminated(begun.info.run_id, "KILLED")
+    assert "slurm refuses" in cli(*submit, code=2).stderr
+    assert client.get_run(begun.info.run_id).info.status == "KILLED"
+
+
 def test_a_server_that_moves_is_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a task has left unsent is found by the next one, which asks the same server at another address."""
     monkeypatch.setenv("LOTTERY_SERVER", str(tmp_path))
