@@ -1,9 +1,12 @@
 """Packed weights widened on a GPU in one kernel. Without Triton, or on a GPU that is too old for it, by torch's own."""
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+
+from lottery.progress import say
 
 try:
     import triton
@@ -11,78 +14,120 @@ try:
 except ImportError:  # torch's builds for the CPU come without it
     triton = tl = None
 
-LEAST = (8, 0)  # the compute capability that Triton asks for
+LEAST = (7, 0)  # the compute capability of a V100. Triton promises 8.0 and up; for older ones it compiles, and is tried
+CHUNK = 256  # columns: 8 for each lane of a warp, a byte of the mask
+WARPS = 4
 
 if triton is not None:
 
     @triton.jit
     def _widen(
-        mask, start, values, step, out, columns, mask_columns, MASKED: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr
+        mask, start, values, step, out, columns, mask_columns, chunks, MASKED: tl.constexpr, FORM: tl.constexpr, WARPS: tl.constexpr
     ):  # fmt: skip
-        """One program a row: its survivors are numbered by a running sum over the bits of its mask."""
+        """A warp widens a chunk, a lane a byte of its mask. Where a lane's survivors lie: the chunk's start, a sum over
+        the lanes before it, and, within the byte, the sums over its bits that two multiplications leave in eight bytes."""
         row = tl.program_id(0).to(tl.int64)
-        at = tl.load(start + row) if MASKED else row * columns
-        for first in range(0, columns, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            inside = column < columns
-            if MASKED:
-                byte = tl.load(mask + row * mask_columns + (column >> 3), mask=inside, other=0).to(tl.int32)
-                lives = (byte >> (column & 7)) & 1
-                place = at + tl.cumsum(lives, 0) - lives
-                found = tl.load(values + place, mask=inside & (lives != 0), other=0)
-                at += tl.sum(lives, 0)
-            else:
-                found = tl.load(values + at + column, mask=inside, other=0)
-            if FORM == 0:
-                value = found
-            else:
-                if FORM == 1:
-                    value = found.to(tl.float32)
-                else:  # e4m3 from its bits, so that any GPU will do; below 8 there is no leading one
-                    low = found.to(tl.int32) & 0x7F
-                    normal = ((low << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-                    value = tl.where(low < 8, low.to(tl.float32) * 0.001953125, normal)
-                    value = tl.where((found.to(tl.int32) & 0x80) != 0, -value, value)
-                value = value * tl.load(step + row)
-            tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
+        chunk = tl.program_id(1) * WARPS + tl.arange(0, WARPS)
+        byte_at = chunk[:, None] * 32 + tl.arange(0, 32)[None, :]
+        bit = tl.arange(0, 8)[None, None, :]
+        column = byte_at[:, :, None] * 8 + bit
+        inside = column < columns
+        if MASKED:
+            byte = tl.load(mask + row * mask_columns + byte_at, mask=byte_at < mask_columns, other=0).to(tl.int32)
+            first = values + tl.load(start + row * chunks + chunk, mask=chunk < chunks, other=0)
+            low = ((byte & 15) * 0x00204081) & 0x01010101  # bits 0 to 3, each in a byte of its own
+            high = ((byte >> 4) * 0x00204081) & 0x01010101
+            count = ((low + high) * 0x01010101) >> 24
+            before = tl.cumsum(count, 1) - count
+            four = (low * 0x01010101) >> 24
+            low = low * 0x01010100  # in each byte, how many of the bits below it are set
+            high = high * 0x01010100 + four * 0x01010101
+            within = (tl.where(bit < 4, low[:, :, None], high[:, :, None]) >> ((bit & 3) * 8)) & 0xFF
+            lives = (byte[:, :, None] & (1 << bit)) != 0
+            found = tl.load((first[:, None] + before)[:, :, None] + within, mask=lives, other=0)
+        else:
+            found = tl.load(values + row * columns + column, mask=inside, other=0)
+        if FORM == 0:
+            value = found
+        elif FORM == 1:
+            value = found.to(tl.float32) * tl.load(step + row)
+        else:  # e4m3 by its bits, so that any GPU will do: those of a float16 that is 256 times smaller
+            half = (found.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4080
+            value = half.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(step + row) * 256)
+        tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
 
 
 @functools.cache
-def has_triton() -> bool:
-    return triton is not None and torch.cuda.is_available() and torch.cuda.get_device_capability() >= LEAST
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton works for the GPU: tried once, on a small matrix."""
+    if triton is None or torch.cuda.get_device_capability(device) < LEAST:
+        return False
+    try:
+        if works(device):
+            return True
+        reason = "it computes something else than torch"
+    except Exception as e:  # it needs a C compiler and Python's headers, and says in many ways that one is missing
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    say(f"warning: Triton does not work here ({reason}); packed layers are widened by torch, slowly")
+    return False
+
+
+def works(device: torch.device) -> bool:
+    """Whether the kernel gives what torch's own operations give, of four chunks in the types that a V100 has to convert."""
+    bitmask_OB = (torch.arange(2 * 64, device=device) * 37 % 256).to(torch.uint8).view(2, 64)
+    lives_OC = (bitmask_OB.view(4, 32, 1) >> torch.arange(8, device=device)) & 1
+    kept_C = lives_OC.sum((1, 2))
+    start_OC = (kept_C.cumsum(0) - kept_C).to(torch.int32).view(2, 2)
+    values_K = (torch.arange(int(kept_C.sum()), device=device) % 255 + 1).to(torch.bfloat16)
+    found, twin = (torch.empty(2, 512, dtype=torch.float16, device=device) for _ in range(2))
+    widen(bitmask_OB, start_OC, values_K, None, found)
+    return torch.equal(found, widen_by_torch(bitmask_OB, values_K, None, twin))
+
+
+def arguments(
+    bitmask_OB: torch.Tensor | None,
+    start_OC: torch.Tensor | None,
+    values_K: torch.Tensor,
+    step_O: torch.Tensor | None,
+    out_OI: torch.Tensor,
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The kernel's grid and arguments."""
+    rows, columns = out_OI.shape
+    chunks = -(-columns // CHUNK)
+    eight = values_K.dtype == torch.float8_e4m3fn
+    values = values_K.view(torch.uint8) if eight else values_K  # float8 itself is known from capability 8.9 on alone
+    return (rows, -(-chunks // WARPS)), {
+        "mask": values if bitmask_OB is None else bitmask_OB,  # a pointer that is not looked at
+        "start": values if start_OC is None else start_OC,
+        "values": values,
+        "step": values if step_O is None else step_O,
+        "out": out_OI,
+        "columns": columns,
+        "mask_columns": -(-columns // 8),
+        "chunks": chunks,
+        "MASKED": bitmask_OB is not None,
+        "FORM": 0 if step_O is None else 2 if eight else 1,
+        "WARPS": WARPS,
+    }
 
 
 def widen(
     bitmask_OB: torch.Tensor | None,
-    start_O: torch.Tensor | None,
+    start_OC: torch.Tensor | None,
     values_K: torch.Tensor,
     step_O: torch.Tensor | None,
     out_OI: torch.Tensor,
 ) -> torch.Tensor:
-    """`out_OI` = the dense matrix, zeros where the mask says so; codes are multiplied by their row's step, in float32."""
-    if not has_triton() and not interpreted():
-        return widen_by_torch(bitmask_OB, values_K, step_O, out_OI)
-    rows, columns = out_OI.shape
-    eight = values_K.dtype == torch.float8_e4m3fn
+    """`out_OI` = the dense matrix, zeros where the mask says so; codes are multiplied by their row's step, in float32.
+
+    `start_OC`: where the survivors of every CHUNK columns of a row begin. Needs Triton, as `has_triton` finds it.
+    """
+    grid, given = arguments(bitmask_OB, start_OC, values_K, step_O, out_OI)
     kernel: Any = _widen
-    kernel[(rows,)](
-        values_K if bitmask_OB is None else bitmask_OB,  # a pointer that is not looked at
-        values_K if start_O is None else start_O,
-        values_K.view(torch.uint8) if eight else values_K,
-        values_K if step_O is None else step_O,
-        out_OI,
-        columns,
-        -(-columns // 8),
-        MASKED=bitmask_OB is not None,
-        FORM=0 if step_O is None else 2 if eight else 1,
-        BLOCK=min(1024, max(16, 1 << (columns - 1).bit_length())),
-    )
+    elsewhere = out_OI.is_cuda and not torch.compiler.is_compiling()
+    with torch.cuda.device(out_OI.device) if elsewhere else nullcontext():  # Triton launches on the current one
+        kernel[grid](**given, num_warps=WARPS)
     return out_OI
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python (TRITON_INTERPRET=1): slow, and without a GPU."""
-    return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def widen_by_torch(

@@ -9,7 +9,7 @@ import torch
 
 from lottery import tracking
 from lottery.home import home, make_folder
-from lottery.models import computes_bfloat16
+from lottery.models import computes_bfloat16, unsupported_gpu
 from lottery.spec import InputError, MachineError
 
 PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "bitsandbytes", "numba", "numpy")
@@ -44,26 +44,10 @@ def gpu() -> Check:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         return Check("GPU", True, f"none that torch sees (torch is {built}); everything runs on the CPU")
+    if (reason := unsupported_gpu()) is not None:
+        return Check("GPU", False, reason)
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    supported = supports(torch.cuda.get_arch_list(), major, minor)
-    if supported:
-        return Check("GPU", True, f"{name}, sm_{major}{minor}, supported by torch (CUDA {torch.version.cuda})")
-    way = "install the cu126 build, as conda.yaml does" if major < 8 else "install a newer torch"
-    return Check(
-        "GPU", False, f"{name} is sm_{major}{minor}; torch (CUDA {torch.version.cuda}) has no code for it: {way}"
-    )
-
-
-def supports(architectures: list[str], major: int, minor: int) -> bool:
-    """Whether a build for these architectures runs on the device: binary code of its generation, or PTX of an older one."""
-    for architecture in architectures:
-        kind, _, number = architecture.partition("_")
-        has = int("".join(c for c in number if c.isdigit()))
-        if kind == "sm" and has // 10 == major and has % 10 <= minor:
-            return True
-        if kind == "compute" and has <= 10 * major + minor:
-            return True
-    return False
+    return Check("GPU", True, f"{name}, sm_{major}{minor}, supported by torch (CUDA {torch.version.cuda})")
 
 
 def cpu() -> Check:

@@ -33,12 +33,30 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
     if isinstance(e, MachineError):
         return str(e), 1
     # Classes of libraries that are only there if they were needed; they are not imported for this.
-    mlflow, torch = sys.modules.get("mlflow"), sys.modules.get("torch")
+    mlflow = sys.modules.get("mlflow")
     if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
         from lottery.tracking import hide_password
 
         return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
-    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)  # torch on a CPU has no class for it
-    if isinstance(e, MemoryError) or no_memory or (torch and isinstance(e, torch.OutOfMemoryError)):
+    if is_of_memory(e):
         return "out of memory; give a smaller window, runtime=packed, device=cpu, or measure=none", 1
+    if is_of_gpu(e):
+        return f"the GPU failed ({' '.join(str(e).split())[:200]}); see lottery doctor, or give device=cpu", 1
     return None
+
+
+def is_of_memory(e: Exception) -> bool:
+    """Whether memory was exhausted, the machine's or a GPU's."""
+    torch = sys.modules.get("torch")
+    if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
+        return True
+    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # where torch has no class for it
+    return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
+
+
+def is_of_gpu(e: Exception) -> bool:
+    """Whether CUDA or a library of it failed."""
+    torch = sys.modules.get("torch")
+    if torch and isinstance(e, torch.AcceleratorError):
+        return True
+    return isinstance(e, RuntimeError) and str(e).startswith(("CUDA error", "CUDA driver error", "cuDNN error"))

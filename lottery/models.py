@@ -1,5 +1,6 @@
 """A base or a ticket on disk -> a transformers model and its tokenizer; text from it. The only file that says transformers."""
 
+import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 import transformers
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from lottery.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
+from lottery.failures import is_of_gpu, is_of_memory
 from lottery.progress import say
-from lottery.runtime import PackedLinear, Scratch, check_int8, int8_linear
+from lottery.runtime import PackedLinear, Scratch, check_int8, int8_linear, is_int8
 from lottery.spec import InputError, MachineError
 from lottery.ticket import Stored
 
@@ -49,9 +52,39 @@ class Lazy:
 
 
 def pick_device(device: str) -> str:
-    if device == "cuda" and not torch.cuda.is_available():
+    """`auto`: the GPU where torch can use one. Raises InputError where device=cuda and it cannot."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
         raise InputError("device=cuda: torch sees no GPU here (lottery doctor says why); give device=cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if (reason := unsupported_gpu()) is None:
+        return "cuda"
+    if device == "cuda":
+        raise InputError(f"device=cuda: {reason}; or give device=cpu")
+    say(f"warning: {reason}; all runs on the CPU")
+    return "cpu"
+
+
+@functools.cache
+def unsupported_gpu() -> str | None:
+    """Why the installed torch cannot compute on this GPU, and the way out; None where it can."""
+    major, minor = torch.cuda.get_device_capability()
+    if supports(torch.cuda.get_arch_list(), major, minor):
+        return None
+    way = "install the cu126 build, as conda.yaml does" if major < 8 else "install a newer torch"
+    return f"{torch.cuda.get_device_name()} is sm_{major}{minor}; torch (CUDA {torch.version.cuda}) has no code for it: {way}"
+
+
+def supports(architectures: list[str], major: int, minor: int) -> bool:
+    """Whether a build for these architectures runs on the device: binary code of its generation, or PTX of an older one."""
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        has = int("".join(c for c in number if c.isdigit()))
+        if kind == "sm" and has // 10 == major and has % 10 <= minor:
+            return True
+        if kind == "compute" and has <= 10 * major + minor:
+            return True
+    return False
 
 
 def computes_bfloat16(device: str) -> bool:
@@ -77,10 +110,10 @@ def usable(folder: Path, what: str) -> Iterator[None]:
     """Whatever transformers raises over a file of the user's is an InputError: it has no class of its own for that."""
     try:
         yield
-    except (InputError, MachineError, MemoryError, torch.OutOfMemoryError):
+    except (InputError, MachineError):
         raise
     except Exception as e:  # KeyError, ZeroDivisionError, a validation class of its own: anything, over a bad file
-        if "can't allocate memory" in str(e):
+        if is_of_memory(e) or is_of_gpu(e):
             raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
@@ -291,11 +324,15 @@ class Decoder:
         cuda = model.device.type == "cuda"
         self.model, self.step = model, model
         self.static = cuda if static is None else static
-        self.cache: Any = transformers.StaticCache(config=model.config, max_cache_len=tokens) if self.static else None
+        self.cache: Any = static_cache(model, tokens) if self.static else None
         # bitsandbytes looks at the activations' values in between: no graph can hold that
-        able = cuda and "Linear8bitLt" not in map(kind, model.modules()) if graphs is None else graphs
+        able = cuda and not any(map(is_int8, model.modules())) if graphs is None else graphs
         compiled = able and (not cuda or torch.cuda.get_device_capability() >= (8, 0))
-        self.to_capture = able and not compiled
+        # Experts are chosen on the CPU there: a capture would fail, and leave CUDA's allocator in disorder.
+        has_experts = any(name.endswith(".experts") for name, _ in model.named_modules())
+        self.to_capture = able and not compiled and not has_experts
+        if able and not compiled and has_experts:
+            say("warning: no CUDA graph for a mixture of experts on this GPU; decoding step by step, launches included")
         self.graph: Any = None
         if compiled:
             self.step = torch.compile(model.forward, mode="reduce-overhead" if cuda else "default")
@@ -331,15 +368,34 @@ class Decoder:
             return self.after(token_11).clone()
 
     def after(self, token_11: torch.Tensor) -> torch.Tensor:
-        out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        where = {}
+        if self.static:  # OPT asks the GPU how many tokens there are, unless it is told: a graph cannot ask
+            where["position_ids"] = self.cache.get_seq_length().clone().view(1, 1)
+        out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **where)
         return out.logits[:, -1:].argmax(-1)
 
     def capture(self, token_11: torch.Tensor) -> None:
         """One step as a graph; capturing runs nothing."""
         graph, self.token_11 = torch.cuda.CUDAGraph(), token_11.clone()
-        with torch.cuda.graph(graph):
-            self.said_11 = self.after(self.token_11)
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                self.said_11 = self.after(self.token_11)
+        except Exception:
+            torch.cuda.set_stream(stream)  # a failed capture leaves its own behind
+            raise
         self.graph, self.to_capture = graph, False
+
+
+def static_cache(model: Any, tokens: int) -> Any:
+    """Room for so many tokens in every layer. In a sliding layer too: transformers' own cache of it counts in Python, and
+    a graph would keep that number; the window is in the mask."""
+    cache = transformers.StaticCache(config=model.config, max_cache_len=tokens)
+    cache.layers = [
+        StaticLayer(max_cache_len=tokens) if type(layer) is StaticSlidingWindowLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
 
 
 def kind(thing: Any) -> str:

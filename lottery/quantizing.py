@@ -189,6 +189,15 @@ def starts(bitmask_OB: np.ndarray) -> np.ndarray:
     return np.cumsum(kept_O) - kept_O
 
 
+def chunk_starts(bitmask_OB: np.ndarray, chunk: int) -> np.ndarray:
+    """Where the survivors of every `chunk` columns (a multiple of 8) of each row begin; int32 [O, C], int64 where that is
+    too little."""
+    rows, width = bitmask_OB.shape
+    whole_OB = np.pad(bitmask_OB, ((0, 0), (0, -width % (chunk // 8))))
+    start_OC = starts(whole_OB.reshape(-1, chunk // 8)).reshape(rows, -1)
+    return start_OC.astype(np.int32) if not start_OC.size or start_OC[-1, -1] < 2**31 else start_OC
+
+
 def widen(
     bitmask_OB: np.ndarray | None,
     start_O: np.ndarray | None,

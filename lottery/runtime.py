@@ -3,6 +3,7 @@
 Legend: O outputs, I inputs, B = ceil(I/8) bytes of a row's bitmask, K survivors.
 """
 
+import functools
 import logging
 import threading
 from typing import Any
@@ -25,6 +26,13 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[tensor.itemsize]).numpy()
 
 
+def starts(bitmask_OB: np.ndarray, device: str) -> np.ndarray:
+    """Where survivors begin, as finely as the device's kernel asks for it."""
+    if device.startswith("cuda"):
+        return quantizing.chunk_starts(bitmask_OB, cuda.CHUNK)
+    return quantizing.starts(bitmask_OB)
+
+
 class Scratch:
     """The one buffer of a model into which each packed layer is widened when its turn comes."""
 
@@ -37,8 +45,11 @@ class Scratch:
         return self.buffer[: rows * columns].view(rows, columns)
 
     def turn(self, weight_OI: torch.Tensor) -> torch.Tensor:
-        if self.turned is None:
-            self.turned = torch.empty_like(self.buffer)
+        if torch.compiler.is_compiling():
+            return weight_OI.T.contiguous()
+        if self.turned is None or self.turned.device != self.buffer.device:
+            with torch.inference_mode(False):  # else nobody outside of that mode could use it again
+                self.turned = torch.empty_like(self.buffer)
         return self.turned[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
 
 
@@ -50,7 +61,7 @@ class PackedLinear(nn.Module):
     """
 
     bitmask_OB: torch.Tensor | None
-    start_O: torch.Tensor | None
+    start: torch.Tensor | None  # of the survivors: [O] on a CPU, [O, C] on a GPU
     values_K: torch.Tensor
     step_O: torch.Tensor | None
 
@@ -61,6 +72,7 @@ class PackedLinear(nn.Module):
         self.product = product
         self.out_features, self.in_features = matrix.rows, matrix.columns
         self.form, self.scratch = matrix.form, scratch
+        self.fused = device.startswith("cuda") and cuda.has_triton(torch.device(device))
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
@@ -70,16 +82,23 @@ class PackedLinear(nn.Module):
 
         mask_OB, scale_O = matrix.bitmask_OB, matrix.scale_O
         keep("bitmask_OB", mask_OB)
-        keep("start_O", None if mask_OB is None else quantizing.starts(mask_OB))
+        keep("start", None if mask_OB is None else starts(mask_OB, device))
         keep("values_K", matrix.flat, DTYPES[matrix.form])
         keep("step_O", None if scale_O is None or not matrix.quantized else quantizing.steps(scale_O, matrix.quantized))
 
     def widened(self) -> torch.Tensor:
         """The dense matrix, in the scratch: good until the next layer's turn."""
-        out_OI = self.scratch.of(self.out_features, self.in_features)
+        if torch.compiler.is_compiling():
+            # The compiler would copy all of a buffer that several layers write to; and a CUDA graph, any input it has.
+            like = self.scratch.buffer
+            out_OI = torch.empty(self.out_features, self.in_features, dtype=like.dtype, device=like.device)
+        else:
+            out_OI = self.scratch.of(self.out_features, self.in_features)
+        if self.fused:
+            return cuda.widen(self.bitmask_OB, self.start, self.values_K, self.step_O, out_OI)
         if out_OI.is_cuda:
-            return cuda.widen(self.bitmask_OB, self.start_O, self.values_K, self.step_O, out_OI)
-        bits = [None if t is None else t.numpy() for t in (self.bitmask_OB, self.start_O, self.step_O)]
+            return cuda.widen_by_torch(self.bitmask_OB, self.values_K, self.step_O, out_OI)
+        bits = [None if t is None else t.numpy() for t in (self.bitmask_OB, self.start, self.step_O)]
         mask_OB, start_O, step_O = bits
         values_K = bits_of(self.values_K)
         if out_OI.dtype != torch.float16:
@@ -123,6 +142,9 @@ class PackedLinear(nn.Module):
         if fn(torch.empty(0, dtype=own)).dtype != own:
             raise InputError(f"dtype: this ticket was loaded to compute in {own}; load it again with another dtype")
         device = fn(torch.empty(0, dtype=torch.uint8)).device
+        if self.bitmask_OB is not None and device.type != self.bitmask_OB.device.type:
+            self.start = torch.from_numpy(starts(self.bitmask_OB.cpu().numpy(), device.type))
+        self.fused = device.type == "cuda" and cuda.has_triton(device)
         for name, buffer in self._buffers.items():
             self._buffers[name] = None if buffer is None else buffer.to(device)
         if self.bias is not None:
@@ -153,17 +175,47 @@ def check_int8(device: str) -> None:
         ) from e
 
 
+def int8_weight(codes_OI: torch.Tensor, scale_O: torch.Tensor) -> Any:
+    from bitsandbytes.nn import Int8Params
+
+    return Int8Params(codes_OI, requires_grad=False, has_fp16_weights=False, CB=codes_OI, SCB=scale_O)
+
+
+@functools.cache
+def int8_class() -> Any:
+    """bitsandbytes' layer, whose codes and scales move with the model: its own stay where they were when not the layer
+    itself but a module around it is moved."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    class StoredInt8(Linear8bitLt):
+        weight: Any
+        bias: Any
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            codes_OI, scale_O = self.weight.data, self.weight.SCB if self.weight.CB is not None else self.state.SCB
+            moved_OI = fn(codes_OI)
+            self.weight = int8_weight(moved_OI, scale_O.to(moved_OI.device))
+            self.state.CB = self.state.SCB = None  # taken from the weight at the next product
+            if self.bias is not None:
+                self.bias = nn.Parameter(fn(self.bias.data), requires_grad=False)
+            return self
+
+    return StoredInt8
+
+
+def is_int8(module: nn.Module) -> bool:
+    return type(module).__name__ == "StoredInt8"  # no class is made, and nothing imported, to find that there is none
+
+
 def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Module:
     """bitsandbytes' layer over the stored codes: nothing is quantized again."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
     assert matrix.scale_O is not None
     codes_OI = (
         torch.from_numpy(matrix.whole().flat.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
     )
     scale_O = torch.from_numpy(matrix.scale_O.copy()).to(device)
-    layer = Linear8bitLt(
+    layer = int8_class()(
         matrix.columns,
         matrix.rows,
         bias=bias is not None,
@@ -171,7 +223,7 @@ def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Mo
         threshold=THRESHOLD,
         device="meta",
     )
-    layer.weight = Int8Params(codes_OI, requires_grad=False, has_fp16_weights=False, CB=codes_OI, SCB=scale_O)
+    layer.weight = int8_weight(codes_OI, scale_O)
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(device), requires_grad=False)
     return layer

@@ -432,3 +432,33 @@ def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result])
     assert (
         "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"] and "winner" not in found["tags"]
     )
+
+
+def test_a_gpu_that_torch_was_not_built_for() -> None:
+    from lottery.models import supports
+
+    of_cuda_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+    assert not supports(of_cuda_13, 7, 0)  # V100
+    assert supports(of_cuda_13, 8, 0) and supports(of_cuda_13, 8, 9) and supports(of_cuda_13, 9, 0)
+    assert supports(of_cuda_13, 12, 1) and supports(of_cuda_13, 13, 0)  # by the instructions of an older one
+    assert supports(["sm_70", "sm_75"], 7, 0) and not supports(["sm_90a"], 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112 MiB"), "out of memory; give a smaller", 1),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "out of memory; give", 1),
+        (RuntimeError("CUDA error: no kernel image is available"), "the GPU failed (CUDA error: no kernel image", 1),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "the GPU failed (", 1),
+    ],
+)
+def test_what_fails_on_a_gpu_is_one_line(error: Exception, said: str, code: int, tmp_path: Path) -> None:
+    """Also where transformers was loading a model: it is then no fault of the model's files."""
+    from lottery.failures import known_failure
+    from lottery.models import usable
+
+    with pytest.raises(type(error)) as caught, usable(tmp_path, "config.json"):
+        raise error
+    line, exit_code = known_failure(caught.value) or ("", 0)
+    assert line.startswith(said) and exit_code == code and "device=cpu" in line

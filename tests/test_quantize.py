@@ -136,7 +136,7 @@ def test_packed_layers_give_the_bits_of_dense_ones(label: str, tmp_path: Path, c
         else:  # W8A8: activations are rounded too
             assert (logits(dense) - want).abs().max() < 0.1 * want.abs().max()
         kinds = {type(m).__name__ for m in dense.modules()}
-        assert ("PackedLinear" in kinds) == (quantize == "fp8") and ("Linear8bitLt" in kinds) == (quantize == "int8")
+        assert ("PackedLinear" in kinds) == (quantize == "fp8") and ("StoredInt8" in kinds) == (quantize == "int8")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -257,7 +257,7 @@ def named_resident(model: Any) -> list[tuple[str, torch.Tensor]]:
     """Every tensor inside the layers by the path of its module, bitsandbytes' scales too."""
     found = list(model.named_parameters()) + list(model.named_buffers())
     for path, module in model.named_modules():
-        if type(module).__name__ == "Linear8bitLt":
+        if type(module).__name__ == "StoredInt8":
             found.append((f"{path}.SCB", module.weight.SCB))
     return found
 
@@ -280,6 +280,30 @@ def test_what_packed_layers_refuse(tmp_path: Path, cli: Callable[..., Result]) -
             model.get_input_embeddings().weight.requires_grad_(True)
             with pytest.raises(InputError, match="no gradients"):
                 model(torch.tensor([[5, 6]]))
+
+
+@pytest.mark.parametrize(("quantize", "kind"), [("none", "packed"), ("fp8", "dense"), ("int8", "dense")])
+@pytest.mark.parametrize("used", [False, True])
+def test_all_of_a_model_moves(quantize: str, kind: str, used: bool, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """To a device that is here: one without values. GPT-2's layers have a second buffer."""
+    folder = make("gpt2", tmp_path / "model", "saved")
+    cli("prune", "--model", folder, "--quantize", quantize, "--out", tmp_path / "t", *QUICK)
+    model, _ = lottery.load(tmp_path / "t", runtime=kind)
+    if used:
+        first = logits(model)
+        with torch.no_grad():  # what was made in inference mode serves outside of it
+            assert torch.equal(model(torch.arange(5, 25)[None]).logits, model(torch.arange(5, 25)[None]).logits)
+        assert torch.equal(logits(model), first)
+    before = len(runtime.resident(model))
+    model.to("meta")
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, runtime.PackedLinear):
+            tensors.append(module.scratch.turn(torch.empty(4, 2, dtype=model.dtype, device="meta")))
+        elif runtime.is_int8(module):
+            tensors += [t for held in (module.weight, module.state) for t in (held.CB, held.SCB) if t is not None]
+            assert module.weight.SCB is not None or module.state.SCB is not None
+    assert before and {t.device.type for t in tensors} == {"meta"}
 
 
 def test_threads_share_the_buffer_in_turn(tmp_path: Path, cli: Callable[..., Result]) -> None:
