@@ -5,6 +5,9 @@ files     a Mistral-7B-shaped bfloat16 checkpoint of random weights (a slice of 
 kernels   one 14336 x 4096 bfloat16 matrix at 50%: against torch's own pruning, a k-th value, a plain copy
 packed    one linear layer, 14336 x 4096 at 50%, whose weights stay packed in memory: against a dense layer in the type that
           is fastest here, for one token (decode) and for 512 (prefill)
+model     the same checkpoint (one layer of it; --full: all 32) dense, and pruned to 50% and in 8 bits by either runtime: bytes
+          of the weights and peak memory, prefill, decoding against the dense model and against what memory allows; on a
+          GPU where there is one
 evaluate  the embedded model's perplexity: against a bare forward loop over the same windows
 study     `lottery study locate` on the embedded model, everything measured: against its tickets as so many main jobs, each a
           process of its own; six of them, in turn with the rest (10 minutes)
@@ -303,12 +306,18 @@ def line(name: str, seconds: float, floor: float, what: str) -> None:
     click.echo(f"  {name:<48} {amount}   {seconds / floor:7.3f} x {what}")
 
 
-def bench_files(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
-    cache, ticket, copy = folder / "hub", folder / "ticket", folder / "copy"
+def checkpoint(cache: Path, layers: int) -> Path:
+    """Its folder; made where it is not there yet."""
     model = cache / "models--random--mistral-shaped" / "snapshots" / COMMIT
     if not model.exists():
         click.echo("making the checkpoint", err=True)
         make_checkpoint(cache, layers)
+    return model
+
+
+def bench_files(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
+    ticket, copy = folder / "ticket", folder / "copy"
+    model = checkpoint(folder / "hub", layers)
     times: dict[str, list[float]] = {}
     facts: dict[str, dict[str, float]] = {}
 
@@ -475,6 +484,43 @@ def bench_packed() -> dict[str, Any]:
     return {"seconds": seconds, "resident": sizes}
 
 
+def bench_model(folder: Path, layers: int) -> dict[str, Any]:
+    os.environ |= {"LOTTERY_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    from lottery.again import evaluate
+    from lottery.checkpoint import BUILTIN
+    from lottery.job import prune
+    from lottery.progress import quiet_libraries
+
+    quiet_libraries()
+    model = checkpoint(folder / "hub", layers)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUILTIN / name, model / name)
+    rows: dict[str, dict[str, float]] = {}
+    common = {"measure": "speed,memory", "register": "none", "model": str(model)}
+    for quantize, sparsity in (("none", 0.5), ("int8", 0.0), ("int8", 0.5), ("fp8", 0.0), ("fp8", 0.5)):
+        out = folder / f"{quantize}-{sparsity}"
+        made = prune(quantize=quantize, sparsity=sparsity, out=out, **common)
+        rows.setdefault("dense", made.found.dense)
+        name = f"{'16 bits' if quantize == 'none' else quantize}, {sparsity:.0%} pruned"
+        if quantize != "none":  # 16 bits run dense
+            rows[name] = made.metrics
+        rows[f"{name}, packed"] = evaluate(str(out), runtime="packed", measure=common["measure"]).metrics
+    dense = rows["dense"]
+    click.echo(f"model: {layers} layers of Mistral 7B, random weights, on {made.tags['hardware']}; medians of 5")
+    click.echo(
+        "  | | weights MB | of dense | peak MB | prefill tok/s | decode tok/s | of dense | of what memory allows |"
+    )
+    click.echo("  | --- |" + " --- |" * 7)
+    for name, m in rows.items():
+        decode = f"{m['decode_tok_s']:.2f} [{m['decode_tok_s_lo']:.2f}, {m['decode_tok_s_hi']:.2f}]"
+        click.echo(
+            f"  | {name} | {m['weights_bytes'] / 1e6:,.0f} | {m['weights_bytes'] / dense['weights_bytes']:.3f} "
+            f"| {m['peak_bytes'] / 1e6:,.0f} | {m['prefill_tok_s']:,.0f} | {decode} "
+            f"| {m['decode_tok_s'] / dense['decode_tok_s']:.2f} | {m['decode_tok_s'] / m['decode_floor_tok_s']:.2f} |"
+        )
+    return rows
+
+
 def bench_evaluate() -> dict[str, Any]:
     from lottery import measure, models
     from lottery.sources import open_base
@@ -553,7 +599,7 @@ def job(seconds: Callable[..., float], ticket: Any) -> float:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the files go, and stay.  [default: a new one]")
 @click.option("--rounds", default=3, show_default=True, help="How often what touches the disk is measured.")
 @click.option("--work", nargs=3, hidden=True)
-@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "evaluate", "study"]))
+@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "evaluate", "study"]))
 def main(
     full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
 ) -> None:
@@ -573,9 +619,12 @@ def main(
             found[part] = bench_study()
         else:
             with tempfile.TemporaryDirectory() as temporary:
-                where = folder or Path(temporary)
+                where = (folder or Path(temporary)).absolute()
                 where.mkdir(parents=True, exist_ok=True)
-                found[part] = bench_files(where, FULL_LAYERS if full else SLICE_LAYERS, rounds)
+                if part == "model":
+                    found[part] = bench_model(where, FULL_LAYERS if full else 1)
+                else:
+                    found[part] = bench_files(where, FULL_LAYERS if full else SLICE_LAYERS, rounds)
     click.echo(json.dumps(found))
 
 

@@ -8,11 +8,14 @@ Speed as a share of the dense model's in the same run, in the same minute.
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import click
+
+if TYPE_CHECKING:
+    from lottery.job import Ticket
 
 SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 
@@ -25,8 +28,8 @@ SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("eight_bits"), show_default=True)
 def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> None:
     """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
-    import lottery
     from lottery.again import evaluate
+    from lottery.job import prune
     from lottery.progress import quiet_libraries
     from lottery.tables import plain, with_interval
 
@@ -46,7 +49,7 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
         for sparsity in SPARSITIES:
             out = folder / f"{quantize}-{sparsity}"
             common = {"dataset": dataset, "limit": limit}
-            made = lottery.prune(
+            made = prune(
                 model=model, quantize=quantize, sparsity=sparsity, control=control if sparsity else 0,
                 measure="perplexity,speed,memory", register="none", out=out, **common,
             )  # fmt: skip
@@ -70,9 +73,9 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
         row(*cells)
 
 
-def lean(ticket: Any) -> tuple[str, str]:
+def lean(ticket: "Ticket") -> tuple[str, str]:
     """Resident bytes and speed of decoding, as shares of the dense model's."""
-    speed = ticket.metrics["decode_tok_s"] / ticket.dense["decode_tok_s"]
+    speed = ticket.metrics["decode_tok_s"] / ticket.found.dense["decode_tok_s"]
     return f"{ticket.metrics['weights_ratio']:.3f}", f"{speed:.2f}"
 
 
