@@ -18,6 +18,7 @@ clock stops. Tickets are read past the page cache, dense files are mapped as the
 the process's anonymous memory (RssAnon and RssShmem), sampled every 10 ms, imports included.
 """
 
+import gc
 import hashlib
 import json
 import mmap
@@ -485,40 +486,81 @@ def bench_packed() -> dict[str, Any]:
 
 
 def bench_model(folder: Path, layers: int) -> dict[str, Any]:
-    os.environ |= {"LOTTERY_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    from lottery.again import evaluate
+    """By tensors alone, without a tracking store: it runs where MLflow is not installed, too."""
+    os.environ["LOTTERY_HOME"] = str(folder / "home")
+    from lottery import measure, models
     from lottery.checkpoint import BUILTIN
-    from lottery.job import prune
     from lottery.progress import quiet_libraries
+    from lottery.pruning import prune_source
+    from lottery.sources import open_base
+    from lottery.spec import Spec
+    from lottery.targets import choose
+    from lottery.ticket import Stored
 
     quiet_libraries()
     model = checkpoint(folder / "hub", layers)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN / name, model / name)
+    base, tokenizer, device = open_base(str(model)), models.read_tokenizer(model), models.pick_device("auto")
+    dtype = models.arithmetic("auto", base.dtype, device)
+    source_bytes = sum(base.info(name).nbytes for name in base.tensors)
     rows: dict[str, dict[str, float]] = {}
-    common = {"measure": "speed,memory", "register": "none", "model": str(model)}
+
+    def measured(name: str, source: Any, runtime: str, eager: bool = False) -> torch.Tensor:
+        """Its logits of 64 tokens."""
+        gc.collect()
+        measure.memory_bandwidth(device)
+        measure.reset_peak(device)
+        loaded = models.build(source, list(source.tensors), dtype, device, runtime)
+        with torch.inference_mode():
+            logits: torch.Tensor = loaded(torch.arange(64, device=device)[None]).logits.cpu()
+        found = measure.memory_metrics(loaded, source_bytes) | measure.speed_metrics(loaded, tokenizer, eager)
+        rows[name] = found | {"peak_bytes": measure.peak_bytes(device)}
+        return logits
+
+    measured("dense", base, "dense")
+    if device == "cuda":
+        measured(
+            "dense, step by step", base, "dense", eager=True
+        )  # what bitsandbytes' layers, without a graph, compare with
+    same = {}
     for quantize, sparsity in (("none", 0.5), ("int8", 0.0), ("int8", 0.5), ("fp8", 0.0), ("fp8", 0.5)):
-        out = folder / f"{quantize}-{sparsity}"
-        made = prune(quantize=quantize, sparsity=sparsity, out=out, **common)
-        rows.setdefault("dense", made.found.dense)
+        ticket = folder / f"{quantize}-{sparsity}"
+        if not ticket.exists():
+            spec = Spec.parse(model=str(model), quantize=quantize, sparsity=sparsity)
+            shutil.rmtree(partial := folder / "partial", ignore_errors=True)
+            partial.mkdir()
+            prune_source(base, spec, choose(spec.target, base.places, base.tied_head), partial)
+            partial.rename(ticket)
+        stored = Stored(ticket, None)
         name = f"{'16 bits' if quantize == 'none' else quantize}, {sparsity:.0%} pruned"
-        if quantize != "none":  # 16 bits run dense
-            rows[name] = made.metrics
-        rows[f"{name}, packed"] = evaluate(str(out), runtime="packed", measure=common["measure"]).metrics
+        if quantize == "int8":
+            # bitsandbytes' layers round activations, too: other logits. On a CPU they would take ten minutes: see `packed`.
+            if device == "cuda":
+                measured(name, stored, "dense", eager=True)
+            measured(f"{name}, packed", stored, "packed")
+        else:
+            logits = measured(name, stored, "dense")
+            same[name] = torch.equal(logits, measured(f"{name}, packed", stored, "packed"))
     dense = rows["dense"]
-    click.echo(f"model: {layers} layers of Mistral 7B, random weights, on {made.tags['hardware']}; medians of 5")
     click.echo(
-        "  | | weights MB | of dense | peak MB | prefill tok/s | decode tok/s | of dense | of what memory allows |"
+        f"model: {layers} layers of Mistral 7B, random weights, computed in {dtype} on {measure.hardware(device)}; medians of 5"
     )
-    click.echo("  | --- |" + " --- |" * 7)
+    click.echo(
+        "  | | weights MB | of dense | peak MB | prefill tok/s | of dense | decode tok/s | of dense | of what memory allows |"
+    )
+    click.echo("  | --- |" + " --- |" * 8)
     for name, m in rows.items():
         decode = f"{m['decode_tok_s']:.2f} [{m['decode_tok_s_lo']:.2f}, {m['decode_tok_s_hi']:.2f}]"
         click.echo(
             f"  | {name} | {m['weights_bytes'] / 1e6:,.0f} | {m['weights_bytes'] / dense['weights_bytes']:.3f} "
-            f"| {m['peak_bytes'] / 1e6:,.0f} | {m['prefill_tok_s']:,.0f} | {decode} "
-            f"| {m['decode_tok_s'] / dense['decode_tok_s']:.2f} | {m['decode_tok_s'] / m['decode_floor_tok_s']:.2f} |"
+            f"| {m['peak_bytes'] / 1e6:,.0f} | {m['prefill_tok_s']:,.0f} | {m['prefill_tok_s'] / dense['prefill_tok_s']:.2f} "
+            f"| {decode} | {m['decode_tok_s'] / dense['decode_tok_s']:.2f} "
+            f"| {m['decode_tok_s'] / m['decode_floor_tok_s']:.2f} |"
         )
-    return rows
+    for name, equal in same.items():
+        click.echo(f"  {name}: packed gives {'the same logits, bit for bit' if equal else 'OTHER LOGITS'}")
+    return {"rows": rows, "same_logits": same}
 
 
 def bench_evaluate() -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lottery import quantizing
+from lottery.failures import is_of_memory
 from lottery.progress import say
 
 try:
@@ -58,30 +60,36 @@ if triton is not None:
 
 
 @functools.cache
-def has_triton(device: torch.device) -> bool:
-    """Whether Triton works for the GPU: tried once, on a small matrix."""
-    if triton is None or torch.cuda.get_device_capability(device) < LEAST:
+def has_triton(index: int, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
+    """Whether Triton works on the GPU of that index for what is stored so and widened to `dtype`: tried once."""
+    if triton is None or torch.cuda.get_device_capability(index) < LEAST:
         return False
     try:
-        if works(device):
+        if works(torch.device("cuda", index), stored, masked, dtype):
             return True
         reason = "it computes something else than torch"
     except Exception as e:  # it needs a C compiler and Python's headers, and says in many ways that one is missing
+        if is_of_memory(e):
+            raise
         reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
     say(f"warning: Triton does not work here ({reason}); packed layers are widened by torch, slowly")
     return False
 
 
-def works(device: torch.device) -> bool:
-    """Whether the kernel gives what torch's own operations give, of four chunks in the types that a V100 has to convert."""
-    bitmask_OB = (torch.arange(2 * 64, device=device) * 37 % 256).to(torch.uint8).view(2, 64)
-    lives_OC = (bitmask_OB.view(4, 32, 1) >> torch.arange(8, device=device)) & 1
-    kept_C = lives_OC.sum((1, 2))
-    start_OC = (kept_C.cumsum(0) - kept_C).to(torch.int32).view(2, 2)
-    values_K = (torch.arange(int(kept_C.sum()), device=device) % 255 + 1).to(torch.bfloat16)
-    found, twin = (torch.empty(2, 512, dtype=torch.float16, device=device) for _ in range(2))
-    widen(bitmask_OB, start_OC, values_K, None, found)
-    return torch.equal(found, widen_by_torch(bitmask_OB, values_K, None, twin))
+def works(device: torch.device, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
+    """Whether the kernel gives what torch's own operations give, to the bit, of two rows of 1,100 columns."""
+    bitmask_OB = (torch.arange(2 * 138) * 37 % 256).to(torch.uint8).view(2, 138)
+    bitmask_OB[:, -1] &= 0x0F
+    start_OC = torch.from_numpy(quantizing.chunk_starts(bitmask_OB.numpy(), CHUNK)).to(device)
+    count = int(quantizing.starts(bitmask_OB.numpy().reshape(-1, 1))[-1]) + int(bitmask_OB[-1, -1]).bit_count()
+    codes = torch.arange(count if masked else 2200, device=device) % 127
+    eight = stored.itemsize == 1
+    values_K = codes.to(torch.uint8).view(stored) if eight else codes.to(stored)
+    step_O = torch.tensor([1 / 3, -0.7], device=device) if eight else None
+    there = (bitmask_OB.to(device), start_OC) if masked else (None, None)
+    found, twin = (torch.empty(2, 1100, dtype=dtype, device=device) for _ in range(2))
+    widen(there[0], there[1], values_K, step_O, found)
+    return torch.equal(found, widen_by_torch(there[0], values_K, step_O, twin))
 
 
 def arguments(
@@ -133,7 +141,7 @@ def widen(
 def widen_by_torch(
     bitmask_OB: torch.Tensor | None, values_K: torch.Tensor, step_O: torch.Tensor | None, out_OI: torch.Tensor
 ) -> torch.Tensor:
-    """The same by torch's own operations: several kernels, and a byte a weight of memory for the mask."""
+    """The same by torch's own operations: several kernels, and on a GPU some 15 bytes a weight of memory meanwhile."""
     values_K = values_K.to(torch.float32) if step_O is not None else values_K.to(out_OI.dtype)
     if bitmask_OB is None:
         dense_OI = values_K.view(out_OI.shape)

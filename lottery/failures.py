@@ -19,6 +19,9 @@ USER_ERRNO = (
 )
 
 
+GPU_SAYS = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
+
+
 def known_failure(e: Exception) -> tuple[str, int] | None:
     """(one line, exit code) for what is wrong with the input or with the machine; None for a defect of ours."""
     if isinstance(e, click.MissingParameter) and isinstance(e.param, click.Option):
@@ -59,4 +62,4 @@ def is_of_gpu(e: Exception) -> bool:
     torch = sys.modules.get("torch")
     if torch and isinstance(e, torch.AcceleratorError):
         return True
-    return isinstance(e, RuntimeError) and str(e).startswith(("CUDA error", "CUDA driver error", "cuDNN error"))
+    return isinstance(e, RuntimeError) and str(e).startswith(GPU_SAYS)

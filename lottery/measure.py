@@ -44,7 +44,8 @@ def free_bytes(device: str) -> int:
     """Memory that is left on the device now."""
     if device == "cuda":
         gc.collect()
-        torch.cuda.empty_cache()  # what earlier models have left with torch counts as taken
+        with contextlib.suppress(RuntimeError):  # refused where the capture of a graph has failed
+            torch.cuda.empty_cache()  # what earlier models have left with torch counts as taken
         return torch.cuda.mem_get_info()[0]
     try:
         line = next(s for s in Path("/proc/meminfo").read_text().splitlines() if s.startswith("MemAvailable"))

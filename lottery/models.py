@@ -68,6 +68,8 @@ def pick_device(device: str) -> str:
 @functools.cache
 def unsupported_gpu() -> str | None:
     """Why the installed torch cannot compute on this GPU, and the way out; None where it can."""
+    if torch.version.hip:  # AMD's have names of another kind
+        return None
     major, minor = torch.cuda.get_device_capability()
     if supports(torch.cuda.get_arch_list(), major, minor):
         return None
@@ -325,32 +327,58 @@ class Decoder:
         self.model, self.step = model, model
         self.static = cuda if static is None else static
         self.cache: Any = static_cache(model, tokens) if self.static else None
+        self.given: dict[str, torch.Tensor] = {}
+        if self.static and model.config.model_type == "opt":
+            # Without one it asks the GPU how long a mask to make, which no graph can hold.
+            self.given["attention_mask"] = torch.ones(1, tokens, dtype=torch.long, device=model.device)
         # bitsandbytes looks at the activations' values in between: no graph can hold that
         able = cuda and not any(map(is_int8, model.modules())) if graphs is None else graphs
         compiled = able and (not cuda or torch.cuda.get_device_capability() >= (8, 0))
-        # Experts are chosen on the CPU there: a capture would fail, and leave CUDA's allocator in disorder.
-        has_experts = any(name.endswith(".experts") for name, _ in model.named_modules())
-        self.to_capture = able and not compiled and not has_experts
-        if able and not compiled and has_experts:
-            say("warning: no CUDA graph for a mixture of experts on this GPU; decoding step by step, launches included")
+        self.to_capture = able and not compiled
         self.graph: Any = None
         if compiled:
-            self.step = torch.compile(model.forward, mode="reduce-overhead" if cuda else "default")
+            torch.compiler.reset()  # of models before: after eight of other shapes torch would not compile, without a word
+            graphed: dict[str, Any] = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
+            self.step = torch.compile(model.forward, options=graphed if cuda else None)
         self.prompts = 0
 
     def begin(self, ids_1T: torch.Tensor) -> torch.Tensor:
         """The prompt; the first new token [1, 1]."""
+        if self.to_capture and not self.prompts:
+            self.to_capture = self.can_capture(ids_1T)
+        self.prompts += 1
+        return self.prefill(ids_1T)
+
+    def prefill(self, ids_1T: torch.Tensor) -> torch.Tensor:
         if self.static:
             self.cache.reset()
         out = self.model(ids_1T, past_key_values=self.cache if self.static else None, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
-        self.prompts += 1
         return out.logits[:, -1:].argmax(-1)
+
+    def can_capture(self, ids_1T: torch.Tensor) -> bool:
+        """Whether a step runs without waiting for the GPU, tried on the prompt: no graph can hold a step that waits, and a
+        capture that fails leaves CUDA's allocator in disorder."""
+        token_11 = self.after(self.prefill(ids_1T))  # the first step of all waits: for kernels to be compiled
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.after(token_11)
+        except RuntimeError as e:
+            if is_of_memory(e) or is_of_gpu(e):
+                raise
+            say(
+                "warning: no CUDA graph: this model waits for the GPU in between; decoding step by step, launches included"
+            )
+            return False
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return True
 
     def next(self, token_11: torch.Tensor) -> torch.Tensor:
         """The token after that one."""
         try:
-            if self.to_capture and self.prompts > 1:  # the first prompt warms up
+            if self.to_capture:
                 self.capture(token_11)
             if self.graph is not None:
                 self.token_11.copy_(token_11)
@@ -368,10 +396,10 @@ class Decoder:
             return self.after(token_11).clone()
 
     def after(self, token_11: torch.Tensor) -> torch.Tensor:
-        where = {}
-        if self.static:  # OPT asks the GPU how many tokens there are, unless it is told: a graph cannot ask
-            where["position_ids"] = self.cache.get_seq_length().clone().view(1, 1)
-        out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **where)
+        given = dict(self.given)
+        if given:
+            given["position_ids"] = self.cache.get_seq_length().clone().view(1, 1)
+        out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **given)
         return out.logits[:, -1:].argmax(-1)
 
     def capture(self, token_11: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from lottery import cuda, quantizing
 from lottery.checkpoint import DTYPES
+from lottery.failures import is_of_memory
 from lottery.spec import InputError
 from lottery.ticket import Matrix
 
@@ -47,7 +48,7 @@ class Scratch:
     def turn(self, weight_OI: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return weight_OI.T.contiguous()
-        if self.turned is None or self.turned.device != self.buffer.device:
+        if self.turned is None:
             with torch.inference_mode(False):  # else nobody outside of that mode could use it again
                 self.turned = torch.empty_like(self.buffer)
         return self.turned[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
@@ -72,7 +73,6 @@ class PackedLinear(nn.Module):
         self.product = product
         self.out_features, self.in_features = matrix.rows, matrix.columns
         self.form, self.scratch = matrix.form, scratch
-        self.fused = device.startswith("cuda") and cuda.has_triton(torch.device(device))
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
@@ -85,6 +85,14 @@ class PackedLinear(nn.Module):
         keep("start", None if mask_OB is None else starts(mask_OB, device))
         keep("values_K", matrix.flat, DTYPES[matrix.form])
         keep("step_O", None if scale_O is None or not matrix.quantized else quantizing.steps(scale_O, matrix.quantized))
+        self.fused = self.can_fuse()
+
+    def can_fuse(self) -> bool:
+        """Whether one kernel widens it, where it lies now."""
+        if not self.values_K.is_cuda:
+            return False
+        index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
+        return cuda.has_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.scratch.buffer.dtype)
 
     def widened(self) -> torch.Tensor:
         """The dense matrix, in the scratch: good until the next layer's turn."""
@@ -144,12 +152,13 @@ class PackedLinear(nn.Module):
         device = fn(torch.empty(0, dtype=torch.uint8)).device
         if self.bitmask_OB is not None and device.type != self.bitmask_OB.device.type:
             self.start = torch.from_numpy(starts(self.bitmask_OB.cpu().numpy(), device.type))
-        self.fused = device.type == "cuda" and cuda.has_triton(device)
         for name, buffer in self._buffers.items():
             self._buffers[name] = None if buffer is None else buffer.to(device)
         if self.bias is not None:
             self.bias = nn.Parameter(self.bias.to(device), requires_grad=False)
-        self.scratch.buffer = self.scratch.buffer.to(device)
+        if self.scratch.buffer.device != self.values_K.device:
+            self.scratch.buffer, self.scratch.turned = self.scratch.buffer.to(device), None
+        self.fused = self.can_fuse()
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -168,6 +177,8 @@ def check_int8(device: str) -> None:
         with torch.inference_mode():
             layer(torch.ones(1, 4, dtype=torch.float16, device=device))
     except Exception as e:  # a library that loads compiled code of its own may fail in any way
+        if is_of_memory(e):
+            raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(
             f"quantize=int8: bitsandbytes is not usable on {device} ({type(e).__name__}: {reason}); give runtime=packed, "

@@ -434,14 +434,18 @@ def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result])
     )
 
 
-def test_a_gpu_that_torch_was_not_built_for() -> None:
-    from lottery.models import supports
+def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lottery.models import supports, unsupported_gpu
 
     of_cuda_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
     assert not supports(of_cuda_13, 7, 0)  # V100
     assert supports(of_cuda_13, 8, 0) and supports(of_cuda_13, 8, 9) and supports(of_cuda_13, 9, 0)
     assert supports(of_cuda_13, 12, 1) and supports(of_cuda_13, 13, 0)  # by the instructions of an older one
     assert supports(["sm_70", "sm_75"], 7, 0) and not supports(["sm_90a"], 8, 0)
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # AMD's architectures have other names: gfx90a
+    unsupported_gpu.cache_clear()
+    assert unsupported_gpu() is None
+    unsupported_gpu.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -450,6 +454,7 @@ def test_a_gpu_that_torch_was_not_built_for() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112 MiB"), "out of memory; give a smaller", 1),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "out of memory; give", 1),
         (RuntimeError("CUDA error: no kernel image is available"), "the GPU failed (CUDA error: no kernel image", 1),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "the GPU failed (", 1),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "the GPU failed (", 1),
     ],
 )

@@ -283,3 +283,29 @@ def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str,
         assert tokens(static) == tokens(models.Decoder(model, 80)) == tokens(static)
     # transformers' sliding layers count in Python, and a CUDA graph would keep that number
     assert not any(hasattr(layer, "cumulative_length_int") for layer in static.cache.layers)
+
+
+def test_each_of_many_models_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as a study decodes them: of one class, in other shapes."""
+    import transformers
+
+    graphs: list[Any] = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, options: compile(step, backend=compiler))
+    for count in range(1, 12):
+        config = transformers.LlamaConfig(
+            vocab_size=8 * count,
+            hidden_size=16,
+            intermediate_size=8 * count,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+        decoder = models.Decoder(transformers.LlamaForCausalLM(config).eval(), 16, static=True, graphs=True)
+        with torch.inference_mode():
+            decoder.next(decoder.begin(torch.tensor([[1, 2]])))
+        assert len(graphs) == count

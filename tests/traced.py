@@ -1,7 +1,7 @@
 """What torch.compile makes of a decoding step on a GPU, none of which is needed for it: python tests/traced.py TICKET...
 
-A JSON list, one item a ticket, loaded with runtime=packed: [graphs, kernels of ours in them, packed layers, numel of the
-largest input that is neither weight nor cache]. Nothing is compiled and nothing runs.
+A JSON list, one item a ticket, loaded with runtime=packed: [graphs, kernels of ours in them, packed layers, times that
+a GPU would be waited for, numel of the largest input that is neither weight nor cache]. Nothing is compiled and nothing runs.
 """
 
 import json
@@ -22,7 +22,7 @@ class SeenError(Exception):
     pass
 
 
-def traced(ticket: str) -> tuple[int, int, int, int]:
+def traced(ticket: str) -> tuple[int, int, int, int, int]:
     model, _ = lottery.load(ticket, device="cpu", dtype="float32", runtime="packed")
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     found: list[tuple[torch.fx.GraphModule, list[Any]]] = []
@@ -43,11 +43,13 @@ def traced(ticket: str) -> tuple[int, int, int, int]:
             if not found:
                 raise
             assert "SeenError" in repr(e), e
-    kernels = sum("triton_kernel_wrapper" in str(node.target) for graph, _ in found for node in graph.graph.nodes)
+    nodes = [str(node.target) for graph, _ in found for node in graph.graph.nodes]
+    kernels = sum("triton_kernel_wrapper" in node for node in nodes)
+    waits = sum(node in ("item", "tolist", "nonzero") for node in nodes)  # here part of the graph, on a GPU its end
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
     held |= {id(t) for layer in decoder.cache.layers for t in (layer.keys, layer.values)}
     loose = [t.numel() for _, inputs in found for t in inputs if isinstance(t, torch.Tensor) and id(t) not in held]
-    return len(found), kernels, len(packed), max(loose)
+    return len(found), kernels, len(packed), waits, max(loose)
 
 
 if __name__ == "__main__":
