@@ -499,7 +499,7 @@ def eight_bits(rows: Sequence[Row], nll: Nll) -> Answer:
             data.append(
                 {
                     "base": r["base"], "protocol": r["protocol"], "target": r["target"],
-                    "sparsity": number(r, "sparsity") or 0.0, "quantize": r["quantize"],
+                    "sparsity": number(r, "sparsity") or 0.0, "quantize": r["quantize"], "arithmetic": arithmetic(r),
                     "ratio": math.exp((after - before).mean()), "lo": math.exp(lo), "hi": math.exp(hi),
                     "disk_ratio": number(r, "disk_ratio"), "disk_ratio_16": number(whole, "disk_ratio"),
                 }
@@ -507,7 +507,7 @@ def eight_bits(rows: Sequence[Row], nll: Nll) -> Answer:
     if not data:
         return Answer(question, "", "not known: no ticket was measured both in 16 and in 8 bits", "")
     parts, sure = [], []
-    for kind, of_kind in groups(data, lambda r: r["quantize"]).items():
+    for kind, of_kind in groups(data, lambda r: r["arithmetic"]).items():
         worst = max(of_kind, key=lambda r: r["ratio"])
         costs = sum(r["lo"] > 1 for r in of_kind)
         parts.append(
@@ -520,6 +520,13 @@ def eight_bits(rows: Sequence[Row], nll: Nll) -> Answer:
     top = max(r["ratio"] for r in data) - 1
     short = f"under {percent(max(math.ceil(1000 * top) / 1000, 0.001), 1)}" if top < 0.1 else f"up to {top:.0%}"
     return Answer(question, short, f"{'; '.join(parts)}.", " ".join(sure), tuple(data), "more perplexity at most")
+
+
+def arithmetic(r: Row) -> str:
+    """int8 is two: bitsandbytes rounds activations to 8 bits, too."""
+    if r["quantize"] != "int8":
+        return str(r["quantize"])
+    return "int8 (w8a16)" if r.get("runtime") == "packed" else "int8 (w8a8)"
 
 
 # Do bigger models hold better tickets

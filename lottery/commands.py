@@ -35,7 +35,11 @@ def study(
         show(studies.close(plan), out, as_json)
     elif part is not None:
         rows = studies.run_part(plan, part)
-        click.echo(json.dumps({"tickets": [row.__dict__ for row in rows]}) if as_json else tables.rows_table(rows))
+        click.echo(
+            json.dumps({"tickets": [row.__dict__ for row in rows]})
+            if as_json
+            else tables.rows_table(rows, len({row.base for row in rows}) > 1)
+        )
         studies.check_failed(rows)
     else:
         show(studies.run(plan, shared, yes, {"command": said}), out, as_json)

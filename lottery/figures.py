@@ -509,15 +509,15 @@ def eight_bits(rows: Rows) -> Figure:
         parts = split(rows, "base")
         figure, all_axes = panels([2.9] * len(parts))
         for axes, (base, part) in zip(all_axes, parts, strict=True):
-            looks = colours([f"{q} {t}" for q, t in zip(part["quantize"], part["target"], strict=True)])
+            looks = colours([f"{q} {t}" for q, t in zip(part["arithmetic"], part["target"], strict=True)])
             handles = []
-            for i, ((quantize, target), g) in enumerate(split(part, ["quantize", "target"])):
+            for i, ((kind, target), g) in enumerate(split(part, ["arithmetic", "target"])):
                 g = g.sort_values("sparsity")
-                colour = looks[f"{quantize} {target}"][0]
+                colour = looks[f"{kind} {target}"][0]
                 handles.append(
                     axes.errorbar(g["sparsity"] + 0.004 * i, g["ratio"], yerr=[(g["ratio"] - g["lo"]).clip(0), (g["hi"] - g["ratio"]).clip(0)],
-                                  color=colour, marker=QUANTIZED.get(quantize, "o"), capsize=3, linewidth=1.4, linestyle=LINES[i % 4],
-                                  label=word(f"{quantize}, {target}"))
+                                  color=colour, marker=QUANTIZED.get(kind.split()[0], "o"), capsize=3, linewidth=1.4, linestyle=LINES[i % 4],
+                                  label=word(f"{kind}, {target}"))
                 )  # fmt: skip
             axes.axhline(1, color=PALE, linewidth=1)
             axes.xaxis.set_major_formatter(PercentFormatter(1, 0))

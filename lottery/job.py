@@ -230,6 +230,8 @@ def make(
 
 def first_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
     protocol = {"protocol": setup.protocol_id} if setup.wants else {}
+    if setup.protocol:
+        protocol["arithmetic"] = setup.protocol.arithmetic
     about = {"device": setup.device, "hardware": setup.hardware, "family": setup.family}
     return {"kind": kind, "ticket": ticket, "base": base, **about, **protocol}
 

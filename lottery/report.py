@@ -136,7 +136,7 @@ def build(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]]:
         answered=[s for s in sections if s.answer.known], open=[s for s in sections if not s.answer.known],
         places=[d for d in map_and_places(drawn, found) if d], tables=tables, sizes=[d for d in sized if d],
         speeds=[(d, m[2]) for d, m in zip(speeds, machines, strict=True)], others=others, samples=samples(found),
-        protocols=sorted(found.protocols.items()), apart=apart(found), limits=limits(rows), version=__version__,
+        protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())], apart=apart(found), limits=limits(rows), version=__version__,
     )  # fmt: skip
     files = {"index.html": page.encode()} | sheets.files(every)
     for name, drawing in drawn.items():
@@ -301,7 +301,7 @@ def ticket_tables(found: results.Results, rows: Sequence[sheets.Row]) -> list[sh
                                  "sparsity": results.number(known.get("sparsity"))})  # fmt: skip
         seen.add(base)
         members = [r for r in members if r["run_id"] in once(members)]
-        note = f"Protocol {protocol}: {found.protocols.get(protocol, 'what it fixes is not recorded')}."
+        note = f"Protocol {protocol}: {found.protocols.get((protocol, base), 'what it fixes is not recorded')}."
         made.append(sheets.tickets(f"tickets-{i}", base, members, mine, note))
     return made
 

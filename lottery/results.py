@@ -67,7 +67,7 @@ class Results:
     rows: pd.DataFrame
     absent: pd.DataFrame
     left_out: pd.DataFrame
-    protocols: Mapping[str, str] = field(default_factory=dict)  # id -> what it says, for people
+    protocols: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (id, base) -> what it says, for people
 
     @property
     def tickets(self) -> pd.DataFrame:
@@ -177,7 +177,7 @@ def planned(study: Study, *kinds: str) -> list[dict[str, Any]]:
 
 def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study, ...]) -> Results:
     rows, absent, left_out = [], [], []
-    protocols: dict[str, str] = {}
+    protocols: dict[tuple[str, str], str] = {}
     for study in studies:
         key = part_key(study.run_id)
         parts: dict[str, list[Any]] = {}
@@ -195,7 +195,7 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
                 base = {"base": str(plan["base"])} if plan.get("base") else {}  # two models may be named alike
                 of_part.setdefault(part, []).append(row(run) | base)
                 rows.append(of_part[part][-1] | {"study": study.name, "part": part, "budget": number(budget)})
-                protocols |= said(run)
+                protocols |= said(run, base.get("base"))
             if part.startswith("refine-"):
                 ended = [r for p in (part, *words(plan.get("points"))) for r in of_part.get(p, [])]
                 absent += [{"study": study.name, "part": part, **a} for a in unfinished(plan, runs, ended)]
@@ -262,7 +262,7 @@ def by_filter(client: Client, experiments: Sequence[str], filter: str) -> Result
             f"filter={filter}: no finished ticket fulfils it; give another" if filter else "no finished ticket is there"
         )
     empty = (pd.DataFrame(columns=list(ABSENT)), pd.DataFrame(columns=list(LEFT_OUT)))
-    protocols: dict[str, str] = {}
+    protocols: dict[tuple[str, str], str] = {}
     for run in runs:
         protocols |= said(run)
     return Results(client, (), frame([row(run) for run in reversed(runs)]), *empty, protocols)
@@ -354,9 +354,10 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def said(run: Any) -> dict[str, str]:
-    """The run's protocol in a line for people, by its id, as MLflow keeps it with the data set."""
-    id = run.data.tags.get("protocol")
+def said(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
+    """The run's protocol in a line for people, as MLflow keeps it with the data set, by its id and the base: how many tokens
+    a text has is for a tokenizer to say."""
+    id, base = run.data.tags.get("protocol"), base or run.data.tags.get("base", "")
     for given in run.inputs.dataset_inputs if run.inputs else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             p = json.loads(given.dataset.profile)
@@ -366,7 +367,7 @@ def said(run: Any) -> dict[str, str]:
                 f"{name}: {p['tokens']:,} tokens, {limited}{p['windows']} windows of {p['window']}, BOS {p['bos']}, "
                 f"{p['dtype']} on {p['device']}"
             )
-            return {id: line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}
+            return {(id, base): line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}
     return {}
 
 

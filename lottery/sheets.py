@@ -249,7 +249,7 @@ EIGHT: Columns = {
     "model": (False, lambda r: r["base"]),
     "target": (False, lambda r: r["target"]),
     "zeros": (True, lambda r: percent(r["sparsity"])),
-    "in 8 bits": (False, lambda r: r["quantize"]),
+    "in 8 bits": (False, lambda r: r["arithmetic"]),
     "perplexity in 8 / in 16 bits [95%]": (True, lambda r: times(r["ratio"]) + ends(r)),
     "file, of the base's": (True, lambda r: figure(r, "disk_ratio", 3)),
     "in 16 bits": (True, lambda r: figure(r, "disk_ratio_16", 3)),

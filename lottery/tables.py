@@ -134,6 +134,7 @@ def list_table(rows: Sequence[Row]) -> str:
     """One line a version. What is the same in all and unremarkable (the default method, ...) gets no column."""
     if not rows:
         return "no ticket is registered that fits"
+    several = len({r.arithmetic for r in rows} - {""}) > 1
     columns: dict[str, Callable[[Row], str]] = {
         "ticket": lambda r: r.uri.removeprefix("models:/"),
         "target": lambda r: r.params.get("target", ""),
@@ -142,6 +143,7 @@ def list_table(rows: Sequence[Row]) -> str:
         "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),
         "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
         "on": lambda r: r.dataset or "",
+        "arithmetic": lambda r: r.arithmetic if several else "",
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
         "winner": lambda r: r.winner or "",
         "coherent": lambda r: r.coherent or "",
@@ -171,20 +173,22 @@ def study_table(result: Any, markdown: bool = False) -> str:
     for c in result.cliffs:
         where = f"between {c.below:.2%} and {c.above:.2%}" if c.above < 1 else f"beyond {c.below:.2%}"
         lines.append(f"cliff of {c.title}, {c.base}: the ratio to dense crosses {c.limit:g} {where}")
-    protocols = sorted({row.tags["protocol"] for row in result.rows if "protocol" in row.tags})
-    if len(protocols) > 1:
-        lines.append(
-            f"{len(protocols)} protocols ({', '.join(protocols)}): perplexities compare within one of them only"
-        )
+    protocols = list(dict.fromkeys(row.tags["protocol"] for row in result.rows if "protocol" in row.tags))
+    models = len({row.base for row in result.rows}) > 1
+    tables = [rows_table(result.rows, models)]
+    if len(protocols) > 1:  # a table each, what was not measured in the first
+        of_protocol = {p: [r for r in result.rows if r.tags.get("protocol", protocols[0]) == p] for p in protocols}
+        tables = [f"protocol {protocol}:\n{rows_table(rows, models)}\n" for protocol, rows in of_protocol.items()]
+        lines.append(f"{len(protocols)} protocols: perplexities compare within one of them only")
     if markdown:
-        return "\n".join([rows_table(result.rows), "", *(f"- {line}" for line in lines)])
-    return render(rows_table(result.rows), *lines)
+        return "\n".join([*tables, "", *(f"- {line}" for line in lines)])
+    return render(*tables, *lines)
 
 
-def rows_table(rows: Sequence[Any]) -> str:
-    """The rows of a study; columns without a figure are left out."""
+def rows_table(rows: Sequence[Any], models: bool) -> str:
+    """The rows of a study, with their model where there are several; columns without a figure are left out."""
     columns: dict[str, Callable[[Any], str]] = {
-        "model": lambda r: r.base if len({row.base for row in rows}) > 1 else "",
+        "model": lambda r: r.base if models else "",
         "": lambda r: r.title,
         "of all weights": lambda r: f"{m['sparsity_model']:.2%}" if "sparsity_model" in (m := r.metrics) else "",
         "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),

@@ -78,6 +78,16 @@ class Protocol:
         fixed = ("text_sha256", "window", "limit", "bos", "dtype", "runtime", "device")
         return digest({name: getattr(self, name) for name in fixed})[:12]
 
+    @property
+    def dataset_digest(self) -> str:
+        """Of the text, and of all that was recorded with it: MLflow keeps what it is first told of a name and a digest."""
+        return f"{self.text_sha256[:12]}-{digest(self.record())[:12]}"
+
+    @property
+    def arithmetic(self) -> str:
+        """What was multiplied: the type, and for int8 codes whether activations were rounded, too."""
+        return self.dtype + (f", {self.int8_arithmetic}" if self.int8_arithmetic != "none" else "")
+
     def record(self) -> dict[str, Any]:
         return {"protocol": self.id, **asdict(self)}
 

@@ -181,7 +181,7 @@ class Run:
     ) -> None:
         """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
         same time a second time change nothing."""
-        on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.text_sha256[:12]} if protocol else {}
+        on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.dataset_digest} if protocol else {}
         about = {"model_id": model_id, "run_id": self.id, **on}
         # MLflow shows them in the order in which they came: what a ticket is judged by first, what was only timed last.
         order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
@@ -190,7 +190,7 @@ class Run:
     def log_dataset(self, protocol: "Protocol") -> None:
         dataset = Dataset(
             name=dataset_name(protocol),
-            digest=protocol.text_sha256[:12],
+            digest=protocol.dataset_digest,
             source_type="code",
             source=json.dumps({"tags": {"dataset": protocol.dataset}}),
             profile=json.dumps({k: v for k, v in protocol.record().items() if k not in ("dataset", "text_sha256")}),

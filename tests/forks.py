@@ -1,7 +1,7 @@
 """Commands of lottery in processes that are forked from one that has everything imported: twelve at once, or killed at a
 moment of the work and not of the imports.
 
-As a script: a line of JSON in, {"commands": [[...]], "kill_after": seconds or null}; a line out, [{"code", "out", "err"}].
+As a script: a line of JSON in, {"commands": [[...]], "kill_after": seconds or null, "kill_at": [text, times] or null}; a line out, [{"code", "out", "err"}].
 """
 
 import importlib
@@ -30,9 +30,13 @@ class Forks:
             env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} | environment,
         )
 
-    def run(self, *commands: tuple[Any, ...], kill_after: float | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, *commands: tuple[Any, ...], kill_after: float | None = None, kill_at: tuple[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """`kill_at`: when the first of them has said a text so many times on stderr."""
         assert self.process.stdin and self.process.stdout
-        request = {"commands": [[str(word) for word in command] for command in commands], "kill_after": kill_after}
+        words = [[str(word) for word in command] for command in commands]
+        request = {"commands": words, "kill_after": kill_after, "kill_at": kill_at}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -72,8 +76,15 @@ def serve() -> None:
                         sys.stderr.flush()
                         os._exit(code)
                 children.append(child)
+            if request["kill_at"] is not None:
+                text, times = request["kill_at"]
+                said_0 = Path(f"{folder}/err-0")
+                while not said_0.exists() or said_0.read_text().count(text) < times:
+                    time.sleep(0.05)
+                    assert time.monotonic() < began + 300, f"never said {text!r} {times} times"
             if request["kill_after"] is not None:
                 time.sleep(request["kill_after"])
+            if request["kill_after"] is not None or request["kill_at"] is not None:
                 for child in children:
                     os.kill(child, signal.SIGKILL)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -160,3 +160,23 @@ def test_an_edited_measuring_is_refused(made: list[dict[str, Any]], cli: Callabl
     assert "is of the ticket 000000000000" in cli("publish", folder, code=2).stderr
     path.write_text(json.dumps(found))
     assert "recorded already" in cli("publish", folder).stdout
+
+
+def test_each_protocol_is_recorded_as_it_is(
+    tmp_path: Path, cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]]
+) -> None:
+    """MLflow keeps what it is first told of a data set's name and digest: other tokenizers and runtimes get their own."""
+    long = ("--dataset", "builtin", "--limit", "4", "--measure", "perplexity", "--quantize", "int8", "--sparsity", "0")
+    first = lottery_json("prune", *long, "--register", "apart")
+    second = lottery_json(
+        "prune", *long, "--register", "apart", "--runtime", "packed", "--dtype", "float32", "--target", "mlp"
+    )
+    for made, arithmetic, runtime in ((first, "w8a8", "dense"), (second, "w8a16", "packed")):
+        run = mlflow.get_run(made["run_id"])
+        (given,) = run.inputs.dataset_inputs
+        profile = json.loads(given.dataset.profile)
+        assert (profile["int8_arithmetic"], profile["runtime"]) == (arithmetic, runtime)
+        assert profile["protocol"] == run.data.tags["protocol"]
+        assert run.data.tags["arithmetic"] == f"{profile['dtype']}, {arithmetic}"
+    said = cli("list", "--name", "apart").stdout
+    assert "w8a8" in said and "w8a16" in said

@@ -1,6 +1,7 @@
 """Studies, through the front door: presets and files, once each ticket, on after a kill, what fails, what is left out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,19 @@ def test_one_that_fails_is_reported_and_the_others_go_on(
     assert [r["state"] for r in again["tickets"]] == ["made", "found", "found"]
     assert mlflow.get_run(again["run_id"]).info.status == "FINISHED" and again["run_id"] == found["run_id"]
     assert "outcome" not in mlflow.get_run(again["run_id"]).data.tags
+
+
+def test_each_protocol_has_a_table_of_its_own(cli: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+    """The two kinds of int8 arithmetic are in none together."""
+    path = write(
+        tmp_path, "two-runtimes", models=[str(tiny)], target="mlp", quantize="int8", runtime=["dense", "packed"]
+    )
+    measured = ("--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "none")
+    said = cli("study", path, *measured).stdout
+    first, second = (part.splitlines() for part in re.split("protocol [0-9a-f]{12}:", said)[1:])
+    for part in (first, second):
+        assert [line.split("|")[1].strip() for line in part if line.startswith("| ")][1:] == ["dense", "mlp 50% int8"]
+    assert "2 protocols: perplexities compare within one of them only" in said
 
 
 def test_several_models_and_what_one_does_not_have(
@@ -552,8 +566,8 @@ def test_killed_twice_and_resumed(tmp_path: Path, tiny: Path) -> None:
     mlflow.MlflowClient(store).search_experiments()  # a kill while MLflow makes its tables leaves no usable store
     command = ("study", "locate", "--model", tiny, "--measure", "perplexity", "--limit", 3, "--dataset", "builtin")
     try:
-        forks.run(command, kill_after=5.0)
-        forks.run(command, kill_after=4.0)
+        forks.run(command, kill_at=("prune ", 3))
+        forks.run(command, kill_at=("prune ", 2))
         (done,) = forks.run((*command, "--json"))
     finally:
         forks.close()
@@ -564,7 +578,7 @@ def test_killed_twice_and_resumed(tmp_path: Path, tiny: Path) -> None:
     every = client.search_runs([e.experiment_id for e in client.search_experiments()])
     finished = [run.data.tags["ticket"] for run in every if run.info.status == "FINISHED" and "ticket" in run.data.tags]
     assert len(finished) == len(set(finished)) == 20  # none twice
-    assert set(states) <= {"made", "found"} and states.count("found") >= 1  # the first kill came after the first ticket
+    assert set(states) <= {"made", "found"} and states.count("found") >= 1  # the first kill came in the third ticket
     assert not [run for run in every if run.info.status == "RUNNING"]
     assert len([run for run in every if run.data.tags.get("kind") == "study"]) == 1
     assert len(client.search_model_versions("name = 'ticket-tiny'")) == 19
