@@ -1,6 +1,8 @@
 """Everything a user may get wrong: one line that names the parameter, the value and the way out; exit code 2."""
 
+import errno
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -17,6 +20,7 @@ from conftest import only_run, tiny_model
 from safetensors.torch import load_file, save_file
 
 import lottery
+from lottery import checkpoint
 from lottery.spec import InputError
 
 
@@ -421,6 +425,68 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
     monkeypatch.setattr(measure, "free_bytes", lambda device: 10**5)
     refused(cli("prune", *common, code=2), "weights take about", "dtype=source", "measure=none")
     cli("prune", *common, "--measure", "none")
+
+
+def sparse_model(folder: Path, nbytes: int) -> Path:
+    """A Llama of at least so many bytes of zeros, which take no space on the disk."""
+    hidden, words = 4096, 1000
+    of_layer: dict[str, tuple[int, ...]] = {f"self_attn.{p}_proj": (hidden, hidden) for p in "qkvo"}
+    of_layer |= {f"mlp.{p}_proj": (4 * hidden, hidden) for p in ("gate", "up")} | {
+        "mlp.down_proj": (hidden, 4 * hidden)
+    }
+    of_layer |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    layers = 1 + nbytes // sum(2 * torch.Size(shape).numel() for shape in of_layer.values())
+    shapes = {"model.embed_tokens": (words, hidden), "model.norm": (hidden,), "lm_head": (words, hidden)}
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in of_layer.items()}
+    header: dict[str, object] = {}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + 2 * torch.Size(shape).numel()
+        header[f"{name}.weight"] = {"dtype": "F16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    said = json.dumps(header).encode()
+    said = said.ljust(-(-len(said) // 8) * 8)
+    folder.mkdir()
+    with open(folder / "model.safetensors", "wb") as f:
+        f.write(len(said).to_bytes(8, "little") + said)
+        f.truncate(8 + len(said) + at)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers, "num_attention_heads": 32, "vocab_size": words, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_file_larger_than_memory(
+    tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses a private mapping of one, unless nothing is reserved for it; a plan needs none at all."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    folder = sparse_model(tmp_path / "m", 5 * memory // 4)
+    monkeypatch.setattr(checkpoint, "sha256_of_files", lambda paths: {})  # a minute, of zeros
+    plan = lottery_json("plan", "--model", folder)
+    assert plan["parameters"] > memory / 2
+    name = next(n for n in plan["tensors"] if n.endswith("layers.7.mlp.down_proj.weight"))
+    base = checkpoint.Base(folder, "m", tied=False)
+    assert not any("data" in vars(shard) for shard in base._shards.values())
+    assert not base.tensor(name).any()
+
+
+def test_a_mapping_that_the_kernel_refuses_is_of_memory(
+    tiny: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = mmap.mmap
+
+    def refuse(fd: int, *arguments: Any, **how: Any) -> mmap.mmap:
+        if fd >= 0:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return own(fd, *arguments, **how)
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    arguments = ("--model", tiny, "--dataset", "builtin", "--measure", "memory", "--register", "none")
+    result = cli("prune", *arguments, "--storage", "mask", code=1)
+    refused(result, "out of memory; give a smaller window, runtime=packed, or measure=none")
 
 
 def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
