@@ -423,8 +423,71 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
     from lottery import measure
 
     monkeypatch.setattr(measure, "free_bytes", lambda device: 10**5)
-    refused(cli("prune", *common, code=2), "weights take about", "dtype=source", "measure=none")
+    refused(cli("prune", *common, code=2), "model=m: its", "weights take about", "; give measure=none")
     cli("prune", *common, "--measure", "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "bytes_a_weight", "ways"),
+    [
+        (("--dtype", "float32"), 3, "dtype=source, or measure=none"),
+        (("--dtype", "float32"), 1.5, "dtype=source with runtime=packed, or measure=none"),
+        (("--dtype", "float32", "--runtime", "packed"), 1.5, "dtype=source, or measure=none"),
+        (("--dtype", "source"), 1.5, "runtime=packed, or quantize=int8 or fp8, or measure=none"),
+        (("--dtype", "source", "--storage", "mask"), 1.5, "runtime=packed, or measure=none"),
+        (("--dtype", "source"), 0.5, "measure=none"),
+    ],
+)
+def test_what_would_fit_is_offered(
+    given: tuple[str, ...],
+    bytes_a_weight: float,
+    ways: str,
+    tiny: Path,
+    cli: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lottery import measure
+
+    numel = sum(tensor.numel() for tensor in load_file(tiny / "model.safetensors").values())
+    monkeypatch.setattr(measure, "free_bytes", lambda device: int(bytes_a_weight * numel))
+    common = ("--model", tiny, "--measure", "memory", "--register", "none", "--device", "cpu")
+    result = cli("prune", *common, *given, code=2)
+    refused(result, f"model=tiny: its {numel:,} weights")
+    assert result.stderr.strip().endswith(f"are free; give {ways}")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_what_the_job_s_limits_leave(
+    version: int, tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's are those of a group above the process's own; what the file cache has of it is free."""
+    from lottery import measure
+
+    root = tmp_path / "cgroup" / ("memory" if version == 1 else "")
+    limit, usage, cache = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if version == 1
+        else ("memory.max", "memory.current", "inactive_file")
+    )
+    none = str(2**63 - 4096) if version == 1 else "max"
+    for folder, said in ((root / "job" / "step", none), (root / "job", "3000000")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in ((limit, said), (usage, "2950000"), ("memory.stat", f"anon 5\n{cache} 49999")):
+            (folder / name).write_text(f"{value}\n")
+    (tmp_path / "self").mkdir()
+    groups = "4:cpu:/\n3:hugetlb,memory:/job/step\n0::/\n" if version == 1 else "0::/job/step\n"
+    (tmp_path / "self" / "cgroup").write_text(groups)
+    (tmp_path / "self" / "statm").write_text("1000 10 10\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:   1000000 kB\n")
+    monkeypatch.setattr(measure, "PROC", tmp_path)
+    monkeypatch.setattr(measure, "CGROUP", tmp_path / "cgroup")
+    assert measure.free_bytes("cpu") == 99999
+    common = ("--model", tiny, "--measure", "memory", "--register", "none", "--device", "cpu")
+    refused(cli("prune", *common, code=2), "model=tiny", "0.0 GB are free")
+    (root / "job" / limit).write_text(none)
+    assert measure.free_bytes("cpu") == 1000000 * 1024
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (10**8, 10**8))
+    assert measure.free_bytes("cpu") == 10**8 - 1000 * resource.getpagesize()
 
 
 def sparse_model(folder: Path, nbytes: int) -> Path:
@@ -533,3 +596,14 @@ def test_what_fails_on_a_gpu_is_one_line(error: Exception, said: str, code: int,
         raise error
     line, exit_code = known_failure(caught.value) or ("", 0)
     assert line.startswith(said) and exit_code == code and "device=cpu" in line
+
+
+def test_out_of_memory_off_a_gpu_names_no_other_device() -> None:
+    from lottery.failures import known_failure
+
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GB"),
+    ):
+        line, code = known_failure(error) or ("", 0)
+        assert line == "out of memory; give a smaller window, runtime=packed, or measure=none" and code == 1
