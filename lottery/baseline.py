@@ -84,7 +84,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         if protocol.windows < 2:
-            say(f"warning: dataset={dataset}: of a single window no interval is known, and no winner; give more text")
+            what, way_out = ("limit=1", "a larger one") if spec.limit == 1 else (f"dataset={dataset}", "more text")
+            say(f"warning: {what}: of a single window no interval is known, and no winner; give {way_out}")
     eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
     return Setup(
         wants=spec.measures,

@@ -20,7 +20,7 @@ from conftest import only_run, tiny_model
 from safetensors.torch import load_file, save_file
 
 import lottery
-from lottery import checkpoint
+from lottery import checkpoint, runtime
 from lottery.spec import InputError
 
 
@@ -409,6 +409,30 @@ def test_int8_where_bitsandbytes_is_not_usable(
     cli("prune", *arguments, "--measure", "memory", "--runtime", "packed")
     with pytest.raises(InputError, match="quantize=int8"):
         lottery.load(tmp_path / "t")
+    generate = ("generate", "--ticket", tmp_path / "t", "--tokens", 3)
+    refused(cli(*generate, code=2), "quantize=int8", "runtime=packed")
+    assert cli(*generate, "--runtime", "packed").stdout.startswith("The meaning of life is")
+    refused(cli(*generate, "--runtime", "sparse", code=2), "runtime=sparse")
+
+
+def test_doctor_tries_bitsandbytes(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def int8(result: Result) -> dict[str, Any]:
+        return next(check for check in json.loads(result.stdout)["checks"] if check["name"] == "int8")
+
+    found = int8(cli("doctor", "--json"))
+    assert found["fine"] and found["found"].startswith("bitsandbytes computes on c")
+
+    def broken(*_: Any) -> None:
+        raise OSError("libbitsandbytes_cpu.so: undefined symbol")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "int8_linear", broken)
+        found = int8(cli("doctor", "--json", code=1))
+    assert not found["fine"] and "undefined symbol" in found["found"]
+    for name in ("bitsandbytes", "bitsandbytes.nn"):
+        monkeypatch.setitem(sys.modules, name, None)  # not there: its version is another check
+    found = int8(cli("doctor", "--json"))
+    assert found["fine"] and "ModuleNotFoundError" in found["found"]
 
 
 def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,10 +577,11 @@ def test_a_mapping_that_the_kernel_refuses_is_of_memory(
 
 
 def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
-    result = cli(
-        "prune", "--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none", "--json"
-    )  # fmt: skip
-    assert "of a single window no interval is known" in result.stderr
+    common = ("--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none")
+    result = cli("prune", *common, "--json")
+    assert "warning: limit=1: of a single window no interval is known" in result.stderr
+    assert "dataset=" not in result.stderr
+    assert ", the first window of 128, " in " ".join(cli("prune", *common).stdout.split())
     found = json.loads(result.stdout)
     assert (
         "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"] and "winner" not in found["tags"]
