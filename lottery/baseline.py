@@ -73,7 +73,9 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
     if spec.measures and quantize == "int8" and spec.runtime == "dense":
         check_int8(device)
     if spec.measures:
-        check_memory(source, config, spec, dtype, device, quantize, window if "perplexity" in spec.measures else 0)
+        check_memory(
+            source, config, spec, base_id, dtype, device, quantize, window if "perplexity" in spec.measures else 0
+        )
     if "perplexity" in spec.measures:
         dataset = dataset_of(spec, base_id)
         words = config.get_text_config().vocab_size
@@ -82,7 +84,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         if protocol.windows < 2:
-            say(f"warning: dataset={dataset}: of a single window no interval is known, and no winner; give more text")
+            what, way_out = ("limit=1", "a larger one") if spec.limit == 1 else (f"dataset={dataset}", "more text")
+            say(f"warning: {what}: of a single window no interval is known, and no winner; give {way_out}")
     eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
     return Setup(
         wants=spec.measures,
@@ -99,19 +102,42 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
 
 
 def check_memory(
-    source: models.Tensors, config: Any, spec: Spec, dtype: str, device: str, quantize: str, window: int
+    source: models.Tensors,
+    config: Any,
+    spec: Spec,
+    base_id: str,
+    dtype: str,
+    device: str,
+    quantize: str,
+    window: int,
 ) -> None:
     """Raises InputError, with a value that would fit, where weights or a window clearly will not."""
     free, numel = measure.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
-    # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the process;
-    # a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
-    mapped = device == "cpu" and models.arithmetic("source", source.dtype, device) == dtype
     lean = quantize != "none" or spec.runtime == "packed"
-    weights = numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
+
+    def takes(dtype: str, device: str, lean: bool) -> int:
+        # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the
+        # process; a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
+        mapped = device == "cpu" and models.arithmetic("source", source.dtype, device) == dtype
+        return numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
+
+    weights = takes(dtype, device, lean)
     if weights > free:
+        own, on_cpu = (models.arithmetic(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu")))
+        ways = []
+        if takes(own, device, lean) <= free:
+            ways.append("dtype=source")
+        if device == "cuda" and takes(on_cpu, "cpu", lean) <= measure.free_bytes("cpu"):
+            ways.append("device=cpu")
+        if takes(dtype, device, True) <= free:
+            ways.append("runtime=packed")
+            if isinstance(source, Base) and spec.storage != "mask":  # of a ticket that is there it is settled
+                ways.append("quantize=int8 or fp8")
+        elif not ways and takes(own, device, True) <= free:
+            ways.append("dtype=source with runtime=packed")
         raise InputError(
-            f"model: its {numel:,} weights take about {weights / 1e9:.1f} GB as {dtype} on {device}, {free / 1e9:.1f} GB "
-            f"are free; give dtype=source, device=cpu or measure=none"
+            f"model={base_id}: its {numel:,} weights take about {weights / 1e9:.1f} GB as {dtype} on {device}, "
+            f"{free / 1e9:.1f} GB are free; give {', or '.join([*ways, 'measure=none'])}"
         )
     if not window:
         return

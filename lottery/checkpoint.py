@@ -1,6 +1,9 @@
 """A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
 
+import errno
 import json
+import mmap
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +48,9 @@ DTYPES = {
 }
 BITS = {"BF16": (torch.uint16, 0x7F80), "F16": (torch.uint16, 0x7C00), "F32": (torch.uint32, 0x7F800000)}
 
+# Python has the name from 3.13 on; the number is that of Linux on x86 and ARM
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
@@ -67,7 +73,7 @@ def plain_name(name: str, where: Path) -> str:
 
 def open_shard(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework="np")  # for its header: torch's would map the file as memory that is reserved
     except FileNotFoundError as e:
         raise InputError(f"{path}: there is no such file") from e
     except (SafetensorError, OSError) as e:
@@ -92,25 +98,6 @@ class TensorInfo:
         return self.numel * DTYPES[self.dtype].itemsize
 
 
-def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """The open shards by file name, and every tensor in them, in file order."""
-    files: dict[str, Any] = {}
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        files[shard] = open_shard(folder / shard)
-        with open(folder / shard, "rb") as f:
-            at = 8 + int.from_bytes(f.read(8), "little")  # tensors follow the header without a gap
-        for name in files[shard].offset_keys():
-            view = files[shard].get_slice(name)
-            if view.get_dtype() not in DTYPES:
-                raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
-            if name in tensors:
-                raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
-            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
-            at += tensors[name].nbytes
-    return files, tensors
-
-
 def from_memory(data: memoryview, info: TensorInfo) -> torch.Tensor:
     """The tensor whose bytes lie there; not copied, unless it begins at an odd address."""
     dtype = DTYPES[info.dtype]
@@ -119,6 +106,49 @@ def from_memory(data: memoryview, info: TensorInfo) -> torch.Tensor:
     if info.offset % dtype.itemsize:
         data = memoryview(bytearray(data))
     return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A file that is mapped when its first tensor is asked for. Who writes to a tensor gets a page of his own; none is
+    reserved before: the kernel would refuse that of a file larger than the memory."""
+
+    path: Path
+
+    @cached_property
+    def data(self) -> memoryview:
+        with open(self.path, "rb") as f:
+            flags, prot = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            try:
+                return memoryview(mmap.mmap(f.fileno(), 0, flags=flags, prot=prot))
+            except OSError as e:
+                if e.errno != errno.ENOMEM:
+                    raise
+                raise MemoryError(f"{self.path} cannot be mapped") from e  # not the fault of a disk, as others are
+
+    def tensor(self, info: TensorInfo) -> torch.Tensor:
+        """Raises OSError and MemoryError."""
+        return from_memory(self.data[info.offset : info.offset + info.nbytes], info)
+
+
+def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Mapped], dict[str, TensorInfo]]:
+    """The shards by file name, none of them mapped yet, and every tensor in them, in file order."""
+    files: dict[str, Mapped] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        header = open_shard(folder / shard)
+        files[shard] = Mapped(folder / shard)
+        with open(folder / shard, "rb") as f:
+            at = 8 + int.from_bytes(f.read(8), "little")  # tensors follow the header without a gap
+        for name in header.offset_keys():
+            view = header.get_slice(name)
+            if view.get_dtype() not in DTYPES:
+                raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
+            if name in tensors:
+                raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
+            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
+            at += tensors[name].nbytes
+    return files, tensors
 
 
 class Source(Protocol):
@@ -292,8 +322,8 @@ class Base:
 
     def _read(self, info: TensorInfo, name: str) -> torch.Tensor:
         try:
-            return self._shards[info.shard].get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as e:
+            return self._shards[info.shard].tensor(info)
+        except OSError as e:
             raise InputError(f"{self.folder / info.shard}: tensor {name!r} is unreadable ({e})") from e
 
 

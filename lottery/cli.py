@@ -144,6 +144,7 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 )
 @click.option("--top_k", default=0, show_default=True, help="Draw from this many of the likeliest tokens; 0: from all.")
 @base_option
+@options("runtime")
 @as_json
 def generate(
     ticket: str,
@@ -154,16 +155,18 @@ def generate(
     top_p: float,
     top_k: int,
     base: str,
+    runtime: str,
     as_json: bool,
 ) -> None:
     """Let a ticket continue a text.
 
     Example: lottery generate models:/ticket-builtin/1 --prompt "Once upon a time"
     """
+    Spec.parse(runtime=runtime)
     from lottery import again, models
 
     models.check_sampling(temperature, top_p, top_k)
-    model, tokenizer = again.load(ticket, base=base)
+    model, tokenizer = again.load(ticket, runtime=runtime, base=base)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
     text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]

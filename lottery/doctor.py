@@ -10,6 +10,7 @@ import torch
 from lottery import tracking
 from lottery.home import home, make_folder
 from lottery.models import computes_bfloat16, unsupported_gpu
+from lottery.runtime import check_int8
 from lottery.spec import InputError, MachineError
 
 PACKAGES = ("lottery", "torch", "transformers", "mlflow", "safetensors", "datasets", "bitsandbytes", "numba", "numpy")
@@ -24,7 +25,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    return [versions(), gpu(), cpu(), store(), disk()]
+    return [versions(), gpu(), cpu(), int8(), store(), disk()]
 
 
 def versions() -> Check:
@@ -55,6 +56,16 @@ def cpu() -> Check:
         "bfloat16 at home" if computes_bfloat16("cpu") else "bfloat16 emulated: 16-bit models compute in float32"
     )
     return Check("CPU", True, f"{torch.get_num_threads()} threads, {arithmetic}")
+
+
+def int8() -> Check:
+    device = "cuda" if torch.cuda.is_available() and unsupported_gpu() is None else "cpu"
+    try:
+        check_int8(device)
+    except InputError as e:
+        # where it is not installed at all, which a device may have no build for, the rest works
+        return Check("int8", isinstance(e.__cause__, ModuleNotFoundError), str(e))
+    return Check("int8", True, f"bitsandbytes computes on {device}")
 
 
 def store() -> Check:

@@ -42,7 +42,8 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
 
         return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
     if is_of_memory(e):
-        return "out of memory; give a smaller window, runtime=packed, device=cpu, or measure=none", 1
+        elsewhere = "device=cpu, " if is_of_gpu_memory(e) else ""
+        return f"out of memory; give a smaller window, runtime=packed, {elsewhere}or measure=none", 1
     if is_of_gpu(e):
         return f"the GPU failed ({' '.join(str(e).split())[:200]}); see lottery doctor, or give device=cpu", 1
     return None
@@ -53,8 +54,14 @@ def is_of_memory(e: Exception) -> bool:
     torch = sys.modules.get("torch")
     if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
         return True
-    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # where torch has no class for it
+    # where torch has no class for it
+    said = ("can't allocate memory", "Cannot allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
+
+
+def is_of_gpu_memory(e: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch and isinstance(e, torch.OutOfMemoryError)) or "CUDA" in str(e) or "CUBLAS" in str(e)
 
 
 def is_of_gpu(e: Exception) -> bool:

@@ -12,7 +12,7 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -38,6 +38,7 @@ LOGIT_BYTES = 2**25  # of the logits at hand: larger ones get fresh memory from 
 CACHE_BYTES = 2**21
 LEAST_POSITIONS = 256  # at a large vocabulary: with fewer, reading the head's weights takes longer than multiplying
 BATCH_TOKENS = 8192
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: str) -> int:
@@ -48,10 +49,41 @@ def free_bytes(device: str) -> int:
             torch.cuda.empty_cache()  # what earlier models have left with torch counts as taken
         return torch.cuda.mem_get_info()[0]
     try:
-        line = next(s for s in Path("/proc/meminfo").read_text().splitlines() if s.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
+        line = next(s for s in (PROC / "meminfo").read_text().splitlines() if s.startswith("MemAvailable"))
+        left = [
+            int(line.split()[1]) * 1024,
+            *(room for folder in cgroups() if (room := cgroup_room(folder)) is not None),
+        ]
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            left.append(limit - int((PROC / "self/statm").read_text().split()[0]) * resource.getpagesize())
+        return max(0, min(left))
     except (OSError, StopIteration):  # not Linux
         return 4 * 2**30
+
+
+def cgroups() -> Iterator[Path]:
+    """The memory groups that this process is in, its own first, the root last: Slurm confines a job by one of them."""
+    for line in (PROC / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CGROUP / "memory" if controllers else CGROUP
+        own = root / path.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def cgroup_room(folder: Path) -> int | None:
+    """What a group may still take; None where it has no limit. The file cache that the kernel would drop is free."""
+    for limit, usage, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+    ):
+        with contextlib.suppress(OSError, ValueError):  # of the other version, not visible in a container, or "max"
+            room = int((folder / limit).read_text()) - int((folder / usage).read_text())
+            said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return room + int(said.get(cache, 0))
+    return None
 
 
 def token_bytes(config: Any) -> int:

@@ -296,10 +296,24 @@ def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str
             raise InputError(
                 f"model={source.folder}: {kind_said} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
             )
+    if device != "meta":
+        choose_experts(model, source.folder)
     if (source.folder / "generation_config.json").is_file():
         with usable(source.folder, "generation_config.json"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
     return model.eval()
+
+
+def choose_experts(model: Any, folder: Path) -> None:
+    """All experts of a layer in one product, transformers' choice, needs rows of whole 16 bytes; else one after the other."""
+    odd = [p for p in model.parameters() if p.dim() == 3 and p.shape[-1] * p.itemsize % 16]
+    if odd and getattr(model.config, "_experts_implementation", None) == "grouped_mm":
+        model.set_experts_implementation("eager")
+        dtype = str(odd[0].dtype).removeprefix("torch.")
+        say(
+            f"warning: model={folder}: its experts are computed one after the other: rows of {odd[0].shape[-1]} numbers as "
+            f"{dtype} are no multiple of 16 bytes, which one product of all would need"
+        )
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:

@@ -92,9 +92,11 @@ class Protocol:
         return {"protocol": self.id, **asdict(self)}
 
     def line(self) -> str:
-        limited = f"the first {self.windows}" if self.limit != "none" else f"{self.windows}"
+        one = "window" if self.limit != "none" else "1 window"
+        counted = one if self.windows == 1 else f"{self.windows} windows"
+        first = "the first " if self.limit != "none" else ""
         return (
-            f"{self.dataset}: {self.tokens:,} tokens, {limited} windows of {self.window}, BOS {self.bos}, "
+            f"{self.dataset}: {self.tokens:,} tokens, {first}{counted} of {self.window}, BOS {self.bos}, "
             f"{self.dtype} on {self.device}{f', int8 as {self.int8_arithmetic}' if self.int8_arithmetic != 'none' else ''}"
         )
 

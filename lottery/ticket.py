@@ -468,7 +468,7 @@ class Stored:
         info = self._stored[key]
         if file := self._large.get(info.shard):
             file.read_ahead(info.offset, info.nbytes)
-        return self._files[info.shard].get_tensor(key)
+        return self._files[info.shard].tensor(info)
 
     def _read(self, key: str, slot: int) -> torch.Tensor:
         info = self._stored[key]

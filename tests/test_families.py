@@ -285,6 +285,32 @@ def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str,
     assert not any(hasattr(layer, "cumulative_length_int") for layer in static.cache.layers)
 
 
+@pytest.mark.parametrize("label", ["mixtral", "qwen2_moe"])
+def test_experts_of_any_width(label: str, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """One product of all experts wants rows of whole 16 bytes; these have 200 and 72 in 16 bits, and 400 and 144 in 32."""
+    folder = make(label, tmp_path / label, "saved")
+    common = (
+        "--dataset",
+        "builtin",
+        "--window",
+        64,
+        "--limit",
+        4,
+        "--measure",
+        "perplexity,samples",
+        "--device",
+        "cpu",
+    )
+    perplexity = {}
+    for dtype in ("bfloat16", "float16", "float32"):
+        prune = ("prune", "--model", folder, "--out", tmp_path / "t", "--register", "none", *common, "--dtype", dtype)
+        result = cli(*prune, "--json")
+        assert ("its experts are computed one after the other" in result.stderr) == (dtype != "float32")
+        perplexity[dtype] = json.loads(result.stdout)["metrics"]["perplexity"]
+    assert perplexity["bfloat16"] == pytest.approx(perplexity["float32"], rel=0.01)
+    assert perplexity["float16"] == pytest.approx(perplexity["float32"], rel=0.01)
+
+
 def test_each_of_many_models_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one process, as a study decodes them: of one class, in other shapes."""
     import transformers
