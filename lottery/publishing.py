@@ -7,6 +7,7 @@ on: first the run with its logged model and figures, then the version, then the 
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,12 @@ def record_ticket(
         if model_id is None:
             with stage(f"register {name}"):
                 model_id = registry.log_model(run, stored, found.title, found.params, found.tags)
+    person = verdicts.labels(client, found.tags, model_id if known else None)
+    found = replace(found, tags=found.tags | person)
     targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
     record(run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}})
     if not name or not model_id:
-        return None, {}
+        return None, person
     card = cards.of_version(found, stored.record, model_id)
     if uri is None:
         of_model = cards.of_model(about["id"], found.licence)
@@ -84,7 +87,7 @@ def record_ticket(
         registry.tag_version(client, uri, model_id, found.tags, card)
     if "winner" in found.tags:
         verdicts.crown(client, name)
-    return uri, verdicts.labels(client, model_id) if known else {}
+    return uri, person
 
 
 def is_newest(client: tracking.Client, model_id: str, found: Measurement) -> bool:
@@ -112,11 +115,10 @@ def record_evaluation(run: tracking.Run, found: Measurement) -> dict[str, str]:
     The tags that a person gave it."""
     if found.dense_run:
         record_dense(run, found.dense_run)
-    person = {}
     if found.model_id:
         registry.use_model(run, found.model_id)
-        person = verdicts.labels(run.client, found.model_id)
-        run.tag(person)
+    person = verdicts.labels(run.client, found.tags, found.model_id)
+    found = replace(found, tags=found.tags | person)
     record(run, found, found.tags["base"], found.model_id, {})
     return person
 

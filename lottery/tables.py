@@ -13,6 +13,8 @@ from rich.table import Table
 from lottery.listing import Row
 from lottery.measurement import Measurement
 
+LABEL = "coherent, to a reader:"
+
 
 def render(*parts: Any) -> str:
     """Plain text, as wide as it needs to be: the same on a terminal and in a file."""
@@ -109,7 +111,15 @@ def findings(found: Measurement) -> list[str]:
         lines.append(f"winner: {tags['winner']} ({upper}{limited})")
     if "outcome" in tags:
         lines.append(f"outcome: {tags['outcome']}")
+    if "coherent" in tags:
+        lines.append(label_line(tags))
     return lines
+
+
+def label_line(tags: Mapping[str, str]) -> str:
+    """A person's judgement, wherever it is read."""
+    note = f" ({tags['note']})" if tags.get("note") else ""
+    return f"{LABEL} {tags['coherent']}{note}"
 
 
 def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
@@ -118,9 +128,6 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None, page: st
         lines.append(f"sample: {found.samples[0]['text']!r}")
         if "dense" in found.samples[0]:
             lines.append(f"dense:  {found.samples[0]['dense']!r}")
-    if "coherent" in found.tags:
-        note = f" ({found.tags['note']})" if found.tags.get("note") else ""
-        lines.append(f"coherent, to a reader: {found.tags['coherent']}{note}")
     if uri:
         lines.append(f"{'registered' if found.kind == 'ticket' else 'ticket'}: {uri}")
     if path:
@@ -192,12 +199,13 @@ def rows_table(rows: Sequence[Any]) -> str:
         "controls": lambda r: plain(r.metrics, "control_perplexity", 2),
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
         "winner": lambda r: r.tags.get("winner", ""),
+        "coherent": lambda r: r.tags.get("coherent", ""),
         "state": lambda r: r.state if r.state in ("failed", "missing") else "",
     }
     table = Table(box=box.MARKDOWN)
     used = [name for name, of in columns.items() if name == "" or any(of(row) for row in rows)]
     for name in used:
-        table.add_column(name, justify="left" if name in ("model", "", "winner", "state") else "right")
+        table.add_column(name, justify="left" if name in ("model", "", "winner", "coherent", "state") else "right")
     for row in rows:
         table.add_row(*(columns[name](row) for name in used))
     return render(table)
