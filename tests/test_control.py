@@ -145,6 +145,27 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
     assert again["model_uri"] == f"models:/crown/{alias('crown')}" != "models:/crown/3"
 
 
+def test_a_version_keeps_the_verdict_that_its_alias_is_by(lottery_json: Callable[..., Any]) -> None:
+    arguments = ("prune", "--target", "late", "--sparsity", "0.4", "--measure", "perplexity", "--register", "verdict")
+
+    def listed() -> tuple[dict[str, Any], str]:
+        (row,) = lottery_json("list", "--name", "verdict")["tickets"]
+        return row, mlflow.MlflowClient().get_model_version("verdict", "1").tags["winner"]
+
+    limited = lottery_json(*arguments, "--limit", 3)
+    row, winner = listed()
+    assert (row["winner"], winner, row["aliases"]) == ("no", "no", [])
+    assert row["metrics"]["perplexity"] == limited["metrics"]["perplexity"] and row["dataset"].endswith("first3")
+    usual = lottery_json(*arguments)
+    strict = lottery_json(*arguments, "--tolerance", "0.00001")
+    other = lottery_json(*arguments, "--window", "64")
+    assert [made["tags"]["winner"] for made in (usual, strict)] == ["yes", "no"]
+    row, winner = listed()
+    assert (row["winner"], winner, row["aliases"]) == ("yes", "yes", ["winner"])
+    assert row["metrics"]["perplexity"] == usual["metrics"]["perplexity"] != other["metrics"]["perplexity"]
+    assert not row["dataset"].endswith("first3")
+
+
 def test_the_alias_is_right_when_runs_finish_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lottery", "prune", "--target", "late", "--measure", "perplexity", "--json"]
     command += ["--register", "crowd", "--sparsity"]
