@@ -29,6 +29,7 @@ class Row:
     dataset: str | None
     winner: str | None
     coherent: str | None
+    outcome: str | None
     aliases: tuple[str, ...]
 
 
@@ -94,5 +95,6 @@ def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
         dataset=first.dataset_name if first else None,
         winner=tags.get("winner"),
         coherent=tags.get("coherent"),
+        outcome=tags.get("outcome"),
         aliases=aliases,
     )

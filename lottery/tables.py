@@ -110,10 +110,22 @@ def findings(found: Measurement) -> list[str]:
         upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {allowed:g}"
         lines.append(f"winner: {tags['winner']} ({upper}{limited})")
     if "outcome" in tags:
-        lines.append(f"outcome: {tags['outcome']}")
+        lines.append(outcome_line(found))
     if "coherent" in tags:
         lines.append(label_line(tags))
     return lines
+
+
+def outcome_line(found: Measurement) -> str:
+    """Of an overflow with the type and the way out: float16 ends at 65,504, the others do not."""
+    outcome = found.tags["outcome"]
+    if outcome != "overflow" or not found.protocol:
+        return f"outcome: {outcome}"
+    wider = {"float16": "give dtype=float32 or bfloat16", "bfloat16": "give dtype=float32"}
+    way_out = wider.get(
+        found.protocol.dtype, "no type is wider: give a lower sparsity, or see whether the base is sound"
+    )
+    return f"outcome: {outcome} ({found.protocol.dtype}; {way_out})"
 
 
 def label_line(tags: Mapping[str, str]) -> str:
@@ -146,7 +158,7 @@ def list_table(rows: Sequence[Row]) -> str:
         "target": lambda r: r.params.get("target", ""),
         "sparsity": lambda r: f"{100 * float(r.params['sparsity']):g}%" if "sparsity" in r.params else "",
         **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
-        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),
+        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2) or r.outcome or "",
         "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
         "on": lambda r: r.dataset or "",
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),

@@ -103,6 +103,17 @@ def test_a_control_without_perplexity_is_refused(cli: Callable[..., Result]) -> 
     assert "control=2" in said and "measure=speed" in said
 
 
+@pytest.mark.parametrize("sparsity", ["0", "0.00001"])
+def test_a_whole_ticket_has_no_control(sparsity: str, cli: Callable[..., Result], tiny: Path) -> None:
+    said = cli("prune", "--model", tiny, "--sparsity", sparsity, "--control", 1, *SHORT, "--json")
+    lines = [line for line in said.stderr.splitlines() if "control" in line]
+    assert (
+        len(lines) == 1 and lines[0].startswith("warning: control=1: no control is measured") and "nothing" in lines[0]
+    )
+    made = json.loads(said.stdout)
+    assert "control_ratio" not in made["metrics"] and "beats_control" not in made["tags"]
+
+
 def alias(name: str) -> str | None:
     found = mlflow.MlflowClient().get_registered_model(name).aliases.get("winner")
     return None if found is None else str(found)
