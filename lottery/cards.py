@@ -3,11 +3,11 @@
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lottery.measurement import Measurement
-from lottery.tables import findings, render, result_table, spans
+from lottery.tables import LABEL, findings, label_line, render, result_table, spans
 
 LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # characters that MLflow's tables take
 
@@ -56,6 +56,14 @@ def summary(found: Measurement, base: str) -> str:
     perplexity = f": perplexity {m['perplexity']:,.2f}" if "perplexity" in m else ""
     ratio = f", {m['perplexity_ratio']:.4f} of dense" if perplexity and "perplexity_ratio" in m else ""
     return escaped(f"{about}{perplexity}{ratio}.")
+
+
+def with_label(text: str, tags: Mapping[str, str]) -> str:
+    """A description with a person's judgement after what was found, in the place of an earlier one."""
+    lines = [line for line in text.split("\n") if not line.startswith(f"- {LABEL}")]
+    ends = (i for i, line in enumerate(lines) if i and lines[i - 1].startswith("- ") and not line.startswith("- "))
+    lines.insert(next(ends, len(lines)), f"- {escaped(label_line(tags))}")
+    return "\n".join(lines)
 
 
 def of_run(found: Measurement, base: str) -> str:

@@ -3,9 +3,11 @@
 Legend: N windows, C controls.
 """
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,17 @@ from lottery.ticket import Stored
 def measure_controls(
     source: Source, spec: Spec, chosen: Sequence[Place], stored: Stored, setup: Setup
 ) -> np.ndarray | None:
-    """Mean NLL per window of `spec.control` random tickets, float64 [C, N]; None where none is asked for.
+    """Mean NLL per window of `spec.control` random tickets, float64 [C, N]; None where none is asked for,
+    or where nothing is removed: a random ticket would be the same one.
 
     Each is written to disk and loaded as the ticket was: same target, pattern and quantization. Seeds follow the spec's.
     """
     if not spec.control:
+        return None
+    if all(kept_whole(stored.entries[p.name]) for p in chosen):
+        say(
+            f"warning: control={spec.control}: no control is measured, of sparsity={spec.sparsity:g} nothing is removed"
+        )
         return None
     survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
     only = replace(setup, wants=("perplexity",))
@@ -49,6 +57,10 @@ def measure_controls(
         assert measured.nll_N is not None
         found.append(measured.nll_N)
     return np.stack(found)
+
+
+def kept_whole(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["kept"] == math.prod(entry["shape"]))
 
 
 def control_metrics(ticket: Measured, nll_CN: np.ndarray | None) -> dict[str, float]:

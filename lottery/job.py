@@ -125,7 +125,11 @@ def run(
             ticket, dense, dense_run = measure_pair(
                 client, stored, base, setup, about["files"], spec.params(), job.shared
             )
-            control_CN = measure_controls(source, spec, chosen, stored, setup)
+            if spec.control and ticket.outcome:
+                say(
+                    f"warning: control={spec.control}: no control is measured, the ticket has no perplexity ({ticket.outcome})"
+                )
+            control_CN = None if ticket.outcome else measure_controls(source, spec, chosen, stored, setup)
             ticket = with_sizes(ticket, stored, took | control_metrics(ticket, control_CN))
             found = Measurement(
                 kind="ticket",

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from lottery.registry import logged_model_id
+from lottery.registry import JUDGED_BY, logged_model_id
 from lottery.spec import InputError
 from lottery.tracking import Client, every_page
 
@@ -17,7 +17,8 @@ COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "stor
 
 @dataclass(frozen=True)
 class Row:
-    """One version: what it is, and its figures as they were first measured; what was measured later is in MLflow."""
+    """One version: what it is, and the figures and the verdict of one run: the one that judged it, else (a version of
+    before, or one that none judged) the first that measured it. What others measured is in MLflow."""
 
     uri: str
     model_id: str
@@ -29,6 +30,7 @@ class Row:
     arithmetic: str
     winner: str | None
     coherent: str | None
+    outcome: str | None
     aliases: tuple[str, ...]
 
 
@@ -80,9 +82,10 @@ def place(order: str, row: Row) -> tuple[Any, ...]:
 
 def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
-    first = next((m for m in metrics if m.key == "perplexity"), None)
-    run_id = first.run_id if first else model.source_run_id
-    tags = version.tags
+    tags, judged_by = version.tags, version.tags.get(JUDGED_BY)
+    measured = [m for m in metrics if m.key == "perplexity"]
+    first = next((m for m in measured if m.run_id == judged_by), None if judged_by else next(iter(measured), None))
+    run_id = judged_by or (first.run_id if first else model.source_run_id)
     return Row(
         uri=f"models:/{version.name}/{version.version}",
         model_id=model.model_id,
@@ -94,5 +97,6 @@ def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
         arithmetic=model.tags.get("arithmetic", ""),
         winner=tags.get("winner"),
         coherent=tags.get("coherent"),
+        outcome=tags.get("outcome"),
         aliases=aliases,
     )

@@ -7,6 +7,7 @@ on: first the run with its logged model and figures, then the version, then the 
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,37 @@ def record_ticket(
         if model_id is None:
             with stage(f"register {name}"):
                 model_id = registry.log_model(run, stored, found.title, found.params, found.tags)
+    person = verdicts.labels(client, found.tags, model_id if known else None)
+    found = replace(found, tags=found.tags | person)
     targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
     record(run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}})
     if not name or not model_id:
-        return None, {}
-    card = cards.of_version(found, stored.record, model_id)
+        return None, person
+    card, judged = cards.of_version(found, stored.record, model_id), dict(found.tags)
+    if judged.keys() & {"winner", "outcome"}:
+        judged[registry.JUDGED_BY] = run.id
     if uri is None:
         of_model = cards.of_model(about["id"], found.licence)
-        uri, first_id = registry.register(client, model_id, name, of_model, found.tags, card)
+        uri, first_id = registry.register(client, model_id, name, of_model, judged, card)
         if first_id != model_id:  # another machine's, of the same ticket
             model_id = first_id
             registry.use_model(run, model_id)
             run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
-    elif "winner" in found.tags and "limited" not in found.tags and is_newest(client, model_id, found):
-        registry.tag_version(client, uri, model_id, found.tags, card)
+    elif may_judge(client, uri, found) and is_newest(client, model_id, found):
+        registry.tag_version(client, uri, model_id, judged, card)
     if "winner" in found.tags:
         verdicts.crown(client, name)
-    return uri, verdicts.labels(client, model_id) if known else {}
+    return uri, person
+
+
+def may_judge(client: tracking.Client, uri: str, found: Measurement) -> bool:
+    """Whether the version takes this verdict: one that counts for the alias, or the first that is not of a few windows. A
+    run by another tolerance or text says it of itself alone: the version would contradict its own alias."""
+    if "winner" not in found.tags or "limited" in found.tags:
+        return False
+    name, version = uri.removeprefix("models:/").rsplit("/", 1)
+    have = client.get_model_version(name, version).tags
+    return verdicts.counts(found.tags, found.params) or "winner" not in have or "limited" in have
 
 
 def is_newest(client: tracking.Client, model_id: str, found: Measurement) -> bool:
@@ -112,11 +127,10 @@ def record_evaluation(run: tracking.Run, found: Measurement) -> dict[str, str]:
     The tags that a person gave it."""
     if found.dense_run:
         record_dense(run, found.dense_run)
-    person = {}
     if found.model_id:
         registry.use_model(run, found.model_id)
-        person = verdicts.labels(run.client, found.model_id)
-        run.tag(person)
+    person = verdicts.labels(run.client, found.tags, found.model_id)
+    found = replace(found, tags=found.tags | person)
     record(run, found, found.tags["base"], found.model_id, {})
     return person
 

@@ -55,6 +55,7 @@ SIGNATURE = ModelSignature(
 
 
 VERDICT = ("winner", "beats_control", "outcome", "limited")  # tags that one measuring gives
+JUDGED_BY = "judged_by"  # the tag of a version that names the run whose verdict it has
 LONGEST_NAME = 250  # characters that the stores' tables take
 FORBIDDEN = r"[/:@'\"\s]"
 

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from lottery.bisection import crossing, is_done
 from lottery.spec import InputError
-from lottery.tracking import STORE_ERRORS, Client, every_page, find_parts, part_key, parts_of
+from lottery.tracking import STORE_ERRORS, Client, every_page, find_parts, judgements, part_key, parts_of
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
@@ -207,7 +207,7 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
     results = Results(
         client,
         studies,
-        frame(rows),
+        frame(labelled(client, rows)),
         pd.DataFrame(absent, columns=list(ABSENT)),
         pd.DataFrame(left_out, columns=list(LEFT_OUT)),
         protocols,
@@ -265,7 +265,8 @@ def by_filter(client: Client, experiments: Sequence[str], filter: str) -> Result
     protocols: dict[tuple[str, str], str] = {}
     for run in runs:
         protocols |= said(run)
-    return Results(client, (), frame([row(run) for run in reversed(runs)]), *empty, protocols)
+    rows = labelled(client, [row(run) for run in reversed(runs)])
+    return Results(client, (), frame(rows), *empty, protocols)
 
 
 def with_dense(client: Client, experiments: Sequence[str], results: Results) -> Results:
@@ -322,6 +323,12 @@ def row(run: Any) -> dict[str, Any]:
         "status": run.info.status,
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
     }
+
+
+def labelled(client: Client, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With what a person has said of each ticket's text, by whichever run it was read."""
+    said = judgements(client)
+    return [{**r, **said.get((r.get("ticket", ""), r.get("protocol", "")), {})} for r in rows]
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -171,7 +171,7 @@ def run_part(plan: Plan, name: str) -> list[Row]:
         doer = Doer(client, plan, Shared(), watch)
         for each in todo:
             rows += doer.do(each, rows)
-    return rows
+    return labelled(client, rows)
 
 
 def close(plan: Plan) -> Result:
@@ -427,9 +427,16 @@ def row_of(part: Part, run: Any | None) -> Row:
     return make("failed", tags=tags, ticket=ticket, run_id=run.info.run_id, reason=reason)
 
 
+def labelled(client: tracking.Client, rows: list[Row]) -> list[Row]:
+    """With what a person has said of each ticket's text, by whichever run it was read."""
+    said = tracking.judgements(client)
+    found = [said.get((row.tags.get("ticket", ""), row.tags.get("protocol", "")), {}) for row in rows]
+    return [replace(row, tags={**row.tags, **person}) for row, person in zip(rows, found, strict=True)]
+
+
 def conclude(run: tracking.Run, plan: Plan, rows: list[Row]) -> Result:
     """The study's run says what came of it."""
-    rows = [*arranged(plan, rows), *unfinished(plan, rows)]
+    rows = labelled(run.client, [*arranged(plan, rows), *unfinished(plan, rows)])
     result = Result(plan, run.id, rows, cliffs(plan, rows), run.page)
     failed = sum(row.state in ("failed", "missing") for row in rows)
     metrics = {"tickets": float(len(result.rows) - failed), "failed": float(failed)}

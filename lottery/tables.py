@@ -13,6 +13,8 @@ from rich.table import Table
 from lottery.listing import Row
 from lottery.measurement import Measurement
 
+LABEL = "coherent, to a reader:"
+
 
 def render(*parts: Any) -> str:
     """Plain text, as wide as it needs to be: the same on a terminal and in a file."""
@@ -108,8 +110,28 @@ def findings(found: Measurement) -> list[str]:
         upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {allowed:g}"
         lines.append(f"winner: {tags['winner']} ({upper}{limited})")
     if "outcome" in tags:
-        lines.append(f"outcome: {tags['outcome']}")
+        lines.append(outcome_line(found))
+    if "coherent" in tags:
+        lines.append(label_line(tags))
     return lines
+
+
+def outcome_line(found: Measurement) -> str:
+    """Of an overflow with the type and the way out: float16 ends at 65,504, the others do not."""
+    outcome = found.tags["outcome"]
+    if outcome != "overflow" or not found.protocol:
+        return f"outcome: {outcome}"
+    wider = {"float16": "give dtype=float32 or bfloat16", "bfloat16": "give dtype=float32"}
+    way_out = wider.get(
+        found.protocol.dtype, "no type is wider: give a lower sparsity, or see whether the base is sound"
+    )
+    return f"outcome: {outcome} ({found.protocol.dtype}; {way_out})"
+
+
+def label_line(tags: Mapping[str, str]) -> str:
+    """A person's judgement, wherever it is read."""
+    note = f" ({tags['note']})" if tags.get("note") else ""
+    return f"{LABEL} {tags['coherent']}{note}"
 
 
 def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
@@ -118,9 +140,6 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None, page: st
         lines.append(f"sample: {found.samples[0]['text']!r}")
         if "dense" in found.samples[0]:
             lines.append(f"dense:  {found.samples[0]['dense']!r}")
-    if "coherent" in found.tags:
-        note = f" ({found.tags['note']})" if found.tags.get("note") else ""
-        lines.append(f"coherent, to a reader: {found.tags['coherent']}{note}")
     if uri:
         lines.append(f"{'registered' if found.kind == 'ticket' else 'ticket'}: {uri}")
     if path:
@@ -140,7 +159,7 @@ def list_table(rows: Sequence[Row]) -> str:
         "target": lambda r: r.params.get("target", ""),
         "sparsity": lambda r: f"{100 * float(r.params['sparsity']):g}%" if "sparsity" in r.params else "",
         **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
-        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2),
+        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2) or r.outcome or "",
         "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
         "on": lambda r: r.dataset or "",
         "arithmetic": lambda r: r.arithmetic if several else "",
@@ -196,12 +215,13 @@ def rows_table(rows: Sequence[Any], models: bool) -> str:
         "controls": lambda r: plain(r.metrics, "control_perplexity", 2),
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
         "winner": lambda r: r.tags.get("winner", ""),
+        "coherent": lambda r: r.tags.get("coherent", ""),
         "state": lambda r: r.state if r.state in ("failed", "missing") else "",
     }
     table = Table(box=box.MARKDOWN)
     used = [name for name, of in columns.items() if name == "" or any(of(row) for row in rows)]
     for name in used:
-        table.add_column(name, justify="left" if name in ("model", "", "winner", "state") else "right")
+        table.add_column(name, justify="left" if name in ("model", "", "winner", "coherent", "state") else "right")
     for row in rows:
         table.add_row(*(columns[name](row) for name in used))
     return render(table)

@@ -33,6 +33,7 @@ Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
 LONGEST_NAME = 250  # characters of a run's name that the stores' tables take
 JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
+LABELS = ("coherent", "note")  # a person's judgement of a ticket's text
 LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
 
 
@@ -373,6 +374,21 @@ def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozense
         samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
         return Found(metrics, nll_N, samples, run.data.tags.get("outcome"))
     return None
+
+
+def judgements(client: MlflowClient) -> dict[tuple[str, str], dict[str, str]]:
+    """(ticket, protocol) -> what a person has said of its text: a label is about the ticket, so it outlives a newer run
+    that has none. Whoever labels one run labels all that are there, so that the newest labelled run has the newest label."""
+    experiments = [e.experiment_id for e in every_page(client.search_experiments)]
+    order = ["attributes.start_time DESC"]
+    search = partial(client.search_runs, experiments, "tags.coherent LIKE '%'", max_results=1000, order_by=order)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for tags in (run.data.tags for run in every_page(search)):
+        if "ticket" in tags:
+            found.setdefault(
+                (tags["ticket"], tags.get("protocol", "")), {name: tags[name] for name in LABELS if name in tags}
+            )
+    return found
 
 
 def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Any | None:

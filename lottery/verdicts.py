@@ -11,9 +11,11 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lottery.progress import say
 from lottery.registry import find_model
 from lottery.spec import InputError, MachineError, Spec
-from lottery.tracking import every_page, hide_password
+from lottery.tracking import LABELS, every_page, hide_password, judgements
+from lottery.views import NOTE
 
 
 def crown(client: MlflowClient, name: str) -> None:
@@ -81,17 +83,21 @@ def counts(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
     return same and spec.dataset in usual and spec.method != "random"
 
 
-LABELS = ("coherent", "note")  # a person's judgement
-
-
-def labels(client: MlflowClient, model_id: str) -> dict[str, str]:
-    """What a person has said of a logged model's text."""
-    return {k: v for k, v in client.get_logged_model(model_id).tags.items() if k in LABELS}
+def labels(client: MlflowClient, tags: Mapping[str, str], model_id: str | None) -> dict[str, str]:
+    """What a person has said of a ticket's text under the protocol of a run (`tags`: that run's), else of its logged
+    model's."""
+    found = judgements(client).get((tags["ticket"], tags.get("protocol", "")))
+    if found is None and model_id:
+        found = {k: v for k, v in client.get_logged_model(model_id).tags.items() if k in LABELS}
+    return found or {}
 
 
 def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[str]:
-    """A person's judgement as tags of a run, of the logged model that it made or measured, and of every version of that.
-    What was tagged, by name. Raises InputError where there is no such run."""
+    """A person's judgement as tags, and in the descriptions, of a run, of the others of its ticket and protocol, of the
+    logged models that they made or measured, and of every version of those. What was tagged, by name; aloud where there
+    is no text to judge. Raises InputError where there is no such run."""
+    from lottery import cards  # it brings torch, and reads of a table what this file is read for
+
     try:
         run = client.get_run(run_id)
     except MlflowException as e:
@@ -100,10 +106,18 @@ def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[st
         raise InputError(
             f"run={run_id}: there is no such run in {hide_password(mlflow.get_tracking_uri())}; give a run's id"
         ) from e
-    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-    tagged = [f"run {run_id}"]
-    made, used = run.outputs, run.inputs
-    models = [m.model_id for m in [*(made.model_outputs if made else []), *(used.model_inputs if used else [])]]
+    if run.data.tags.get("kind") == "dense":
+        say(f"warning: run={run_id}: it is the dense base's, no ticket is judged by this; give a ticket's run")
+    elif "distinct_2" not in run.data.metrics:
+        say(f"warning: run={run_id}: it has no samples to judge by; give one that was made with measure=all or samples")
+    tagged, models = [], []
+    for each in same_text(client, run):
+        told = cards.with_label(each.data.tags.get(NOTE, ""), tags)[: cards.LONGEST_TAG]
+        about = {**tags, NOTE: told} if NOTE in each.data.tags else tags
+        client.log_batch(each.info.run_id, tags=[RunTag(k, v) for k, v in about.items()])
+        tagged.append(f"run {each.info.run_id}")
+        made, used = each.outputs, each.inputs
+        models += [m.model_id for m in [*(made.model_outputs if made else []), *(used.model_inputs if used else [])]]
     for model_id in dict.fromkeys(models):
         if find_model(client, model_id) is None:
             continue
@@ -112,5 +126,19 @@ def label(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> list[st
         for version in every_page(partial(client.search_model_versions, f"source_path = 'models:/{model_id}'")):
             for key, value in tags.items():
                 client.set_model_version_tag(version.name, version.version, key, value)
+            if version.description:
+                told = cards.with_label(version.description, tags)[: cards.LONGEST_DESCRIPTION]
+                client.update_model_version(version.name, version.version, told)
             tagged.append(f"models:/{version.name}/{version.version}")
     return tagged
+
+
+def same_text(client: MlflowClient, run: Any) -> list[Any]:
+    """The run, and the others of its ticket under its protocol: they have the same text."""
+    ticket, protocol = run.data.tags.get("ticket"), run.data.tags.get("protocol")
+    if not ticket or not protocol:
+        return [run]
+    experiments = [e.experiment_id for e in every_page(client.search_experiments)]
+    query = f"tags.ticket = '{ticket}' and tags.protocol = '{protocol}'"
+    found = every_page(partial(client.search_runs, experiments, query, max_results=1000))
+    return [run, *(other for other in found if other.info.run_id != run.info.run_id)]

@@ -103,6 +103,17 @@ def test_a_control_without_perplexity_is_refused(cli: Callable[..., Result]) -> 
     assert "control=2" in said and "measure=speed" in said
 
 
+@pytest.mark.parametrize("sparsity", ["0", "0.00001"])
+def test_a_whole_ticket_has_no_control(sparsity: str, cli: Callable[..., Result], tiny: Path) -> None:
+    said = cli("prune", "--model", tiny, "--sparsity", sparsity, "--control", 1, *SHORT, "--json")
+    lines = [line for line in said.stderr.splitlines() if "control" in line]
+    assert (
+        len(lines) == 1 and lines[0].startswith("warning: control=1: no control is measured") and "nothing" in lines[0]
+    )
+    made = json.loads(said.stdout)
+    assert "control_ratio" not in made["metrics"] and "beats_control" not in made["tags"]
+
+
 def alias(name: str) -> str | None:
     found = mlflow.MlflowClient().get_registered_model(name).aliases.get("winner")
     return None if found is None else str(found)
@@ -145,6 +156,27 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
     assert again["model_uri"] == f"models:/crown/{alias('crown')}" != "models:/crown/3"
 
 
+def test_a_version_keeps_the_verdict_that_its_alias_is_by(lottery_json: Callable[..., Any]) -> None:
+    arguments = ("prune", "--target", "late", "--sparsity", "0.4", "--measure", "perplexity", "--register", "verdict")
+
+    def listed() -> tuple[dict[str, Any], str]:
+        (row,) = lottery_json("list", "--name", "verdict")["tickets"]
+        return row, mlflow.MlflowClient().get_model_version("verdict", "1").tags["winner"]
+
+    limited = lottery_json(*arguments, "--limit", 3)
+    row, winner = listed()
+    assert (row["winner"], winner, row["aliases"]) == ("no", "no", [])
+    assert row["metrics"]["perplexity"] == limited["metrics"]["perplexity"] and row["dataset"].endswith("first3")
+    usual = lottery_json(*arguments)
+    strict = lottery_json(*arguments, "--tolerance", "0.00001")
+    other = lottery_json(*arguments, "--window", "64")
+    assert [made["tags"]["winner"] for made in (usual, strict)] == ["yes", "no"]
+    row, winner = listed()
+    assert (row["winner"], winner, row["aliases"]) == ("yes", "yes", ["winner"])
+    assert row["metrics"]["perplexity"] == usual["metrics"]["perplexity"] != other["metrics"]["perplexity"]
+    assert not row["dataset"].endswith("first3")
+
+
 def test_the_alias_is_right_when_runs_finish_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lottery", "prune", "--target", "late", "--measure", "perplexity", "--json"]
     command += ["--register", "crowd", "--sparsity"]
@@ -184,3 +216,53 @@ def test_a_person_s_judgement_is_kept_everywhere(
     assert "there is no such run" in cli("label", "0" * 32, "--coherent", "yes", code=2).stderr
     assert "note: it has 501 characters" in cli("label", "x", "--coherent", "no", "--note", "n" * 501, code=2).stderr
     assert "maybe" in cli("label", made["run_id"], "--coherent", "maybe", code=2).stderr
+
+
+def test_a_judgement_is_read_wherever_the_ticket_is(
+    cli: Callable[..., Result], lottery_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    """In descriptions and tables, of every run of its ticket and protocol, whichever was labelled."""
+    model = tiny_model(tmp_path / "model", initializer_range=0.03)
+    how = ("--dataset", "builtin", "--limit", "3", "--measure", "perplexity,samples", "--register", "told")
+    arguments = ("prune", "--model", model, "--target", "late", *how)
+    first, second = lottery_json(*arguments), lottery_json(*arguments)
+    client, line = mlflow.MlflowClient(), "- coherent, to a reader: "
+
+    def told(run_id: str) -> list[str]:
+        texts = [client.get_run(run_id).data.tags["mlflow.note.content"]]
+        texts.append(client.get_model_version("told", "1").description)
+        return [said.removeprefix(line) for text in texts for said in text.splitlines() if said.startswith(line)]
+
+    assert told(first["run_id"]) == []
+    cli("label", first["run_id"], "--coherent", "no", "--note", "*letters*")
+    assert told(first["run_id"]) == told(second["run_id"]) == [r"no (\*letters\*)"] * 2
+    cli("label", second["run_id"], "--coherent", "yes")
+    third = lottery_json(*arguments)
+    assert third["tags"]["coherent"] == "yes"
+    for made in (first, second, third):
+        assert told(made["run_id"]) == ["yes"] * 2
+        assert client.get_run(made["run_id"]).data.tags["coherent"] == "yes"
+
+    for run_id in (second["run_id"], third["run_id"]):  # as a store of before has it: only the oldest run is labelled
+        client.delete_tag(run_id, "coherent")
+    study = tmp_path / "asked.yaml"
+    study.write_text(f"models: ['{model}']\ntarget: [late, early]\nsparsity: [0.5]\n")
+    lines = [line.split("|") for line in cli("study", study, *how).stdout.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line] for line in lines]
+    coherent = {row[header.index("of all weights") - 1]: row[header.index("coherent")] for row in rows}
+    assert coherent == {"dense": "", "late 50%": "yes", "early 50%": ""}
+    cli("report", "--study", "asked", "--out", tmp_path / "report")
+    assert "coherent: yes" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_judgement_of_no_text_is_said_to_be_one(
+    cli: Callable[..., Result], lottery_json: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "model", initializer_range=0.04)
+    made = lottery_json("prune", "--model", model, *SHORT)
+    said = cli("label", made["run_id"], "--coherent", "no").stderr
+    assert said.count("\n") == 1 and f"run={made['run_id']}: it has no samples" in said and "measure=all" in said
+    query = f"tags.kind = 'dense' and tags.protocol = '{made['tags']['protocol']}'"
+    dense = mlflow.MlflowClient().search_runs(["0"], query)[0].info.run_id
+    said = cli("label", dense, "--coherent", "yes").stderr
+    assert said.count("\n") == 1 and f"run={dense}: it is the dense base's" in said

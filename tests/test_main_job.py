@@ -175,7 +175,9 @@ def test_rows_of_json_lines_split_at_newlines_alone(tmp_path: Path) -> None:
     assert read_text(str(tmp_path / "x.jsonl")) == ("x.jsonl", "\n\n".join(texts))
 
 
-def test_an_overflow_is_an_outcome_not_a_number(tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
+def test_an_overflow_is_an_outcome_not_a_number(
+    tmp_path: Path, cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]]
+) -> None:
     from safetensors.torch import load_file, save_file
 
     model = tiny_model(tmp_path / "m")
@@ -183,12 +185,18 @@ def test_an_overflow_is_an_outcome_not_a_number(tmp_path: Path, lottery_json: Ca
     state["lm_head.weight"] *= 1e37
     state["model.norm.weight"] *= 1e5
     save_file(state, model / "model.safetensors", {"format": "pt"})
-    made = lottery_json(
-        "prune", "--model", model, "--target", "late", "--dataset", "builtin", "--limit", "2",
-        "--measure", "perplexity", "--register", "over",
-    )  # fmt: skip
+    arguments = ("prune", "--model", model, "--target", "late", "--dataset", "builtin", "--limit", "2",
+                 "--measure", "perplexity", "--register", "over")  # fmt: skip
+    made = lottery_json(*arguments)
     assert made["tags"]["outcome"] == "overflow" and "winner" not in made["tags"]
     assert "perplexity" not in made["metrics"] and all(math.isfinite(v) for v in made["metrics"].values())
+    (row,) = [line for line in cli("list", "--name", "over").stdout.splitlines() if line.startswith("| over/1")]
+    assert " overflow " in row
+    said = cli(*arguments, "--control", 2, "--dtype", "float16")
+    assert "outcome: overflow (float16; give dtype=float32 or bfloat16)" in said.stdout
+    assert "warning: control=2: no control is measured, the ticket has no perplexity (overflow)\n" in said.stderr
+    assert "control 1 of 2" not in said.stderr
+    assert "outcome: overflow (bfloat16; give dtype=float32)" in cli(*arguments, "--dtype", "bfloat16").stdout
 
 
 def test_plan_says_what_prune_does(tiny: Path, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
