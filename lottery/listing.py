@@ -94,7 +94,7 @@ def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
         params={name: model.params[name] for name in COLUMNS if name in model.params},
         metrics={m.key: m.value for m in metrics if m.run_id == run_id},
         dataset=first.dataset_name if first else None,
-        arithmetic=model.tags.get("arithmetic", ""),
+        arithmetic=tags.get("arithmetic", ""),
         winner=tags.get("winner"),
         coherent=tags.get("coherent"),
         outcome=tags.get("outcome"),

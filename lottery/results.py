@@ -369,9 +369,10 @@ def said(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             p = json.loads(given.dataset.profile)
             limited = "the first " if p["limit"] != "none" else ""
+            windows = f"{p['windows']} windows" if p["windows"] > 1 else "window"
             name = json.loads(given.dataset.source)["tags"]["dataset"]
             line = (
-                f"{name}: {p['tokens']:,} tokens, {limited}{p['windows']} windows of {p['window']}, BOS {p['bos']}, "
+                f"{name}: {p['tokens']:,} tokens, {limited}{windows} of {p['window']}, BOS {p['bos']}, "
                 f"{p['dtype']} on {p['device']}"
             )
             return {(id, base): line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}
