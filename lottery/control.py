@@ -34,7 +34,7 @@ def measure_controls(
         return None
     if all(kept_whole(stored.entries[p.name]) for p in chosen):
         say(
-            f"warning: control={spec.control}: no control is measured, of sparsity={spec.sparsity:g} nothing is removed"
+            f"warning: control={spec.control}: no control is measured: at sparsity={spec.sparsity:g} nothing is removed"
         )
         return None
     survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
