@@ -432,7 +432,7 @@ def bench_kernels() -> dict[str, Any]:
 def bench_packed() -> dict[str, Any]:
     import numpy as np
 
-    from lottery import kernels, models, quantizing, runtime
+    from lottery import devices, kernels, quantizing, runtime
     from lottery.ticket import Matrix
 
     rows, columns = 14336, 4096
@@ -441,7 +441,7 @@ def bench_packed() -> dict[str, Any]:
     bits = weight.view(torch.uint16).numpy()
     mask_OB = kernels.select(bits.copy(), weight.numel() // 2)
     masked = torch.from_numpy(kernels.masked(bits, mask_OB)).view(torch.bfloat16)
-    own = getattr(torch, models.arithmetic("auto", "BF16", "cpu"))
+    own = getattr(torch, devices.arithmetic("auto", "BF16", "cpu"))
     scratch = {dtype: runtime.Scratch(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
     layers: dict[str, torch.nn.Module] = {}
     for dtype in scratch:
@@ -488,7 +488,7 @@ def bench_packed() -> dict[str, Any]:
 def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     """By tensors alone, without a tracking store: it runs where MLflow is not installed, too."""
     os.environ["LOTTERY_HOME"] = str(folder / "home")
-    from lottery import measure, models
+    from lottery import devices, measure, models
     from lottery.checkpoint import BUILTIN
     from lottery.progress import quiet_libraries
     from lottery.pruning import prune_source
@@ -501,8 +501,8 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     model = checkpoint(folder / "hub", layers)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN / name, model / name)
-    base, tokenizer, device = open_base(str(model)), models.read_tokenizer(model), models.pick_device("auto")
-    dtype = models.arithmetic("auto", base.dtype, device)
+    base, tokenizer, device = open_base(str(model)), models.read_tokenizer(model), devices.pick_device("auto")
+    dtype = devices.arithmetic("auto", base.dtype, device)
     source_bytes = sum(base.info(name).nbytes for name in base.tensors)
     rows: dict[str, dict[str, float]] = {}
 
@@ -543,7 +543,7 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
             logits = measured(name, stored, "dense")
             same[name] = torch.equal(logits, measured(f"{name}, packed", stored, "packed"))
     click.echo(
-        f"model: {layers} layers of Mistral 7B, random weights, computed in {dtype} on {measure.hardware(device)}; medians of 5"
+        f"model: {layers} layers of Mistral 7B, random weights, computed in {dtype} on {devices.hardware(device)}; medians of 5"
     )
     click.echo(
         "  | | weights MB | of dense | peak MB | prefill tok/s | of dense | decode tok/s | of dense | of what memory allows |"
@@ -565,13 +565,13 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
 
 
 def bench_evaluate() -> dict[str, Any]:
-    from lottery import measure, models
+    from lottery import devices, measure, models
     from lottery.sources import open_base
     from lottery.text import windows
 
     base = open_base("builtin")
-    tokenizer, device = models.read_tokenizer(base.folder), models.pick_device("auto")
-    dtype = models.arithmetic("auto", base.dtype, device)
+    tokenizer, device = models.read_tokenizer(base.folder), devices.pick_device("auto")
+    dtype = devices.arithmetic("auto", base.dtype, device)
     loaded = models.build(base, base.tensors, dtype, device)
     ids_NT, protocol = windows("builtin", tokenizer, loaded.config.vocab_size, 512, "none", dtype, "dense", device)
 

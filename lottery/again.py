@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lottery import models, publishing, tracking
+from lottery import devices, models, publishing, tracking
 from lottery.baseline import measure_pair, prepare
 from lottery.choice import base_of, find_ticket, licence_of
 from lottery.home import home, make_folder
@@ -82,8 +82,8 @@ def load(
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
     stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
-    where = models.pick_device(spec.device)
+    where = devices.pick_device(spec.device)
     model = models.build(
-        stored, stored.tensors, models.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
+        stored, stored.tensors, devices.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime
     )
     return model, models.read_tokenizer(stored.folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lottery import measure, models, tracking
+from lottery import devices, measure, models, tracking
 from lottery.checkpoint import Base
 from lottery.hub import licence
 from lottery.measurement import Measurement
@@ -62,8 +62,8 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
 
     Raises InputError for a device, window, data set or tokenizer that cannot serve, or where memory will not do.
     """
-    device = models.pick_device(spec.device)
-    dtype = models.arithmetic(spec.dtype, source.dtype, device)
+    device = devices.pick_device(spec.device)
+    dtype = devices.arithmetic(spec.dtype, source.dtype, device)
     tokenizer = shared.once(("tokenizer", source.folder), lambda: models.read_tokenizer(source.folder))
     config = models.read_config(source.folder)
     window = pick_window(spec.window, models.context_length(config))
@@ -97,7 +97,7 @@ def prepare(source: models.Tensors, spec: Spec, base_id: str, quantize: str, sha
         runtime=spec.runtime,
         eager=eager,
         family=config.model_type,
-        hardware=measure.hardware(device),
+        hardware=devices.hardware(device),
     )
 
 
@@ -112,22 +112,22 @@ def check_memory(
     window: int,
 ) -> None:
     """Raises InputError, with a value that would fit, where weights or a window clearly will not."""
-    free, numel = measure.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
+    free, numel = devices.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
     lean = quantize != "none" or spec.runtime == "packed"
 
     def takes(dtype: str, device: str, lean: bool) -> int:
         # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the
         # process; a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
-        mapped = device == "cpu" and models.arithmetic("source", source.dtype, device) == dtype
+        mapped = device == "cpu" and devices.arithmetic("source", source.dtype, device) == dtype
         return numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
 
     weights = takes(dtype, device, lean)
     if weights > free:
-        own, on_cpu = (models.arithmetic(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu")))
+        own, on_cpu = (devices.arithmetic(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu")))
         ways = []
         if takes(own, device, lean) <= free:
             ways.append("dtype=source")
-        if device == "cuda" and takes(on_cpu, "cpu", lean) <= measure.free_bytes("cpu"):
+        if device == "cuda" and takes(on_cpu, "cpu", lean) <= devices.free_bytes("cpu"):
             ways.append("device=cpu")
         if takes(dtype, device, True) <= free:
             ways.append("runtime=packed")

@@ -163,13 +163,13 @@ def generate(
     Example: lottery generate models:/ticket-builtin/1 --prompt "Once upon a time"
     """
     Spec.parse(runtime=runtime)
-    from lottery import again, models
+    from lottery import again, decoding
 
-    models.check_sampling(temperature, top_p, top_k)
+    decoding.check_sampling(temperature, top_p, top_k)
     model, tokenizer = again.load(ticket, runtime=runtime, base=base)
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
-    text = models.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]
+    text = decoding.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]
     click.echo(json.dumps({"ticket": ticket, "prompt": prompt, "text": text}) if as_json else text)
 
 

@@ -8,8 +8,8 @@ from importlib import metadata
 import torch
 
 from lottery import tracking
+from lottery.devices import computes_bfloat16, unsupported_gpu
 from lottery.home import home, make_folder
-from lottery.models import computes_bfloat16, unsupported_gpu
 from lottery.runtime import check_int8
 from lottery.spec import InputError, MachineError
 

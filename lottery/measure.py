@@ -6,13 +6,11 @@ Legend: N windows, T tokens of a window, S resamples.
 import contextlib
 import ctypes
 import functools
-import gc
 import itertools
 import math
-import platform
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -21,7 +19,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lottery.models import Decoder, context_length, encode, generate
+from lottery import devices
+from lottery.decoding import Decoder, generate
+from lottery.models import context_length, encode
 from lottery.progress import Advance
 from lottery.runtime import resident
 
@@ -38,52 +38,6 @@ LOGIT_BYTES = 2**25  # of the logits at hand: larger ones get fresh memory from 
 CACHE_BYTES = 2**21
 LEAST_POSITIONS = 256  # at a large vocabulary: with fewer, reading the head's weights takes longer than multiplying
 BATCH_TOKENS = 8192
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-
-
-def free_bytes(device: str) -> int:
-    """Memory that is left on the device now."""
-    if device == "cuda":
-        gc.collect()
-        with contextlib.suppress(RuntimeError):  # refused where the capture of a graph has failed
-            torch.cuda.empty_cache()  # what earlier models have left with torch counts as taken
-        return torch.cuda.mem_get_info()[0]
-    try:
-        line = next(s for s in (PROC / "meminfo").read_text().splitlines() if s.startswith("MemAvailable"))
-        left = [
-            int(line.split()[1]) * 1024,
-            *(room for folder in cgroups() if (room := cgroup_room(folder)) is not None),
-        ]
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            left.append(limit - int((PROC / "self/statm").read_text().split()[0]) * resource.getpagesize())
-        return max(0, min(left))
-    except (OSError, StopIteration):  # not Linux
-        return 4 * 2**30
-
-
-def cgroups() -> Iterator[Path]:
-    """The memory groups that this process is in, its own first, the root last: Slurm confines a job by one of them."""
-    for line in (PROC / "self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = CGROUP / "memory" if controllers else CGROUP
-        own = root / path.lstrip("/")
-        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
-
-
-def cgroup_room(folder: Path) -> int | None:
-    """What a group may still take; None where it has no limit. The file cache that the kernel would drop is free."""
-    for limit, usage, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
-    ):
-        with contextlib.suppress(OSError, ValueError):  # of the other version, not visible in a container, or "max"
-            room = int((folder / limit).read_text()) - int((folder / usage).read_text())
-            said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return room + int(said.get(cache, 0))
-    return None
 
 
 def token_bytes(config: Any) -> int:
@@ -107,7 +61,7 @@ def logit_bytes(config: Any) -> int:
 
 def batch_of(config: Any, window: int, device: str) -> int:
     """How many windows to take at once: as many as fit into a small part of the memory at hand."""
-    room = min(free_bytes(device) // 8, 4 * 2**30 if device == "cuda" else 2**28)
+    room = min(devices.free_bytes(device) // 8, 4 * 2**30 if device == "cuda" else 2**28)
     return max(1, min(room // (token_bytes(config) * window), BATCH_TOKENS // window))
 
 
@@ -286,19 +240,6 @@ def memory_bandwidth(device: str) -> float:
         total.item()
         best = min(best, (time.perf_counter() - begin) / reads)
     return block.nbytes / best
-
-
-@functools.cache
-def hardware(device: str) -> str:
-    """The name of the GPU, or of the CPU with the threads that compute: speeds compare within one such name only."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or not x86
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def weights_bytes(model: Any) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VALUE
 
-from lottery.models import arithmetic, build, generate, pick_device, read_tokenizer
+from lottery.decoding import generate
+from lottery.devices import arithmetic, pick_device
+from lottery.models import build, read_tokenizer
 from lottery.sources import open_ticket
 from lottery.spec import InputError
 

@@ -20,7 +20,7 @@ from conftest import only_run, tiny_model
 from safetensors.torch import load_file, save_file
 
 import lottery
-from lottery import checkpoint, runtime
+from lottery import checkpoint, devices, runtime
 from lottery.spec import InputError
 
 
@@ -444,9 +444,7 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
     assert 1000 < fits < 10**8
     assert "fewer than one window" in cli("prune", *common, "--window", fits, code=2).stderr  # memory would do
 
-    from lottery import measure
-
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 10**5)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10**5)
     refused(cli("prune", *common, code=2), "model=m: its", "weights take about", "; give measure=none")
     cli("prune", *common, "--measure", "none")
 
@@ -470,10 +468,9 @@ def test_what_would_fit_is_offered(
     cli: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lottery import measure
 
     numel = sum(tensor.numel() for tensor in load_file(tiny / "model.safetensors").values())
-    monkeypatch.setattr(measure, "free_bytes", lambda device: int(bytes_a_weight * numel))
+    monkeypatch.setattr(devices, "free_bytes", lambda device: int(bytes_a_weight * numel))
     common = ("--model", tiny, "--measure", "memory", "--register", "none", "--device", "cpu")
     result = cli("prune", *common, *given, code=2)
     refused(result, f"model=tiny: its {numel:,} weights")
@@ -485,7 +482,6 @@ def test_memory_is_what_the_job_s_limits_leave(
     version: int, tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slurm's are those of a group above the process's own; what the file cache has of it is free."""
-    from lottery import measure
 
     root = tmp_path / "cgroup" / ("memory" if version == 1 else "")
     limit, usage, cache = (
@@ -503,15 +499,15 @@ def test_memory_is_what_the_job_s_limits_leave(
     (tmp_path / "self" / "cgroup").write_text(groups)
     (tmp_path / "self" / "statm").write_text("1000 10 10\n")
     (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:   1000000 kB\n")
-    monkeypatch.setattr(measure, "PROC", tmp_path)
-    monkeypatch.setattr(measure, "CGROUP", tmp_path / "cgroup")
-    assert measure.free_bytes("cpu") == 99999
+    monkeypatch.setattr(devices, "PROC", tmp_path)
+    monkeypatch.setattr(devices, "CGROUP", tmp_path / "cgroup")
+    assert devices.free_bytes("cpu") == 99999
     common = ("--model", tiny, "--measure", "memory", "--register", "none", "--device", "cpu")
     refused(cli("prune", *common, code=2), "model=tiny", "0.0 GB are free")
     (root / "job" / limit).write_text(none)
-    assert measure.free_bytes("cpu") == 1000000 * 1024
+    assert devices.free_bytes("cpu") == 1000000 * 1024
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (10**8, 10**8))
-    assert measure.free_bytes("cpu") == 10**8 - 1000 * resource.getpagesize()
+    assert devices.free_bytes("cpu") == 10**8 - 1000 * resource.getpagesize()
 
 
 def sparse_model(folder: Path, nbytes: int) -> Path:
@@ -589,7 +585,7 @@ def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result])
 
 
 def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lottery.models import supports, unsupported_gpu
+    from lottery.devices import supports, unsupported_gpu
 
     of_cuda_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
     assert not supports(of_cuda_13, 7, 0)  # V100

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from test_families import make
 
 import lottery
-from lottery import export, ticket
+from lottery import decoding, export, ticket
 from lottery.checkpoint import DTYPES, read_json
 from lottery.record import RECORD, write_record
 from lottery.sources import open_ticket
@@ -336,10 +336,9 @@ def test_the_embedded_model_by_plain_transformers(tmp_path: Path, cli: Callable[
         [sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd="/", env=environment
     )
     assert done.returncode == 0, done.stderr
-    from lottery import models
 
     model, tokenizer = lottery.load(tmp_path / "t", dtype="float32")
-    text = models.generate(model, tokenizer, ["Once upon a time"], 30)[0]
+    text = decoding.generate(model, tokenizer, ["Once upon a time"], 30)[0]
     assert json.loads(done.stdout.splitlines()[-1]) == text
 
 

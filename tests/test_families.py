@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lottery
-from lottery import measure, models
+from lottery import decoding, measure
 from lottery.checkpoint import BUILTIN
 from lottery.ticket import Stored
 
@@ -273,14 +273,14 @@ def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str,
     import transformers
 
     model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
-    static = models.Decoder(model.eval(), 80, static=True)
+    static = decoding.Decoder(model.eval(), 80, static=True)
 
-    def tokens(decoder: models.Decoder) -> list[int]:
+    def tokens(decoder: decoding.Decoder) -> list[int]:
         token_11 = decoder.begin(torch.arange(5, 65)[None])
         return [int(token_11), *(int(token_11 := decoder.next(token_11)) for _ in range(8))]
 
     with torch.inference_mode():
-        assert tokens(static) == tokens(models.Decoder(model, 80)) == tokens(static)
+        assert tokens(static) == tokens(decoding.Decoder(model, 80)) == tokens(static)
     # transformers' sliding layers count in Python, and a CUDA graph would keep that number
     assert not any(hasattr(layer, "cumulative_length_int") for layer in static.cache.layers)
 
@@ -331,7 +331,7 @@ def test_each_of_many_models_is_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
             num_hidden_layers=1,
             num_attention_heads=2,
         )
-        decoder = models.Decoder(transformers.LlamaForCausalLM(config).eval(), 16, static=True, graphs=True)
+        decoder = decoding.Decoder(transformers.LlamaForCausalLM(config).eval(), 16, static=True, graphs=True)
         with torch.inference_mode():
             decoder.next(decoder.begin(torch.tensor([[1, 2]])))
         assert len(graphs) == count

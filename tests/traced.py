@@ -12,7 +12,7 @@ import torch
 from torch.utils import _triton
 
 import lottery
-from lottery import models
+from lottery import decoding
 from lottery.runtime import PackedLinear
 
 vars(_triton)["has_triton"] = lambda: True  # without a GPU the kernel would be looked into, as if it were Python
@@ -32,7 +32,7 @@ def traced(ticket: str) -> tuple[int, int, int, int, int]:
         raise SeenError
 
     with torch.inference_mode():
-        decoder = models.Decoder(model, 64, static=True)
+        decoder = decoding.Decoder(model, 64, static=True)
         token_11 = decoder.begin(torch.arange(5, 13)[None])
         for module in packed:
             module.fused = True
