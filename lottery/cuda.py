@@ -1,7 +1,7 @@
 """Packed weights widened on a GPU in one kernel. Without Triton, or on a GPU that is too old for it, by torch's own."""
 
 import functools
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -10,59 +10,26 @@ from lottery import quantizing
 from lottery.failures import is_of_memory
 from lottery.progress import say
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch's builds for the CPU come without it
-    triton = tl = None
-
 LEAST = (7, 0)  # the compute capability of a V100. Triton promises 8.0 and up; for older ones it compiles, and is tried
 CHUNK = 256  # columns: 8 for each lane of a warp, a byte of the mask
 WARPS = 4
 
-if triton is not None:
+kernel: Any = None  # once `has_kernel` has found Triton
 
-    @triton.jit
-    def _widen(
-        mask, start, values, step, out, columns, mask_columns, chunks, MASKED: tl.constexpr, FORM: tl.constexpr, WARPS: tl.constexpr
-    ):  # fmt: skip
-        """A warp widens a chunk, a lane a byte of its mask. Where a lane's survivors lie: the chunk's start, a sum over
-        the lanes before it, and, within the byte, the sums over its bits that two multiplications leave in eight bytes."""
-        row = tl.program_id(0).to(tl.int64)
-        chunk = tl.program_id(1) * WARPS + tl.arange(0, WARPS)
-        byte_at = chunk[:, None] * 32 + tl.arange(0, 32)[None, :]
-        bit = tl.arange(0, 8)[None, None, :]
-        column = byte_at[:, :, None] * 8 + bit
-        inside = column < columns
-        if MASKED:
-            byte = tl.load(mask + row * mask_columns + byte_at, mask=byte_at < mask_columns, other=0).to(tl.int32)
-            first = values + tl.load(start + row * chunks + chunk, mask=chunk < chunks, other=0)
-            low = ((byte & 15) * 0x00204081) & 0x01010101  # bits 0 to 3, each in a byte of its own
-            high = ((byte >> 4) * 0x00204081) & 0x01010101
-            count = ((low + high) * 0x01010101) >> 24
-            before = tl.cumsum(count, 1) - count
-            four = (low * 0x01010101) >> 24
-            low = low * 0x01010100  # in each byte, how many of the bits below it are set
-            high = high * 0x01010100 + four * 0x01010101
-            within = (tl.where(bit < 4, low[:, :, None], high[:, :, None]) >> ((bit & 3) * 8)) & 0xFF
-            lives = (byte[:, :, None] & (1 << bit)) != 0
-            found = tl.load((first[:, None] + before)[:, :, None] + within, mask=lives, other=0)
-        else:
-            found = tl.load(values + row * columns + column, mask=inside, other=0)
-        if FORM == 0:
-            value = found
-        elif FORM == 1:
-            value = found.to(tl.float32) * tl.load(step + row)
-        else:  # e4m3 by its bits, so that any GPU will do: those of a float16 that is 256 times smaller
-            half = (found.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4080
-            value = half.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(step + row) * 256)
-        tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
+
+def has_kernel() -> bool:
+    global kernel
+    with suppress(ImportError):  # torch's builds for the CPU come without Triton
+        from lottery import triton_kernel
+
+        kernel = triton_kernel.widen
+    return kernel is not None
 
 
 @functools.cache
 def has_triton(index: int, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
     """Whether Triton works on the GPU of that index for what is stored so and widened to `dtype`: tried once."""
-    if triton is None or torch.cuda.get_device_capability(index) < LEAST:
+    if torch.cuda.get_device_capability(index) < LEAST or not has_kernel():
         return False
     try:
         if works(torch.device("cuda", index), stored, masked, dtype):
@@ -131,7 +98,6 @@ def widen(
     `start_OC`: where the survivors of every CHUNK columns of a row begin. Needs Triton, as `has_triton` finds it.
     """
     grid, given = arguments(bitmask_OB, start_OC, values_K, step_O, out_OI)
-    kernel: Any = _widen
     elsewhere = out_OI.is_cuda and not torch.compiler.is_compiling()
     with torch.cuda.device(out_OI.device) if elsewhere else nullcontext():  # Triton launches on the current one
         kernel[grid](**given, num_warps=WARPS)

@@ -24,7 +24,8 @@ FORMS = {"BF16": torch.bfloat16, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3f
 
 def resources(dtype: torch.dtype, masked: bool, capability: int) -> tuple[int, int]:
     """(registers, bytes of stack) of a thread, for the arguments that the kernel gets for such a matrix."""
-    kernel: Any = cuda._widen
+    assert cuda.has_kernel()
+    kernel: Any = cuda.kernel
     mask = torch.zeros(16, 64, dtype=torch.uint8) if masked else None
     start = torch.zeros(16, 2, dtype=torch.int32) if masked else None
     step = None if dtype == torch.bfloat16 else torch.ones(16)

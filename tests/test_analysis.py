@@ -23,7 +23,7 @@ def test_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("eight_bits")
     monkeypatch.setattr(module, "SPARSITIES", (0.5,))
     monkeypatch.setattr(measure, "REPEATS", 1)  # no speed is looked at
-    arguments = ["--limit", "4", "--control", "1", "--folder", str(tmp_path)]
+    arguments = ["--limit", "7", "--control", "1", "--folder", str(tmp_path)]
     done = CliRunner().invoke(module.main, arguments, catch_exceptions=False)
     tables = [[line.strip("| ").split(" | ") for line in part.splitlines()] for part in done.stdout.split("\n\n")]
     dense, packed = tables[0][2:], tables[2][2:]
@@ -31,4 +31,5 @@ def test_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(cells) == len(tables[0][0]) for cells in dense)
     for one, other in zip(dense, packed, strict=True):
         assert float(other[2]) < float(one[6])  # packed weights take less memory
-        assert (one[1].split(" ")[0] == other[1]) == (one[0] != "int8 50%")  # w8a8 is another arithmetic
+        if one[0] != "int8 50%":  # w8a8 is another arithmetic than w8a16
+            assert one[1].split(" ")[0] == other[1]

@@ -21,7 +21,7 @@ from test_families import LABELS, make
 from lottery import cuda, quantizing
 from lottery.checkpoint import DTYPES
 
-if cuda.triton is None and not IN_CI:
+if not cuda.has_kernel() and not IN_CI:
     pytest.skip("needs triton", allow_module_level=True)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

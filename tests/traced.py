@@ -12,7 +12,7 @@ import torch
 from torch.utils import _triton
 
 import lottery
-from lottery import decoding
+from lottery import cuda, decoding
 from lottery.runtime import PackedLinear
 
 vars(_triton)["has_triton"] = lambda: True  # without a GPU the kernel would be looked into, as if it were Python
@@ -34,6 +34,7 @@ def traced(ticket: str) -> tuple[int, int, int, int, int]:
     with torch.inference_mode():
         decoder = decoding.Decoder(model, 64, static=True)
         token_11 = decoder.begin(torch.arange(5, 13)[None])
+        assert cuda.has_kernel()
         for module in packed:
             module.fused = True
         decoder.step = torch.compile(model.forward, backend=look, fullgraph=True)
