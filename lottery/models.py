@@ -205,7 +205,15 @@ def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device:
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
     model.requires_grad_(False)
+    if isinstance(head := model.get_output_embeddings(), torch.nn.Linear):
+        head.register_forward_pre_hook(in_one_piece)
     model.save_pretrained = cannot_save
+
+
+def in_one_piece(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A part of a tensor times a weight without gradients is a batch of products for torch: for the last token of a prompt
+    and the head of Mistral 7B, in bfloat16 on a CPU, 700 ms instead of 19."""
+    return (given[0].clone(memory_format=torch.contiguous_format), *given[1:])
 
 
 def model_class(config: Any, folder: Path) -> Any:
