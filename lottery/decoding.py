@@ -108,8 +108,8 @@ class Decoder:
         try:
             with torch.cuda.graph(graph):
                 self.said_11 = self.after(self.token_11)
-        except Exception:
-            torch.cuda.set_stream(stream)  # a failed capture leaves its own behind
+        except Exception:  # of whatever class, and raised again: a failed capture leaves its own stream behind
+            torch.cuda.set_stream(stream)
             raise
         self.graph, self.to_capture = graph, False
 
