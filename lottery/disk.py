@@ -106,10 +106,19 @@ def in_flight(largest: int) -> int:
     return max(largest, min(2 * largest, IN_FLIGHT))
 
 
+def held() -> int:
+    """Bytes of anonymous memory of this process: before its first tensor, the libraries'."""
+    try:
+        line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("RssAnon:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):  # not Linux
+        return 450 * 10**6
+
+
 def request_bytes(largest: int) -> int:
-    """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside the libraries
-    (450 MB), the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
-    left = (2 * largest + 500e6 - 450e6 - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
+    """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside what is held
+    now, the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
+    left = (2 * largest + 500e6 - held() - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
     return int(max(min(left, largest / 8, 16 * HUGE_PAGE), HUGE_PAGE)) // PAGE * PAGE
 
 
