@@ -18,10 +18,11 @@ from lottery import models, quantizing
 from lottery.checkpoint import BITS, DTYPES, read_json, shard_headers
 from lottery.home import new_folder, resolved, write_file
 from lottery.hub import INDEX, WHOLE
+from lottery.packing import Writer, as_bytes, tensor_bytes
 from lottery.progress import stage
 from lottery.record import sparsities
 from lottery.spec import InputError, MachineError, blame
-from lottery.ticket import Stored, Writer, as_bytes, tensor_bytes
+from lottery.ticket import Stored
 
 # format= -> compressed-tensors' name of it, and of the kind of number
 EIGHT = {"fp8": ("float-quantized", "float"), "int8": ("pack-quantized", "int")}

@@ -21,10 +21,7 @@ from lottery.checkpoint import BITS, DTYPES, Source, TensorInfo, read_json
 from lottery.families import Place
 from lottery.hashes import file_sha256
 from lottery.home import write_file
-from lottery.progress import say, stage
-from lottery.record import sparsities, write_record
-from lottery.spec import FORMAT, InputError, Spec, ticket_id
-from lottery.ticket import (
+from lottery.packing import (
     Kept,
     Writer,
     header_sha256,
@@ -36,6 +33,9 @@ from lottery.ticket import (
     tensor_bytes,
     whole,
 )
+from lottery.progress import say, stage
+from lottery.record import sparsities, write_record
+from lottery.spec import FORMAT, InputError, Spec, ticket_id
 
 PACKERS = 2  # tensors that are packed and hashed at once
 

@@ -18,9 +18,9 @@ from conftest import tiny_model
 from lottery import kernels, verdicts
 from lottery.baseline import Measured
 from lottery.control import control_metrics
+from lottery.packing import matrix_bits
 from lottery.sources import open_base, open_ticket
 from lottery.text import EMBEDDED
-from lottery.ticket import matrix_bits
 
 SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from test_families import make
 
 import lottery
-from lottery import decoding, export, ticket
+from lottery import decoding, export, packing
 from lottery.checkpoint import DTYPES, read_json
 from lottery.record import RECORD, write_record
 from lottery.sources import open_ticket
@@ -390,7 +390,7 @@ def test_the_same_bytes_again_and_several_files(
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
     assert all((tmp_path / "one" / f).stat().st_mode & 0o777 == 0o644 for f in files if f.endswith("safetensors"))
 
-    monkeypatch.setattr(ticket, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 100_000)
     cli("export", "--ticket", tmp_path / "t", "--to", tmp_path / "many", "--format", form)
     shards = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
     assert len(shards) > 3 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
