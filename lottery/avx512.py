@@ -1,17 +1,21 @@
 """Two instructions of AVX-512 VBMI2 that a compiler does not find by itself: spread survivors out, and draw them together.
 
-As intrinsics of LLVM inside numba's functions. Where the processor lacks them LLVM would spell them out, slower than the
-plain loops of kernels.py, which are then used instead.
+As intrinsics of LLVM inside numba's functions. Where the processor lacks them LLVM spells the one out, slower than the
+plain loops of kernels.py, and gives up on the other: it ends the process. So they are then plain loops too, and not used.
 """
 
 from typing import Any
 
-from llvmlite import binding, ir
-from numba import types
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-AVAILABLE = bool(binding.get_host_cpu_features().get("avx512vbmi2"))
+# Of the processor that is compiled for: this one, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES describe.
+FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+AVAILABLE = "+avx512vbmi2" in FEATURES.split(",")
 BITS = 512
 
 
@@ -73,3 +77,28 @@ def compress(typingctx, bits_I, column, mask_B, byte, out_K, at):
         return builder.zext(builder.ctpop(mask), ir.IntType(64))
 
     return types.uint64(bits_I, column, mask_B, byte, out_K, at), codegen
+
+
+def expand_by_loop(values_K, at, mask_B, byte, out_I, column):
+    """As `expand`."""
+    taken = np.uint64(0)
+    for j in range(BITS // (8 * out_I.itemsize)):
+        out_I[column + np.uint64(j)] = 0
+        if mask_B[byte + np.uint64(j >> 3)] >> (j & 7) & 1:
+            out_I[column + np.uint64(j)] = values_K[at + taken]
+            taken += np.uint64(1)
+    return taken
+
+
+def compress_by_loop(bits_I, column, mask_B, byte, out_K, at):
+    """As `compress`, though what was behind the survivors stays."""
+    taken = np.uint64(0)
+    for j in range(BITS // (8 * bits_I.itemsize)):
+        if mask_B[byte + np.uint64(j >> 3)] >> (j & 7) & 1:
+            out_K[at + taken] = bits_I[column + np.uint64(j)]
+            taken += np.uint64(1)
+    return taken
+
+
+if not AVAILABLE:
+    expand, compress = njit(nogil=True)(expand_by_loop), njit(nogil=True)(compress_by_loop)

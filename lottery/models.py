@@ -205,7 +205,7 @@ def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device:
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
     model.requires_grad_(False)
-    if isinstance(head := model.get_output_embeddings(), torch.nn.Linear):
+    if isinstance(head := model.get_output_embeddings(), torch.nn.Linear | PackedLinear):
         head.register_forward_pre_hook(in_one_piece)
     model.save_pretrained = cannot_save
 

@@ -52,10 +52,10 @@ def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> No
     np.testing.assert_array_equal(bitmask_OB, twin_bits(mask_OI))
     np.testing.assert_array_equal(values_K, bits_OI[mask_OI])
     dense_OI = np.where(mask_OI, bits_OI, 0)
-    np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1]), dense_OI)
-    plain_K = np.concatenate(kernels.compact(bits_OI.copy(), bitmask_OB, wide=False))  # of processors without AVX-512
-    np.testing.assert_array_equal(plain_K, values_K)
-    np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1], wide=False), dense_OI)
+    for wide in (True, False):  # by AVX-512's instructions, and as processors without them do it
+        pieces = kernels.compact(bits_OI.copy(), bitmask_OB, wide)
+        np.testing.assert_array_equal(np.concatenate(pieces), values_K)
+        np.testing.assert_array_equal(kernels.unpack(bitmask_OB, values_K, bits_OI.shape[1], wide), dense_OI)
     np.testing.assert_array_equal(kernels.masked(bits_OI, bitmask_OB), dense_OI)
 
 

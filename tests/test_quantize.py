@@ -17,7 +17,7 @@ from test_families import LABELS, logits, make
 from torch.nn import functional
 
 import lottery
-from lottery import avx512, cuda, models, quantizing, runtime
+from lottery import cuda, models, quantizing, runtime
 from lottery.checkpoint import BITS, DTYPES
 from lottery.sources import open_ticket
 from lottery.spec import InputError
@@ -63,7 +63,6 @@ def test_codes_are_those_of_the_slow_twin(
     mask = torch.rand(rows, columns, generator=rng) < share if masked else torch.ones(rows, columns, dtype=torch.bool)
     mask_OB = packed_mask(mask) if masked else None
     bits = weight.view(BITS[dtype][0]).numpy().copy()
-    wide = wide and avx512.AVAILABLE
     pieces, scale_O, lost = quantizing.quantize(bits, mask_OB, dtype, kind, wide)
     codes, scale = slow_codes(torch.where(mask, weight, 0), kind)
     found = np.concatenate(pieces)
@@ -334,6 +333,23 @@ def test_everything_is_measured_of_a_packed_head(tmp_path: Path, lottery_json: C
     assert "21 tensors are stored in 8 bits" in planned
 
 
+@pytest.mark.parametrize("target", ["mlp", "lm_head"])
+def test_a_head_multiplies_whole_tensors(target: str, tmp_path: Path) -> None:
+    """Of a prompt's last token too: a slice is a batch of products for torch, which some processors do slowly."""
+    lottery.prune(
+        model=str(tiny_model(tmp_path / "model")), target=target, measure="none", register="none", out=tmp_path / "t"
+    )
+    packed, _ = lottery.load(tmp_path / "t", device="cpu", dtype="float32", runtime="packed")
+    dense, _ = lottery.load(tmp_path / "t", device="cpu", dtype="float32")
+    head, seen = packed.get_output_embeddings(), []
+    assert isinstance(head, runtime.PackedLinear) == (target == "lm_head")
+    head.register_forward_hook(lambda _, given, out: seen.append(given[0].stride()))
+    prompt = torch.arange(9)[None]
+    with torch.inference_mode():
+        assert torch.equal(packed(prompt, logits_to_keep=1).logits, dense(prompt, logits_to_keep=1).logits)
+    assert seen == [torch.empty(1, 1, 48).stride()]
+
+
 def cli_text(lottery_json: Callable[..., dict[str, Any]], folder: Path) -> str:
     from lottery import choice, tables
 
@@ -365,7 +381,7 @@ def test_an_8_bit_ticket_that_lies(
     """Every hash in it made right again: what does not fit together is refused all the same."""
     from safetensors.torch import load_file, save_file
 
-    from lottery import ticket as t
+    from lottery import packing
     from lottery.checkpoint import read_json
     from lottery.record import RECORD, write_record
 
@@ -379,14 +395,14 @@ def test_an_8_bit_ticket_that_lies(
             state[f"{name}.{key}"] = change(state[f"{name}.{key}"])
             (out / shard).chmod(0o644)
             save_file(state, out / shard, {"format": "pt"})
-        record["shards"][shard] = t.header_sha256(out / shard)
+        record["shards"][shard] = packing.header_sha256(out / shard)
     stored: dict[str, torch.Tensor] = {}
     for shard in record["shards"]:
         stored |= load_file(out / shard)
     parts = [stored[k] for part in ("bitmask", "values", "scale") if (k := f"{name}.{part}") in stored]
     if quantize == "mask":
         parts.append(load_file(folder / "model.safetensors")[name])
-    record["tensors"][name]["sha256"] = t.sha256_of(*map(t.tensor_bytes, parts))
+    record["tensors"][name]["sha256"] = packing.sha256_of(*map(packing.tensor_bytes, parts))
     write_record(out, {k: v for k, v in record.items() if k != "checksum"})
     said = cli("verify", "--ticket", out, "--base", folder if quantize == "mask" else "auto", code=2).stderr
     assert "k_proj" in said and "Traceback" not in said
