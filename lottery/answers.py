@@ -146,6 +146,7 @@ def setting(row: Row, *without: str) -> str:
     words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
+    unusual += [row["source"]] if isinstance(row.get("source"), str) else []  # another ticket (results.with_source)
     return " ".join([*unusual, *(["seed " + f"{number(row, 'seed') or 0:g}"] if row.get("method") == "random" else [])])
 
 
@@ -251,22 +252,25 @@ def how_much(rows: Sequence[Row]) -> Answer:
     for c in found:
         allowed = f"perplexity is {percent(c.tolerance)} over the dense model's"
         how = f" ({c.setting})" if c.setting else ""
-        if c.at is None and c.most < 1:
-            sentences.append(
-                f"{c.base}: more than {percent(c.most)} of `{c.target}`{how}; no ticket reached where {allowed}."
-            )
+        if c.at is None:
+            more = f"more than {percent(c.most)}" if c.most < 1 else "all"
+            sentences.append(f"{c.base}: {more} of `{c.target}`{how}; no ticket reached where {allowed}.")
             continue
         low = percent(c.lo, 1) if c.lo is not None else "not known"
         about = "about " if c.wide else ""
         sentences.append(
-            f"{c.base}: {about}{percent(c.at or 0, 1)} of the weights of `{c.target}`{how} can go before {allowed}; "
+            f"{c.base}: {about}{percent(c.at, 1)} of the weights of `{c.target}`{how} can go before {allowed}; "
             f"a winner, by the upper end of the interval, up to {low}."
         )
     known = [c.at for c in found if c.at is not None]
-    short = f"over {percent(min(c.most for c in found))}"
-    if known:
+    least = min(c.most for c in found)
+    short = f"over {percent(least)}" if least < 1 else "all"
+    if known and len(known) < len(found):
+        short = f"{min(*known, least):.0%} or more"
+    elif known:
         short = percent(min(known)) if min(known) == max(known) else f"{min(known):.0%} to {max(known):.0%}"
         short = f"{known[0]:.0%}" if len(known) == 1 else short
+    if known:
         short = f"about {short}" if any(c.wide for c in found) else short
     sure = [
         f"{c.base}: the band {c.text.split(' ', 1)[1]} is where the two ends of the ratio's 95% interval cross; tickets at "

@@ -232,6 +232,10 @@ def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
 
     stored = open_ticket(choice.find_ticket(ticket).folder, base)
     measured = read_measurement(stored.folder)
+    if measured and measured.ticket != stored.id:
+        raise InputError(
+            f"ticket={stored.folder}: its measurements.json is of the ticket {measured.ticket}, not of {stored.id}; take it away"
+        )
     found = export(stored, to, format, cards.of_export(measured, stored.record, format) if measured else None)
     click.echo(json.dumps(found) if as_json else tables.export_text(found))
 

@@ -146,6 +146,10 @@ def prompt_ids(model: Any, tokenizer: Any, prompt: str, tokens: int) -> list[int
     # Megabytes take seconds to tokenize. The vocabulary is only asked where the answer is likely no.
     if len(prompt) > 8 * context and len(prompt) > context * max(map(len, tokenizer.get_vocab())):
         raise InputError(f"prompt: its {len(prompt)} characters exceed the model's {context} tokens; shorten it")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError("prompt: it holds bytes that are no UTF-8; give text") from None
     ids = encode(tokenizer, prompt)
     if not ids:
         if tokenizer.bos_token_id is None:

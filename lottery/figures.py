@@ -158,8 +158,8 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
         crowd = by == "base" and len(crossings) > 2
         at = {c["base"]: c["at"] for c in crossings if c.get("at") is not None} if crowd else {}
         for axes, (base, part) in zip(all_axes, parts, strict=True):
-            values, handles = [1.0], []
             tolerance = float(part["tolerance"].max()) if part["tolerance"].notna().any() else 0.1
+            values, handles = [1.0, 1 + tolerance], []
             for name, curve in split(part, by):
                 colour, marker, line = looks[name]
                 points = curve.drop_duplicates("sparsity").sort_values("sparsity")
@@ -173,7 +173,7 @@ def cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = 
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
                 label = word(name)[:40] + (f": {at[name]:.1%}" if name in at else "")
                 handles += axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, markersize=5)
-                values += [*y, *points["perplexity_ratio_hi"].dropna()]
+                values += [*y, *points["perplexity_ratio_lo"].dropna(), *points["perplexity_ratio_hi"].dropna()]
             axes.axhline(1 + tolerance, color=PALE, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.text(0.0, 1 + tolerance, f" {1 + tolerance:g}", va="bottom", ha="left", color=PALE, fontsize=9)
             for c in crossings:

@@ -97,6 +97,8 @@ def run(
     client = tracking.connect()
     if out is not None:
         folder, named = resolved(out, "out"), "out"
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"out={out}: it is a file; give a new folder")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
             raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
     else:  # what will be registered is at home only until then

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ def report(study: str = "", out: str | Path = "report", filter: str = "", record
     found = results.load(client, study, filter)
     files, summary = build(found)
     make_folder(folder, "out")
-    write(folder, files | {SUMMARY: json.dumps(summary, indent=1).encode() + b"\n"})
-    run_id = log(client, folder, found, {"study": study or "newest", "out": str(out)}) if record else None
+    files[SUMMARY] = json.dumps(summary, indent=1).encode() + b"\n"
+    write(folder, files)
+    run_id = log(client, folder, files, found, {"study": study or "newest", "out": str(out)}) if record else None
     return {**summary, "out": str(folder), "index": str(folder / "index.html"), "run_id": run_id}
 
 
@@ -67,30 +68,42 @@ def check_folder(folder: Path, out: str | Path) -> None:
         raise InputError(f"out={out}: it is a file; give a folder")
     there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(name for name in there if name not in PARTS and not name.startswith("."))
-    if others or (there and SUMMARY not in there):
+    if others or (there and earlier(folder) is None):
         raise InputError(
             f"out={out}: it holds {', '.join((others or sorted(there))[:3])}, no report; give a new folder"
         )
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Each file whole or not at all, the page last; figures and tables of an earlier report go."""
+    """Each file whole or not at all, the page last; figures and tables that an earlier report wrote go, and nothing else."""
+    before = earlier(folder) or set()
     for name in sorted(files, key=lambda n: (n == "index.html", n != SUMMARY, n)):
         path = make_folder((folder / name).parent, "out") / Path(name).name
         write_file(path, files[name])
-    for part in ("figures", "tables"):
-        for path in (folder / part).glob("*"):
-            if f"{part}/{path.name}" not in files:
-                path.unlink()
+    for name in before - files.keys():
+        (folder / name).unlink(missing_ok=True)
 
 
-def log(client: tracking.Client, folder: Path, found: results.Results, params: Mapping[str, str]) -> str | None:
+def earlier(folder: Path) -> set[str] | None:
+    """The figures and tables of the report in a folder, None where it holds no report; by its own words, which anybody can
+    have edited."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        return {n for part in ("figures", "tables") for n in summary[part] if re.fullmatch(rf"{part}/[\w.-]+", n)}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def log(
+    client: tracking.Client, folder: Path, files: Iterable[str], found: results.Results, params: Mapping[str, str]
+) -> str | None:
     """The report as a run of its own; None, with a warning, where the store does not take it: the files are there."""
     names = ",".join(s.name for s in found.studies) or "tickets"
     tags = {"kind": "report", "study": names} | {tracking.part_key(s.run_id): "report" for s in found.studies}
     try:
         with tracking.open_run(client, uuid.uuid4().hex[:16], f"report {names}", params, tags) as run:
-            client.log_artifacts(run.id, str(folder))
+            for name in files:
+                client.log_artifact(run.id, str(folder / name), str(Path(name).parent) if "/" in name else None)
             run.finish()
             return run.id
     except (*tracking.STORE_ERRORS, MachineError) as e:
@@ -212,18 +225,23 @@ def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figu
     """Of each model its curves; where there are several models, first the one of each that the answer is about."""
     rows = pd.DataFrame(answers.chief(answers.measured(results.records(found.rows))))
     rows = rows[~rows["target"].str.fullmatch(answers.CELL)].reindex(columns=found.rows.columns)
-    usual = rows[[not answers.setting(r) for r in results.records(rows)]]
+    usual = chosen(rows, (not answers.setting(r) for r in results.records(rows)))
     rows = usual if len(usual) else rows
     crossings = [c for c in answer.data if c["chief"]]
     curves = {(c["base"], c["target"]) for c in answer.data}
-    rows = rows[[(b, t) in curves for b, t in zip(rows["base"], rows["target"], strict=True)]]
+    rows = chosen(rows, ((b, t) in curves for b, t in zip(rows["base"], rows["target"], strict=True)))
     caption = "Ratio to the dense model's perplexity, with the 95% band of each curve; dashed: what a winner may lose."
     made: list[Drawing | None] = []
-    chosen = {(c["base"], c["target"]) for c in crossings}
-    one = rows[[(b, t) in chosen for b, t in zip(rows["base"], rows["target"], strict=True)]]
+    chief = {(c["base"], c["target"]) for c in crossings}
+    one = chosen(rows, ((b, t) in chief for b, t in zip(rows["base"], rows["target"], strict=True)))
     if one["base"].nunique() > 1:
         made.append(draw(drawn, "cliffs", figures.cliff, one, caption, "base", crossings))
     return made + [draw(drawn, n, figures.cliff, part, caption, "target", crossings) for n, part in each("cliff", rows)]
+
+
+def chosen(rows: pd.DataFrame, flags: Iterable[bool]) -> pd.DataFrame:
+    """The rows so flagged; an empty list would be taken for one of columns."""
+    return rows[pd.Series(list(flags), rows.index, dtype=bool)]
 
 
 def each(name: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -192,10 +192,10 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
             budget = plan.get("budget")
             done = [run for run in runs if run.info.status == "FINISHED"]
             for run in points(done) if part.startswith("refine-") else done[:1]:
-                base = {"base": str(plan["base"])} if plan.get("base") else {}  # two models may be named alike
-                of_part.setdefault(part, []).append(row(run) | base)
-                rows.append(of_part[part][-1] | {"study": study.name, "part": part, "budget": number(budget)})
-                protocols |= said(run, base.get("base"))
+                found = as_planned(row(run), plan)
+                of_part.setdefault(part, []).append(found)
+                rows.append(found | {"study": study.name, "part": part, "budget": number(budget)})
+                protocols |= said(run, found.get("base"))
             if part.startswith("refine-"):
                 ended = [r for p in (part, *words(plan.get("points"))) for r in of_part.get(p, [])]
                 absent += [{"study": study.name, "part": part, **a} for a in unfinished(plan, runs, ended)]
@@ -217,6 +217,19 @@ def of_studies(client: Client, experiments: Sequence[str], studies: tuple[Study,
         there = "; ".join(f"{count} {state}" for state, count in of_them.items()) or "none planned"
         raise InputError(f"study={names}: none of its tickets is measured ({there}); let the study run first")
     return results
+
+
+def as_planned(found: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's row in the words of the part that it stands for: one ticket has several names (`late` and `all@late`), and
+    the run may have been made under another; two models may be named alike."""
+    params = plan.get("params")
+    asked = params if isinstance(params, dict) and found["kind"] == "ticket" else {}
+    row = dict(found) | ({"base": str(plan["base"])} if plan.get("base") else {})
+    if asked.get("target"):
+        row["target"] = str(asked["target"])
+    if not str(plan.get("part")).startswith("refine-") and (sparsity := number(asked.get("sparsity"))) is not None:
+        row["sparsity"] = sparsity
+    return row | ({"title": name_of(row)} if asked else {})
 
 
 def unfinished(plan: Mapping[str, Any], runs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -265,14 +278,23 @@ def by_filter(client: Client, experiments: Sequence[str], filter: str) -> Result
     protocols: dict[tuple[str, str], str] = {}
     for run in runs:
         protocols |= said(run)
-    rows = labelled(client, [row(run) for run in reversed(runs)])
+    rows = labelled(client, [with_source(row(run)) for run in reversed(runs)])
     return Results(client, (), frame(rows), *empty, protocols)
+
+
+def with_source(found: dict[str, Any]) -> dict[str, Any]:
+    """A ticket that was pruned out of a registered one stands apart from those of the base: what it removed is not all
+    that is gone."""
+    source = str(found.get("model") or "")
+    if not source.startswith("models:/"):
+        return found
+    return found | {"source": f"of {source}", "title": f"{found['title']} of {source}"}
 
 
 def with_dense(client: Client, experiments: Sequence[str], results: Results) -> Results:
     """With the dense base of every model and protocol, also where a study found it measured and did not mark it; the same
-    ticket, of two studies, once."""
-    rows = results.rows.drop_duplicates(["run_id", "base"])
+    ticket, of two studies, once, but under each name that it was asked for by."""
+    rows = results.rows.drop_duplicates(["run_id", "base", "target", "sparsity"])
     have = {(base, protocol) for base, protocol, kind in zip(rows["base"], rows["protocol"], rows["kind"], strict=True)
             if kind == "dense"}  # fmt: skip
     wanted = dict.fromkeys(

@@ -8,6 +8,7 @@ from lottery.checkpoint import BUILTIN, SMALL_FILES, Base, read_json, shard_name
 from lottery.families import family
 from lottery.home import resolved
 from lottery.hub import INDEX, WHOLE
+from lottery.progress import say
 from lottery.record import MEASUREMENTS, RECORD
 from lottery.spec import InputError, MachineError
 from lottery.ticket import Stored
@@ -76,7 +77,11 @@ def open_ticket(folder: Path, base: str = "auto", *, need_base: bool = False) ->
     `base` says where that lies, as in `find_base`.
     """
     stored = Stored(folder)
-    return Stored(folder, find_base(stored, base)) if stored.is_mask or need_base else stored
+    if stored.is_mask or need_base:
+        return Stored(folder, find_base(stored, base))
+    if base != "auto":
+        say(f"warning: base={base} is not looked at: the ticket {stored.id} holds all of its tensors itself")
+    return stored
 
 
 def find_base(stored: Stored, base: str = "auto", *, local_only: bool = False) -> Base:

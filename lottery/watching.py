@@ -23,8 +23,8 @@ class Watch:
 
     def begin(self, title: str) -> None:
         self.at += 1
-        if self.at == len(self.titles):
-            self.titles.append(title)
+        if self.titles[self.at : self.at + 1] != [title]:  # of a search, which is not planned ticket by ticket
+            self.titles.insert(self.at, title)
         self.stage, self.last = "", time.monotonic()
         self.show()
 

@@ -118,8 +118,20 @@ def test_the_cliff_and_its_band() -> None:
     # Not reached, and what overflows: no number is made up.
     safe = answers.how_much([ticket(0.3, 1.0), ticket(0.5, 1.05)])
     assert safe.short == "over 50%" and "more than 50%" in safe.sentence
+    whole = answers.how_much([ticket(0.5, 1.0), ticket(1.0, 1.02)])
+    assert whole.short == "all" and whole.sentence.startswith("m: all of `all`; no ticket reached")
+    both = answers.how_much(
+        [ticket(0.3, 1.0), ticket(0.5, 1.05), ticket(0.4, 1.1, base="n"), ticket(0.41, 1.2, base="n")]
+    )
+    assert both.short == "about 40% or more"
     over = answers.cliffs([ticket(0.5, 1.05), ticket(0.6, None, outcome="overflow")])[0]
     assert over.at == 0.5 and over.bracket == (0.5, 0.6)
+
+
+def test_a_figure_of_curves_below_what_is_allowed_shows_both() -> None:
+    (axes,) = figures.cliff(pd.DataFrame([ticket(0.02, 0.999), ticket(0.05, 1.001)])).axes
+    low, high = axes.get_ylim()
+    assert low < 0.999 * 0.98 and high > 1.1
 
 
 def test_numbers_of_two_protocols_make_no_curve_and_no_ranking() -> None:

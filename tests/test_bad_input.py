@@ -628,3 +628,30 @@ def test_out_of_memory_off_a_gpu_names_no_other_device() -> None:
     ):
         line, code = known_failure(error) or ("", 0)
         assert line == "out of memory; give a smaller window, runtime=packed, or measure=none" and code == 1
+
+
+def test_what_is_not_a_folder_and_what_is_not_text(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    quick = ("--model", tiny, "--measure", "none", "--register", "none")
+    refused(cli("prune", *quick, "--out", tmp_path / "file", code=2), f"out={tmp_path / 'file'}", "it is a file")
+    cli("prune", *quick, "--out", tmp_path / "t")
+    refused(cli("generate", "--ticket", tmp_path / "t", "--prompt", "Once \udcff", code=2), "prompt: ", "UTF-8")
+    assert (
+        "warning: base=/nonexistent is not looked at" in cli("verify", tmp_path / "t", "--base", "/nonexistent").stderr
+    )
+
+
+def test_an_export_takes_no_figures_of_another_ticket(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    cli("prune", "--model", tiny, "--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "none",
+        "--out", tmp_path / "t")  # fmt: skip
+    there = json.loads((tmp_path / "t" / "measurements.json").read_text())
+    (tmp_path / "t" / "measurements.json").write_text(json.dumps(there | {"ticket": "0" * 12}))
+    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "of the ticket 000000000000")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_model_s_folder_may_have_both_quotes_in_its_name(cli: Callable[..., Result], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / 'it\'s a "model"')
+    how = ("--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "both-quotes")
+    cli("prune", "--model", model, "--target", "late", *how)
+    assert "both-quotes" in cli("list").stdout

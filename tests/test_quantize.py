@@ -239,7 +239,7 @@ def test_float8_lies_whole_in_a_dense_runtime_and_packed_in_a_packed_one(
     for quantize in ("none", "int8", "fp8"):
         cli("prune", "--model", folder, "--quantize", quantize, "--out", tmp_path / quantize, *QUICK)
         for kind in ("dense", "packed"):
-            model, _ = lottery.load(tmp_path / quantize, runtime=kind)
+            model, _ = lottery.load(tmp_path / quantize, runtime=kind, dtype="bfloat16")
             inside = [t for n, t in named_resident(model) if ".layers." in n and "norm" not in n]
             dense = sum(
                 m.in_features * m.out_features * 2 for m in model.model.layers.modules() if hasattr(m, "in_features")
@@ -265,7 +265,7 @@ def test_what_packed_layers_refuse(tmp_path: Path, cli: Callable[..., Result]) -
     folder = tiny_model(tmp_path / "model")
     for quantize, kind in (("none", "packed"), ("fp8", "dense"), ("int8", "dense")):
         cli("prune", "--model", folder, "--quantize", quantize, "--out", tmp_path / quantize, *QUICK)
-        model, _ = lottery.load(tmp_path / quantize, runtime=kind)
+        model, _ = lottery.load(tmp_path / quantize, runtime=kind, dtype="bfloat16")
         assert not model(torch.tensor([[5, 6]])).logits.requires_grad  # no graph, unasked
         with pytest.raises(
             InputError, match="save_pretrained"

@@ -328,11 +328,20 @@ def test_the_report_is_a_run_of_the_store(made: Made, written: Written) -> None:
 
 def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Written) -> None:
     before = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
-    stale = written.folder / "figures" / "old.svg"
+    stale, mine = written.folder / "figures" / "old.svg", written.folder / "figures" / "mine.txt"
     stale.write_text("of an earlier study")
-    report.report(f"{made.id},pair", written.folder, record=False)
+    mine.write_text("not of any report")
+    (written.folder / "tables" / "drafts").mkdir()
+    there = json.loads((written.folder / "report.json").read_text())
+    there["figures"] += ["figures/old.svg", "figures/../../escaped.txt"]
+    (written.folder / "report.json").write_text(json.dumps(there))
+    (escaped := written.folder.parent / "escaped.txt").write_text("of somebody else")
+    run_id = report.report(f"{made.id},pair", written.folder)["run_id"]
     after = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
-    assert before == after and not stale.exists()
+    assert escaped.exists() and after.pop(mine) and before == after and not stale.exists()
+    assert "figures/mine.txt" not in [f.path for f in made.client.list_artifacts(run_id, "figures")]
+    mine.unlink()
+    (written.folder / "tables" / "drafts").rmdir()
 
 
 def test_neither_torch_nor_transformers_are_needed(made: Made, tmp_path: Path) -> None:
@@ -371,6 +380,9 @@ def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("")
+    (tmp_path / "site" / "figures").mkdir(parents=True)
+    for name in ("index.html", "report.json"):
+        (tmp_path / "site" / name).write_text("{}")
     out = ("--out", tmp_path / "r")
     for arguments, words in (
         (("--study", "lokate", *out), "study=lokate: no such study; there are: odd, empty, pair, places"),
@@ -381,6 +393,7 @@ def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
         (("--study", "places", "--filter", "params.target = 'all'", *out), "give one of them"),
         (("--study", "places", "--out", other), "it holds notes.txt, no report; give a new folder"),
         (("--study", "places", "--out", tmp_path / "file"), "it is a file; give a folder"),
+        (("--study", "places", "--out", tmp_path / "site"), "it holds figures, index.html, report.json, no report"),
     ):
         said = cli("report", *arguments, code=2).stderr
         assert words in said and said.count("\n") == 1 and "Traceback" not in said, said
@@ -458,3 +471,58 @@ def test_it_reads_well_in_a_browser(pages: Any, written: Written, tmp_path: Path
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots an inch
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 794
+
+
+# Last: the tests above list the studies that there are.
+
+
+def study(folder: Path, name: str, grid: str, limit: int = 3) -> Path:
+    """A study of the embedded model on its own text."""
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        f"name: {name}\nmodels: [builtin]\ndataset: builtin\nlimit: {limit}\nregister: none\nmeasure: perplexity\ngrid:\n{grid}"
+    )
+    return path
+
+
+def test_a_ticket_stands_under_the_name_that_its_study_has_for_it(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """It may be found, made under another; and two parts may be one ticket."""
+    cli("prune", "--target", "all@late", "--sparsity", "0.5", "--dataset", "builtin", "--limit", "3", "--measure",
+        "perplexity", "--register", "none")  # fmt: skip
+    asked = ["late", "attention+mlp", "all"]
+    cli(
+        "study",
+        study(tmp_path, "names", f"  - {{target: [{', '.join(asked)}], sparsity: 0.5}}\n"),
+        "--out",
+        tmp_path / "r",
+    )
+    rows = results.load(tracking.connect(), "names").tickets
+    assert list(rows["target"]) == asked and list(rows["title"]) == [f"{t} 50%" for t in asked]
+    assert rows["ticket"].nunique() == 2
+    ranked = list(csv.DictReader((tmp_path / "r" / "tables" / "where.csv").open()))
+    assert {row["target"] for row in ranked} == set(asked)
+
+
+def test_a_study_of_single_layers_has_a_report(cli: Callable[..., Result], tmp_path: Path) -> None:
+    path = study(tmp_path, "cells", "  - {target: q_proj@7, sparsity: [0.5, 1], tolerance: 2}\n")
+    said = cli("study", path, "--out", tmp_path / "r").stdout
+    assert "all of `q_proj@7`; no ticket reached where perplexity is 200% over" in said
+    path = study(
+        tmp_path,
+        "curves",
+        "  - {target: mlp, sparsity: 0.5}\n  - {target: all, sparsity: [0.05, 0.7], quantize: int8}\n",
+    )
+    cli("study", path, "--out", tmp_path / "c")
+    assert (tmp_path / "c" / "index.html").exists()
+
+
+def test_tickets_of_a_ticket_stand_apart(cli: Callable[..., Result], tmp_path: Path) -> None:
+    common = ("--dataset", "builtin", "--limit", "3", "--measure", "perplexity", "--tolerance", "0.7")
+    cli("prune", "--target", "early", "--sparsity", "0.7", *common, "--register", "sources")
+    for model in ("models:/sources/1", "builtin"):
+        cli("prune", "--model", model, "--target", "all", "--sparsity", "0.3", *common, "--register", "none")
+    cli("prune", "--target", "all", "--sparsity", "0.2", *common, "--register", "none")
+    frame = results.tickets("params.target = 'all' and params.tolerance = '0.7'")
+    assert sorted(frame["title"]) == ["all 20%", "all 30%", "all 30% of models:/sources/1"]
+    (curve,) = answers.cliffs(results.records(frame))
+    assert curve.tickets == 2 and curve.setting == ""
