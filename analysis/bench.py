@@ -155,13 +155,13 @@ def peak_anonymous() -> Iterator[Callable[[], float]]:
 
 def work_prune(model: Path, ticket: Path) -> dict[str, float]:
     """From the folder's name to a whole ticket on the disk: headers read, selected, packed, hashed, written, synced."""
-    from lottery.home import new_folder
-    from lottery.pruning import prune_source, warm_up
-    from lottery.record import sparsities
-    from lottery.sources import open_base
+    from lottery.files.home import new_folder
+    from lottery.models.sources import open_base
+    from lottery.models.targets import choose
+    from lottery.pruning.stream import prune_source, warm_up
     from lottery.spec import Spec
-    from lottery.targets import choose
-    from lottery.ticket import Stored
+    from lottery.ticket.record import sparsities
+    from lottery.ticket.stored import Stored
 
     spec = Spec.parse(model=str(model))
     base = open_base(str(model))
@@ -194,7 +194,7 @@ def work_prune(model: Path, ticket: Path) -> dict[str, float]:
 
 def work_hash(model: Path, _: Path) -> dict[str, float]:
     """What a local folder costs once more: the sha256 of files whose names do not tell it."""
-    from lottery.hashes import computed
+    from lottery.files.hashes import computed
 
     begin = time.perf_counter()
     computed(weight_files(model))
@@ -246,10 +246,10 @@ def work_load_dense(model: Path, _: Path) -> dict[str, float]:
 
 
 def work_load_ticket(_: Path, ticket: Path) -> dict[str, float]:
-    from lottery import kernels
-    from lottery.ticket import Stored
+    from lottery.kernels import select
+    from lottery.ticket.stored import Stored
 
-    kernels.warm(kernels.np.dtype("uint16"))
+    select.warm(select.np.dtype("uint16"))
     with peak_anonymous() as peak:
         begin = time.perf_counter()
         stored = Stored(ticket)
@@ -390,7 +390,7 @@ def bench_kernels() -> dict[str, Any]:
     import numpy as np
     from torch.nn.utils import prune as torch_prune
 
-    from lottery import kernels
+    from lottery.kernels import select
 
     weight_OI = torch.randn(14336, 4096, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     bits_OI = weight_OI.view(torch.uint16).numpy()
@@ -401,26 +401,26 @@ def bench_kernels() -> dict[str, Any]:
         module.weight = torch.nn.Parameter(weight_OI)
         torch_prune.l1_unstructured(module, "weight", 0.5)
 
-    kernels.warm(bits_OI.dtype)
-    mask_OB = kernels.select(bits_OI, k)
-    values_K = np.concatenate(kernels.compact(bits_OI.copy(), mask_OB))
+    select.warm(bits_OI.dtype)
+    mask_OB = select.select(bits_OI, k)
+    values_K = np.concatenate(select.compact(bits_OI.copy(), mask_OB))
     spent_OI = bits_OI.copy()
     times = {
         "a plain copy (floor)": best(lambda: np.copyto(spent_OI, bits_OI)),
-        "scan for zeros and NaN": best(lambda: kernels.scan(bits_OI, 0x7F80)),
-        "select: exact threshold and bitmask": best(lambda: kernels.select(bits_OI, k)),
-        "select, random": best(lambda: kernels.select(bits_OI, k, 1)),
-        "select, 2:4": best(lambda: kernels.select_groups(bits_OI, 2, 4)),
-        "select, 4:8": best(lambda: kernels.select_groups(bits_OI, 4, 8)),
-        "compact: the survivors": best(lambda: kernels.compact(spent_OI, mask_OB)),
-        "unpack": best(lambda: kernels.unpack(mask_OB, values_K, 4096)),
+        "scan for zeros and NaN": best(lambda: select.scan(bits_OI, 0x7F80)),
+        "select: exact threshold and bitmask": best(lambda: select.select(bits_OI, k)),
+        "select, random": best(lambda: select.select(bits_OI, k, 1)),
+        "select, 2:4": best(lambda: select.select_groups(bits_OI, 2, 4)),
+        "select, 4:8": best(lambda: select.select_groups(bits_OI, 4, 8)),
+        "compact: the survivors": best(lambda: select.compact(spent_OI, mask_OB)),
+        "unpack": best(lambda: select.unpack(mask_OB, values_K, 4096)),
         "numpy bincount (peer of the histogram)": best(lambda: np.bincount(bits_OI.ravel() & 0x7FFF), 2),
         "torch kthvalue, float32 (peer)": best(lambda: weight_OI.float().abs().flatten().kthvalue(k), 3),
         "torch l1_unstructured (peer of select)": best(torch_pruning, 3),
     }
     floor = times["a plain copy (floor)"]
     click.echo(
-        f"kernels: one 14336 x 4096 bfloat16 matrix at 50%, {kernels.THREADS} threads, best of five (torch's: of three)"
+        f"kernels: one 14336 x 4096 bfloat16 matrix at 50%, {select.THREADS} threads, best of five (torch's: of three)"
     )
     for name, seconds in times.items():
         line(name, seconds, floor, "copy")
@@ -432,31 +432,33 @@ def bench_kernels() -> dict[str, Any]:
 def bench_packed() -> dict[str, Any]:
     import numpy as np
 
-    from lottery import devices, kernels, quantizing, runtime
-    from lottery.ticket import Matrix
+    from lottery.kernels import quantizing, select
+    from lottery.models import devices
+    from lottery.runtime.layers import PackedLinear, Scratch, int8_linear
+    from lottery.ticket.stored import Matrix
 
     rows, columns = 14336, 4096
     torch.manual_seed(0)
     weight = torch.randn(rows, columns).bfloat16()
     bits = weight.view(torch.uint16).numpy()
-    mask_OB = kernels.select(bits.copy(), weight.numel() // 2)
-    masked = torch.from_numpy(kernels.masked(bits, mask_OB)).view(torch.bfloat16)
+    mask_OB = select.select(bits.copy(), weight.numel() // 2)
+    masked = torch.from_numpy(select.masked(bits, mask_OB)).view(torch.bfloat16)
     own = getattr(torch, devices.arithmetic("auto", "BF16", "cpu"))
-    scratch = {dtype: runtime.Scratch(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
+    scratch = {dtype: Scratch(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
     layers: dict[str, torch.nn.Module] = {}
     for dtype in scratch:
         layers[f"dense {str(dtype)[6:]}"] = dense = torch.nn.Linear(columns, rows, bias=False, dtype=dtype)
         dense.weight = torch.nn.Parameter(masked.to(dtype), requires_grad=False)
     for kind in ("none", "int8", "fp8"):
         if kind == "none":
-            values, scale_O = np.concatenate(kernels.compact(bits.copy(), mask_OB)), None
+            values, scale_O = np.concatenate(select.compact(bits.copy(), mask_OB)), None
         else:
             pieces, scale_O, _ = quantizing.quantize(bits.copy(), mask_OB, "BF16", kind)
             values = np.concatenate(pieces)
         matrix = Matrix(rows, columns, "BF16", False, None if kind == "none" else kind, values, mask_OB, scale_O)
-        layers[f"packed {kind}"] = runtime.PackedLinear(matrix, None, scratch[own], "cpu")
+        layers[f"packed {kind}"] = PackedLinear(matrix, None, scratch[own], "cpu")
         if kind == "int8":
-            layers["bitsandbytes int8"] = runtime.int8_linear(matrix, None, "cpu")
+            layers["bitsandbytes int8"] = int8_linear(matrix, None, "cpu")
     seconds: dict[str, dict[str, float]] = {}
     for tokens in (1, 512):
         times: dict[str, list[float]] = {name: [] for name in layers}
@@ -479,7 +481,7 @@ def bench_packed() -> dict[str, Any]:
     sizes = {
         name: sum(t.nbytes for t in layer.buffers()) / masked.nbytes
         for name, layer in layers.items()
-        if isinstance(layer, runtime.PackedLinear)
+        if isinstance(layer, PackedLinear)
     }
     click.echo("  resident, of 16-bit dense: " + ", ".join(f"{name} {size:.4f}" for name, size in sizes.items()))
     return {"seconds": seconds, "resident": sizes}
@@ -488,20 +490,22 @@ def bench_packed() -> dict[str, Any]:
 def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     """By tensors alone, without a tracking store: it runs where MLflow is not installed, too."""
     os.environ["LOTTERY_HOME"] = str(folder / "home")
-    from lottery import devices, measure, models
-    from lottery.checkpoint import BUILTIN
+    from lottery.measuring import memory, speed
+    from lottery.models import architecture, devices
+    from lottery.models.checkpoint import BUILTIN
+    from lottery.models.sources import open_base
+    from lottery.models.targets import choose
     from lottery.progress import quiet_libraries
-    from lottery.pruning import prune_source
-    from lottery.sources import open_base
+    from lottery.pruning.stream import prune_source
+    from lottery.runtime import load
     from lottery.spec import Spec
-    from lottery.targets import choose
-    from lottery.ticket import Stored
+    from lottery.ticket.stored import Stored
 
     quiet_libraries()
     model = checkpoint(folder / "hub", layers)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN / name, model / name)
-    base, tokenizer, device = open_base(str(model)), models.read_tokenizer(model), devices.pick_device("auto")
+    base, tokenizer, device = open_base(str(model)), architecture.read_tokenizer(model), devices.pick_device("auto")
     dtype = devices.arithmetic("auto", base.dtype, device)
     source_bytes = sum(base.info(name).nbytes for name in base.tensors)
     rows: dict[str, dict[str, float]] = {}
@@ -509,13 +513,13 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     def measured(name: str, source: Any, runtime: str, eager: bool = False) -> torch.Tensor:
         """Its logits of 64 tokens."""
         gc.collect()
-        measure.memory_bandwidth(device)
-        measure.reset_peak(device)
-        loaded = models.build(source, list(source.tensors), dtype, device, runtime)
+        speed.memory_bandwidth(device)
+        memory.reset_peak(device)
+        loaded = load.build(source, list(source.tensors), dtype, device, runtime)
         with torch.inference_mode():
             logits: torch.Tensor = loaded(torch.arange(64, device=device)[None]).logits.cpu()
-        found = measure.memory_metrics(loaded, source_bytes) | measure.speed_metrics(loaded, tokenizer, eager)
-        rows[name] = found | {"peak_bytes": measure.peak_bytes(device)}
+        found = memory.memory_metrics(loaded, source_bytes) | speed.speed_metrics(loaded, tokenizer, eager)
+        rows[name] = found | {"peak_bytes": memory.peak_bytes(device)}
         return logits
 
     measured("dense", base, "dense")
@@ -565,17 +569,19 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
 
 
 def bench_evaluate() -> dict[str, Any]:
-    from lottery import devices, measure, models
-    from lottery.sources import open_base
-    from lottery.text import windows
+    from lottery.measuring.perplexity import batch_of, nll_per_window
+    from lottery.measuring.text import windows
+    from lottery.models import architecture, devices
+    from lottery.models.sources import open_base
+    from lottery.runtime import load
 
     base = open_base("builtin")
-    tokenizer, device = models.read_tokenizer(base.folder), devices.pick_device("auto")
+    tokenizer, device = architecture.read_tokenizer(base.folder), devices.pick_device("auto")
     dtype = devices.arithmetic("auto", base.dtype, device)
-    loaded = models.build(base, base.tensors, dtype, device)
+    loaded = load.build(base, base.tensors, dtype, device)
     ids_NT, protocol = windows("builtin", tokenizer, loaded.config.vocab_size, 512, "none", dtype, "dense", device)
 
-    batch = measure.batch_of(loaded.config, ids_NT.shape[1], device)
+    batch = batch_of(loaded.config, ids_NT.shape[1], device)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -583,7 +589,7 @@ def bench_evaluate() -> dict[str, Any]:
             loaded(ids.to(loaded.device), use_cache=False)
 
     def perplexity() -> None:
-        measure.nll_per_window(loaded, ids_NT, lambda *a, **k: None)
+        nll_per_window(loaded, ids_NT, lambda *a, **k: None)
 
     bare()
     perplexity()
@@ -599,9 +605,9 @@ def bench_evaluate() -> dict[str, Any]:
 
 def bench_study() -> dict[str, Any]:
     """The dense baseline is in the store already when the first main job starts, as it is for nineteen of twenty."""
-    from lottery.design import read_study
-    from lottery.planning import make_plan
-    from lottery.shared import Shared
+    from lottery.measuring.shared import Shared
+    from lottery.study.design import read_study
+    from lottery.study.planning import make_plan
 
     tickets = make_plan(read_study("locate"), Shared()).tickets
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import click
 
 if TYPE_CHECKING:
-    from lottery.job import Ticket
+    from lottery.jobs.run import Ticket
 
 SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 
@@ -28,10 +28,10 @@ SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("eight_bits"), show_default=True)
 def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> None:
     """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
-    from lottery.again import evaluate
-    from lottery.job import prune
+    from lottery.jobs.evaluate import evaluate
+    from lottery.jobs.run import prune
+    from lottery.measuring.console import plain, with_interval
     from lottery.progress import quiet_libraries
-    from lottery.tables import plain, with_interval
 
     quiet_libraries()
     head = (

@@ -29,11 +29,12 @@ def main() -> None:
     options = ("--models", asked.model, "--measure", asked.measure, "--limit", asked.limit)
     runs = {name: run_study(*words, *options) for name, words in STUDIES.items()}
 
-    from lottery import answers, figures, results, tracking
     from lottery.progress import quiet_libraries
+    from lottery.registry import store
+    from lottery.report import answers, figures, results
 
     quiet_libraries()
-    client = tracking.connect(reading=True)
+    client = store.connect(reading=True)
     found = {name: results.load(client, run_id) for name, run_id in runs.items()}
     budget = found["budget"]
     places = answers.where(answers.rankings(results.records(budget.rows), budget.nll))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lottery import figures, results
 from lottery.progress import quiet_libraries
+from lottery.report import figures, results
 
 quiet_libraries()
 tickets = results.tickets()

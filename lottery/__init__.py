@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 __all__ = ["Ticket", "load", "prune"]
 
 if TYPE_CHECKING:
-    from lottery.again import load
-    from lottery.job import Ticket, prune
+    from lottery.jobs.load import load
+    from lottery.jobs.run import Ticket, prune
 
 
 def __getattr__(name: str) -> Any:
@@ -16,7 +16,9 @@ def __getattr__(name: str) -> Any:
         from lottery.progress import quiet_libraries
 
         quiet_libraries()
-        from lottery import again, job
-
-        return getattr(again if name == "load" else job, name)
+        if name == "load":
+            from lottery.jobs import load as module
+        else:
+            from lottery.jobs import run as module
+        return getattr(module, name)
     raise AttributeError(f"module 'lottery' has no attribute {name!r}")

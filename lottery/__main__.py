@@ -1,4 +1,4 @@
-from lottery.cli import main
+from lottery.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="lottery")

@@ -1,7 +1,5 @@
 """What one run is asked for: the parameters with their defaults and their checks, and the identity of a ticket."""
 
-import difflib
-import errno
 import hashlib
 import json
 import math
@@ -10,28 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from lottery.errors import InputError, nearest
+
 FORMAT = 1  # of the ticket directory; part of every ticket's identity
-
-
-class InputError(ValueError):
-    """Something that the user gave cannot be used. The one line names it, its value, and the way out. Exit code 2."""
-
-
-class MachineError(RuntimeError):
-    """The machine, a disk or a server failed, not the user: one line, exit code 1."""
-
-
-def blame(e: OSError, line: str) -> InputError | MachineError:
-    """A full or broken disk is the machine's fault, anything else about a path that of who gave it."""
-    broken = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM)
-    return MachineError(line) if broken else InputError(line)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known words, near ones alone where there are some: the way out of an unknown word."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) if len(known) > 4 else []
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
 def parameter(default: Any, help: str, parse: Callable[[str, Any], Any], values: str) -> Any:

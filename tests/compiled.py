@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import mangle_type
 
-from lottery import cuda
+from lottery.kernels import cuda
 
 CAPABILITIES = (70, 75, 80, 86, 90, 100, 120)  # V100, T4, A100, RTX 30, H100 and H200, B200, RTX 50
 FORMS = {"BF16": torch.bfloat16, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}

@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The session's folder: SQLite tracking store, artifacts, LOTTERY_HOME. Kernels stay compiled between sessions."""
     folder = tmp_path_factory.mktemp("store")
     before, here = dict(os.environ), Path.cwd()
-    from lottery.home import home
+    from lottery.files.home import home
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(home() / "kernels"))
     os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LOTTERY_HOME": str(folder / "home")}
@@ -57,7 +57,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture(scope="session")
 def cli() -> Callable[..., Result]:
-    from lottery.cli import main
+    from lottery.cli.main import main
 
     def invoke(*arguments: Any, code: int = 0) -> Result:
         result = CliRunner().invoke(main, [str(a) for a in arguments])
@@ -81,7 +81,7 @@ def tiny_model(folder: Path, kind: str = "Llama", dtype: torch.dtype = torch.bfl
 
     import transformers
 
-    from lottery.checkpoint import BUILTIN
+    from lottery.models.checkpoint import BUILTIN
 
     torch.manual_seed(0)
     sizes = {

@@ -51,8 +51,8 @@ def serve() -> None:
     from lottery.progress import quiet_libraries
 
     quiet_libraries()
-    importlib.import_module("lottery.again")  # and with it all that takes seconds
-    from lottery.cli import main
+    importlib.import_module("lottery.jobs.evaluate")  # and with it all that takes seconds
+    from lottery.cli.main import main
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -19,8 +19,8 @@ from conftest import tiny_model
 from guarded import PASSWORD, USER, Door, guarded
 
 import lottery
-from lottery.record import write_record
-from lottery.spec import InputError
+from lottery.errors import InputError
+from lottery.ticket.record import write_record
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +416,7 @@ def test_what_a_wrong_password_gives(
             assert said.startswith("Error: ") and said.count("\n") == 1, said
             assert all(word in said for word in words), said
             assert "wrong" not in said + "".join(capfd.readouterr()), said
-        with pytest.raises(lottery.spec.MachineError) as caught:
+        with pytest.raises(lottery.errors.MachineError) as caught:
             lottery.load("models:/far/1")
         assert "wrong" not in str(caught.value) + str(caught.value.__cause__)
 

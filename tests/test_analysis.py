@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
-from lottery import measure
+from lottery.report.figures import speed
 
 
 def script(name: str) -> Any:
@@ -22,7 +22,7 @@ def script(name: str) -> Any:
 def test_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("eight_bits")
     monkeypatch.setattr(module, "SPARSITIES", (0.5,))
-    monkeypatch.setattr(measure, "REPEATS", 1)  # no speed is looked at
+    monkeypatch.setattr(speed, "REPEATS", 1)  # no speed is looked at
     arguments = ["--limit", "7", "--control", "1", "--folder", str(tmp_path)]
     done = CliRunner().invoke(module.main, arguments, catch_exceptions=False)
     tables = [[line.strip("| ").split(" | ") for line in part.splitlines()] for part in done.stdout.split("\n\n")]

@@ -20,8 +20,9 @@ from conftest import only_run, tiny_model
 from safetensors.torch import load_file, save_file
 
 import lottery
-from lottery import checkpoint, devices, runtime
-from lottery.spec import InputError
+from lottery.errors import InputError
+from lottery.models import checkpoint, devices
+from lottery.runtime import layers
 
 
 def refused(result: Result, *says: str) -> None:
@@ -256,7 +257,7 @@ def test_a_config_that_promises_too_much(broken: Path, cli: Callable[..., Result
 
 def test_a_file_that_is_replaced_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same size, same time, same inode: as an archive unpacked over another one leaves it."""
-    from lottery import hashes
+    from lottery.files import hashes
 
     monkeypatch.setattr(hashes, "LARGE", 1)
     file = tmp_path / "model.safetensors"
@@ -426,7 +427,7 @@ def test_doctor_tries_bitsandbytes(cli: Callable[..., Result], monkeypatch: pyte
         raise OSError("libbitsandbytes_cpu.so: undefined symbol")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "int8_linear", broken)
+        patch.setattr(layers, "int8_linear", broken)
         found = int8(cli("doctor", "--json", code=1))
     assert not found["fine"] and "undefined symbol" in found["found"]
     for name in ("bitsandbytes", "bitsandbytes.nn"):
@@ -518,9 +519,9 @@ def sparse_model(folder: Path, nbytes: int) -> Path:
         "mlp.down_proj": (hidden, 4 * hidden)
     }
     of_layer |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-    layers = 1 + nbytes // sum(2 * torch.Size(shape).numel() for shape in of_layer.values())
+    depth = 1 + nbytes // sum(2 * torch.Size(shape).numel() for shape in of_layer.values())
     shapes = {"model.embed_tokens": (words, hidden), "model.norm": (hidden,), "lm_head": (words, hidden)}
-    shapes |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in of_layer.items()}
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(depth) for name, shape in of_layer.items()}
     header: dict[str, object] = {}
     at = 0
     for name, shape in shapes.items():
@@ -585,7 +586,7 @@ def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result])
 
 
 def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lottery.devices import supports, unsupported_gpu
+    from lottery.models.devices import supports, unsupported_gpu
 
     of_cuda_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
     assert not supports(of_cuda_13, 7, 0)  # V100
@@ -610,8 +611,8 @@ def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_what_fails_on_a_gpu_is_one_line(error: Exception, said: str, code: int, tmp_path: Path) -> None:
     """Also where transformers was loading a model: it is then no fault of the model's files."""
-    from lottery.failures import known_failure
-    from lottery.models import usable
+    from lottery.errors import known_failure
+    from lottery.models.architecture import usable
 
     with pytest.raises(type(error)) as caught, usable(tmp_path, "config.json"):
         raise error
@@ -620,7 +621,7 @@ def test_what_fails_on_a_gpu_is_one_line(error: Exception, said: str, code: int,
 
 
 def test_out_of_memory_off_a_gpu_names_no_other_device() -> None:
-    from lottery.failures import known_failure
+    from lottery.errors import known_failure
 
     for error in (
         MemoryError(),

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Browser, Locator, Page, expect
 from servers import mlflow_server, needed, postgres
 
-from lottery.views import runs_url
+from lottery.registry.views import runs_url
 
 TICKETS = {  # made in this order, which is neither that of their perplexity nor its reverse
     "all 50%": ("--target", "all", "--sparsity", "0.5"),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_data
 
-from lottery.checkpoint import BUILTIN
-from lottery.models import read_tokenizer
-from lottery.sources import open_base
-from lottery.text import EMBEDDED, windows
+from lottery.measuring.text import EMBEDDED, windows
+from lottery.models.architecture import read_tokenizer
+from lottery.models.checkpoint import BUILTIN
+from lottery.models.sources import open_base
 
 
 def test_the_embedded_model_is_what_it_says() -> None:

@@ -15,12 +15,14 @@ import pytest
 from click.testing import Result
 from conftest import tiny_model
 
-from lottery import kernels, verdicts
-from lottery.baseline import Measured
-from lottery.control import control_metrics
-from lottery.packing import matrix_bits
-from lottery.sources import open_base, open_ticket
-from lottery.text import EMBEDDED
+from lottery.kernels import select
+from lottery.measuring.baseline import Measured
+from lottery.measuring.control import control_metrics
+from lottery.measuring.text import EMBEDDED
+from lottery.models.sources import open_base
+from lottery.registry import verdicts
+from lottery.ticket.opening import open_ticket
+from lottery.ticket.packing import matrix_bits
 
 SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
 
@@ -43,7 +45,7 @@ def test_a_control_has_the_ticket_s_own_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model(tmp_path / "model")
-    from lottery import control
+    from lottery.measuring import control
 
     seen: list[tuple[dict[str, Any], dict[str, bytes]]] = []
     measure_model = control.measure_model
@@ -84,7 +86,7 @@ def test_a_control_is_a_random_ticket_of_the_next_seed(tmp_path: Path, lottery_j
     stored, base = open_ticket(tmp_path / "r"), open_base(str(model))
     for name, entry in stored.entries.items():
         if "requested" in entry:
-            kept = kernels.row_counts(stored.matrix(name).bitmask_OB).sum()  # type: ignore[arg-type]  # packed
+            kept = select.row_counts(stored.matrix(name).bitmask_OB).sum()  # type: ignore[arg-type]  # packed
             assert kept == round(0.2 * matrix_bits(base.tensor(name), False).size)
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from servers import IN_CI
 from test_families import LABELS, make
 
-from lottery import cuda, quantizing
-from lottery.checkpoint import DTYPES
+from lottery.kernels import cuda, quantizing
+from lottery.models.checkpoint import DTYPES
 
 if not cuda.has_kernel() and not IN_CI:
     pytest.skip("needs triton", allow_module_level=True)

@@ -9,7 +9,7 @@ from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lottery import disk
+from lottery.files import disk
 
 ANYWHERE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -93,7 +93,7 @@ def test_a_large_ticket_is_the_small_one_to_the_byte(
 ) -> None:
     """The path of large files, taken by a small model."""
     import lottery
-    from lottery.ticket import Stored
+    from lottery.ticket.stored import Stored
 
     model = tiny_model(tmp_path / "m")
     given = {"model": str(model), "measure": "none", "register": "none", "target": "late+embeddings"}

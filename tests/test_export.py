@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from test_families import make
 
 import lottery
-from lottery import decoding, export, packing
-from lottery.checkpoint import DTYPES, read_json
-from lottery.record import RECORD, write_record
-from lottery.sources import open_ticket
-from lottery.spec import InputError
-from lottery.ticket import Stored
+from lottery.errors import InputError
+from lottery.models.checkpoint import DTYPES, read_json
+from lottery.runtime import decoding
+from lottery.ticket import export, packing
+from lottery.ticket.opening import open_ticket
+from lottery.ticket.record import RECORD, write_record
+from lottery.ticket.stored import Stored
 
 QUICK = ("--measure", "none", "--register", "none")
 RENAMED = ("gpt2", "gpt_neox", "opt", "opt_projected", "falcon")  # the published names of these are not the saved ones
@@ -474,7 +475,7 @@ def test_a_damaged_ticket_leaves_nothing(small: Path, tmp_path: Path, cli: Calla
 
 def test_a_record_cannot_point_elsewhere(small: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
     """Neither for reading nor for writing: with every hash in it right."""
-    from lottery.hashes import file_sha256
+    from lottery.files.hashes import file_sha256
 
     (tmp_path / "secret").write_text("{}")
     record = read_json(small / RECORD)

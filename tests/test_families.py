@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lottery
-from lottery import decoding, measure
-from lottery.checkpoint import BUILTIN
-from lottery.ticket import Stored
+from lottery.measuring import perplexity
+from lottery.models.checkpoint import BUILTIN
+from lottery.runtime import decoding
+from lottery.ticket.stored import Stored
 
 QUICK = ("--measure", "none", "--register", "none", "--dtype", "float32")
 LABELS = list(published.TINY)
@@ -253,11 +254,11 @@ def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(
     import transformers
 
     model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
-    monkeypatch.setattr(measure, "LOGIT_BYTES", 0)
-    monkeypatch.setattr(measure, "LEAST_POSITIONS", 10)  # slices of 5 positions of two windows
+    monkeypatch.setattr(perplexity, "LOGIT_BYTES", 0)
+    monkeypatch.setattr(perplexity, "LEAST_POSITIONS", 10)  # slices of 5 positions of two windows
     ids_NT = torch.randint(5, 4000, (2, 33))
     with torch.inference_mode():
-        found = measure.nll_of_tokens(model.eval(), ids_NT)
+        found = perplexity.nll_of_tokens(model.eval(), ids_NT)
         whole = model(ids_NT, use_cache=False).logits
         again = model(ids_NT, use_cache=False).logits
     assert torch.equal(whole, again)  # its layers are as they were

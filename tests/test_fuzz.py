@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lottery.cli import main
-from lottery.ticket import Stored
+from lottery.cli.main import main
+from lottery.ticket.stored import Stored
 
 Header = dict[str, Any]
 FUZZ = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
@@ -122,7 +122,7 @@ def test_a_header_that_lies(storage: str, small: Path, tmp_path: Path) -> None:
 
 def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Its checksum made right again, so that what it says is what is looked at."""
-    from lottery.record import write_record
+    from lottery.ticket.record import write_record
 
     out = tmp_path / "t"
     cli("prune", "--model", small, "--measure", "none", "--register", "none", "--out", out)

@@ -20,9 +20,9 @@ from conftest import DATA, STORIES, needs_data
 from hub_server import Fault, Hub, use
 from safetensors.numpy import load_file, save_file
 
-from lottery import hub
-from lottery.hub import INDEX, WHOLE, dataset_rows, fetch, is_id, reached
-from lottery.spec import InputError, MachineError
+from lottery.errors import InputError, MachineError
+from lottery.models import hub
+from lottery.models.hub import INDEX, WHOLE, dataset_rows, fetch, is_id, reached
 
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt")
 WIKITEXT = ("dataset=wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
@@ -82,7 +82,7 @@ def test_what_looks_like_an_id() -> None:
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, lottery.hub; print(*sys.modules)"
+    code = "import sys, lottery.models.hub; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "httpx2", "datasets", "huggingface_hub"} & set(loaded)
 
@@ -426,7 +426,7 @@ def test_wikitext2_and_again_without_the_hub(
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "the cached Salesforce/wikitext is used" in warning
 
-    code = f"from lottery.hub import dataset_rows; print(len('\\n\\n'.join(dataset_rows(*{WIKITEXT}))))"
+    code = f"from lottery.models.hub import dataset_rows; print(len('\\n\\n'.join(dataset_rows(*{WIKITEXT}))))"
     env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1294336\n", "")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 from conftest import tiny_model
 
-from lottery import cards
-from lottery.hub import licence
+from lottery.models.hub import licence
+from lottery.registry import cards
 
 NAME = "listed"
 

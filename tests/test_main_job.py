@@ -17,8 +17,8 @@ from conftest import ROOT, STORIES, WIKITEXT, needs_data, tiny_model
 from torch.nn.utils import prune as torch_prune
 
 import lottery
-from lottery import measure
-from lottery.ticket import Stored
+from lottery.measuring import intervals, perplexity
+from lottery.ticket.stored import Stored
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -91,8 +91,8 @@ def test_the_dense_perplexity_is_the_published_one(lottery_json: Callable[..., d
 
 @needs_data
 def test_gpt2_counts_the_tokens_of_wikitext2() -> None:
-    from lottery.models import read_tokenizer
-    from lottery.text import windows
+    from lottery.measuring.text import windows
+    from lottery.models.architecture import read_tokenizer
 
     folder = STORIES.parent / "tokenizers" / "gpt2"
     tokenizer = transformers.GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
@@ -123,9 +123,9 @@ def test_the_cross_entropy_in_place_equals_torch_s() -> None:
         logits_TW = torch.randn(50, 300, generator=torch.manual_seed(1)).mul(20).to(dtype)
         target_T, before = torch.arange(50) * 6, logits_TW.clone()
         expected = torch.nn.functional.cross_entropy(logits_TW.float(), target_T, reduction="none")
-        torch.testing.assert_close(measure.token_nll(logits_TW, target_T), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(perplexity.token_nll(logits_TW, target_T), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(logits_TW, before)
-    assert not measure.token_nll(torch.tensor([[1.0, math.inf]]), torch.tensor([0])).isfinite().any()
+    assert not perplexity.token_nll(torch.tensor([[1.0, math.inf]]), torch.tensor([0])).isfinite().any()
 
 
 def test_mistral_class_models(tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
@@ -145,14 +145,14 @@ def test_the_interval_equals_a_slow_twin(n: int) -> None:
     from scipy import stats
 
     values_N = np.random.default_rng(n).gamma(2, size=n)
-    low, high = measure.interval(values_N)  # type: ignore[misc]  # None: the test fails
+    low, high = intervals.bootstrap_interval(values_N)  # type: ignore[misc]  # None: the test fails
     rng = np.random.default_rng(1)
     means = sorted(np.mean(rng.choice(values_N, n)) for _ in range(10_000))
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
     spread = values_N.std() / math.sqrt(n)
     assert low == pytest.approx(means[int(tail * 10_000)], abs=0.1 * spread)
     assert high == pytest.approx(means[min(9_999, int((1 - tail) * 10_000))], abs=0.1 * spread)
-    assert measure.interval(values_N) == (low, high) and measure.interval(values_N[:1]) is None
+    assert intervals.bootstrap_interval(values_N) == (low, high) and intervals.bootstrap_interval(values_N[:1]) is None
 
 
 @pytest.mark.parametrize("n", [12, 32, 146])
@@ -161,13 +161,13 @@ def test_a_95_percent_interval_covers_as_often_as_it_says(n: int) -> None:
     rng = np.random.default_rng(n)
     hits = 0
     for trial in range(1500):
-        low, high = measure.interval(rng.normal(3.3, 0.3, n), seed=trial)  # type: ignore[misc]  # None: the test fails
+        low, high = intervals.bootstrap_interval(rng.normal(3.3, 0.3, n), seed=trial)  # type: ignore[misc]  # None: the test fails
         hits += low <= 3.3 <= high
     assert 0.93 <= hits / 1500 <= 0.97, hits / 1500
 
 
 def test_rows_of_json_lines_split_at_newlines_alone(tmp_path: Path) -> None:
-    from lottery.text import read_text
+    from lottery.measuring.text import read_text
 
     texts = ["one\u2028two\u0085", "three"]
     rows = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
@@ -222,7 +222,7 @@ def test_plan_and_doctor_for_people(tiny: Path, cli: Callable[..., Result]) -> N
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from click.testing import CliRunner; from lottery.cli import main\n"
+        "import sys; from click.testing import CliRunner; from lottery.cli.main import main\n"
         "for name in ([], *([c] for c in main.commands)): assert CliRunner().invoke(main, [*name, '--help']).exit_code == 0\n"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'mlflow', 'transformers', 'numba', 'numpy', 'rich'}))"
     )

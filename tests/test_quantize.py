@@ -17,11 +17,12 @@ from test_families import LABELS, logits, make
 from torch.nn import functional
 
 import lottery
-from lottery import cuda, models, quantizing, runtime
-from lottery.checkpoint import BITS, DTYPES
-from lottery.sources import open_ticket
-from lottery.spec import InputError
-from lottery.ticket import Matrix, Stored
+from lottery.errors import InputError
+from lottery.kernels import cuda, quantizing
+from lottery.models.checkpoint import BITS, DTYPES
+from lottery.runtime import layers, load
+from lottery.ticket.opening import open_ticket
+from lottery.ticket.stored import Matrix, Stored
 
 GREATEST = {"int8": 127, "fp8": 448}
 QUICK = ("--measure", "none", "--register", "none")
@@ -103,7 +104,7 @@ def test_every_float8_is_widened_exactly() -> None:
 
 def dense_twin(stored: Stored, dtype: str = "float32") -> Any:
     """Every matrix widened, in transformers' own layers."""
-    return models.assemble(stored, {name: models.Lazy(stored, name) for name in stored.tensors}, dtype, "cpu")
+    return load.assemble(stored, {name: load.Lazy(stored, name) for name in stored.tensors}, dtype, "cpu")
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -114,7 +115,7 @@ def test_packed_layers_give_the_bits_of_dense_ones(label: str, tmp_path: Path, c
         cli("prune", "--model", folder, "--quantize", quantize, "--out", out, *QUICK)
         stored = open_ticket(out)
         packed, _ = lottery.load(out, dtype="float32", runtime="packed")
-        layers = [m for m in packed.modules() if isinstance(m, runtime.PackedLinear)]
+        layers = [m for m in packed.modules() if isinstance(m, layers.PackedLinear)]
         linear = [
             n for n, e in stored.entries.items() if e.get("packed") and len(e["shape"]) == 2 and "experts" not in n
         ]
@@ -148,7 +149,7 @@ def test_packed_layers_in_every_type(
         out = tmp_path / "-".join(("t", *map(str, arguments)))
         cli("prune", "--model", folder, "--target", "all+lm_head", "--out", out, *QUICK, *arguments)
         packed, _ = lottery.load(out, dtype=dtype, runtime="packed")
-        assert any(isinstance(m, runtime.PackedLinear) for m in packed.modules())
+        assert any(isinstance(m, layers.PackedLinear) for m in packed.modules())
         assert torch.equal(logits(packed), logits(dense_twin(open_ticket(out), dtype))), arguments
 
 
@@ -181,7 +182,7 @@ def test_bitsandbytes_takes_odd_shapes(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape)
     (codes,), scale_O, _ = quantizing.quantize(weight.view(torch.uint32).numpy().copy(), None, "F32", "int8")
     matrix = Matrix(*shape, "F32", False, "int8", codes.reshape(shape), None, scale_O)
-    layer = runtime.int8_linear(matrix, None, "cpu")
+    layer = layers.int8_linear(matrix, None, "cpu")
     x = torch.randn(1, 4, shape[1])
     with torch.inference_mode():
         assert (layer(x) - functional.linear(x, weight)).abs().max() < 0.1 * functional.linear(x, weight).abs().max()
@@ -293,13 +294,13 @@ def test_all_of_a_model_moves(quantize: str, kind: str, used: bool, tmp_path: Pa
         with torch.no_grad():  # what was made in inference mode serves outside of it
             assert torch.equal(model(torch.arange(5, 25)[None]).logits, model(torch.arange(5, 25)[None]).logits)
         assert torch.equal(logits(model), first)
-    before = len(runtime.resident(model))
+    before = len(layers.resident(model))
     model.to("meta")
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, runtime.PackedLinear):
+        if isinstance(module, layers.PackedLinear):
             tensors.append(module.scratch.turn(torch.empty(4, 2, dtype=model.dtype, device="meta")))
-        elif runtime.is_int8(module):
+        elif layers.is_int8(module):
             tensors += [t for held in (module.weight, module.state) for t in (held.CB, held.SCB) if t is not None]
             assert module.weight.SCB is not None or module.state.SCB is not None
     assert before and {t.device.type for t in tensors} == {"meta"}
@@ -342,7 +343,7 @@ def test_a_head_multiplies_whole_tensors(target: str, tmp_path: Path) -> None:
     packed, _ = lottery.load(tmp_path / "t", device="cpu", dtype="float32", runtime="packed")
     dense, _ = lottery.load(tmp_path / "t", device="cpu", dtype="float32")
     head, seen = packed.get_output_embeddings(), []
-    assert isinstance(head, runtime.PackedLinear) == (target == "lm_head")
+    assert isinstance(head, layers.PackedLinear) == (target == "lm_head")
     head.register_forward_hook(lambda _, given, out: seen.append(given[0].stride()))
     prompt = torch.arange(9)[None]
     with torch.inference_mode():
@@ -351,9 +352,10 @@ def test_a_head_multiplies_whole_tensors(target: str, tmp_path: Path) -> None:
 
 
 def cli_text(lottery_json: Callable[..., dict[str, Any]], folder: Path) -> str:
-    from lottery import choice, tables
+    from lottery.cli import console
+    from lottery.jobs import resolve
 
-    return tables.plan_table(choice.plan(model=str(folder), target="late", quantize="int8"))
+    return console.plan_table(resolve.plan(model=str(folder), target="late", quantize="int8"))
 
 
 @pytest.mark.parametrize(
@@ -381,9 +383,9 @@ def test_an_8_bit_ticket_that_lies(
     """Every hash in it made right again: what does not fit together is refused all the same."""
     from safetensors.torch import load_file, save_file
 
-    from lottery import packing
-    from lottery.checkpoint import read_json
-    from lottery.record import RECORD, write_record
+    from lottery.models.checkpoint import read_json
+    from lottery.ticket import packing
+    from lottery.ticket.record import RECORD, write_record
 
     folder, out = tiny_model(tmp_path / "model", hidden_size=64), tmp_path / "t"
     how = ("--storage", "mask") if quantize == "mask" else ("--quantize", quantize)

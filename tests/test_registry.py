@@ -16,9 +16,9 @@ from click.testing import Result
 from conftest import ROOT
 
 import lottery
-from lottery import tracking
-from lottery.home import alive
-from lottery.ticket import Stored
+from lottery.files.home import alive
+from lottery.registry import store
+from lottery.ticket.stored import Stored
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +207,13 @@ def test_inside_a_run_of_the_caller_s_own(tiny: Path) -> None:
 def test_what_a_killed_process_left_is_closed(tiny: Path, cli: Callable[..., Result]) -> None:
     """A run whose process lives is left alone; one whose process is gone is closed; one that a person deleted stops nobody."""
     client, arguments = mlflow.MlflowClient(), ("prune", "--model", tiny, "--target", "q_proj", "--measure", "none")
-    tracking.connect()
+    store.connect()
     ids = ("00000000000000aa", "00000000000000bb")
     living, deleted = (client.create_run("0", tags={"measurement": id}).info.run_id for id in ids)
-    with alive(ids[0], {"store": tracking.store_digest(), "run": None}) as held:
+    with alive(ids[0], {"store": store.store_digest(), "run": None}) as held:
         cli(*arguments)
         assert client.get_run(living).info.status == "RUNNING" and held.exists()
-    with alive(ids[1], {"store": tracking.store_digest(), "run": deleted}) as left:
+    with alive(ids[1], {"store": store.store_digest(), "run": deleted}) as left:
         client.delete_run(deleted)
     cli(*arguments)
     run = client.get_run(living)
@@ -289,7 +289,7 @@ def test_pyfunc_in_a_process_without_lottery(registered: dict[str, Any], cli: Ca
 
 
 def test_what_a_served_model_refuses(registered: dict[str, Any]) -> None:
-    from lottery.serve import _load_pyfunc
+    from lottery.registry.serve import _load_pyfunc
 
     model_id = registered_model_id(mlflow.MlflowClient().get_model_version("whole", "1"))
     location = mlflow.MlflowClient().get_logged_model(model_id).artifact_location.removeprefix("file://")

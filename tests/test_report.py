@@ -22,8 +22,10 @@ from mlflow import MlflowClient
 from PIL import Image
 from scipy import stats
 
-from lottery import answers, figures, report, resampling, results, tracking
-from lottery.cli import main
+from lottery.cli.main import main
+from lottery.measuring import intervals
+from lottery.registry import parts, store
+from lottery.report import answers, figures, page, results
 
 BAD = "<script>alert(1)</script> & 50% of $x_1$ \\input{x} #~^ | `a`"  # for HTML, LaTeX, Markdown
 FOLDER = "<script>alert(1)<b> 50%_of $x_1$ & #~^"  # a model's name: the same, as a file system has it
@@ -91,12 +93,12 @@ def made(cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -
     (folder / "pair.yaml").write_text(PAIR.replace("MODEL", str(other)), encoding="utf-8")
     places = json.loads(cli("study", folder / "places.yaml", "--json").stdout)
     pair = json.loads(cli("study", folder / "pair.yaml", "--json").stdout)
-    client, runs = tracking.connect(), {}
+    client, runs = store.connect(), {}
     for row in sorted([*places["tickets"], *pair["tickets"]], key=lambda row: len(row["metrics"])):
         where = " w256" if row["params"]["window"] == "256" else ""
         runs[row["base"], row["title"] + where] = client.get_run(row["run_id"])
         client.set_tag(row["run_id"], "hardware", SLOW_HARDWARE)
-    result = Made(client, places["study_id"], tracking.part_key(places["run_id"]), pair["run_id"], runs)
+    result = Made(client, places["study_id"], parts.part_key(places["run_id"]), pair["run_id"], runs)
     client.delete_run(runs.pop((FOLDER, "early 50%")).info.run_id)
     failed = runs.pop((FOLDER, "early 30%")).info.run_id
     client.set_terminated(failed, "FAILED")
@@ -268,9 +270,9 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     assert row is not None and row["tau"] == pytest.approx(stats.kendalltau(*ratios).statistic)
     twin = [
         stats.kendalltau(nll[0].T @ a, nll[1].T @ b).statistic
-        for a, b in zip(resampling.draws(4, 200, 1), resampling.draws(4, 200, 2), strict=True)
+        for a, b in zip(intervals.draws(4, 200, 1), intervals.draws(4, 200, 2), strict=True)
     ]
-    low = resampling.tail(4)
+    low = intervals.expanded_tail(4)
     assert (row["lo"], row["hi"]) == pytest.approx(tuple(np.quantile(twin, [low, 1 - low])))
     said = next(r for r in read(written, "agreement") if r["cells"] == "False")
     assert float(said["tau"]) == pytest.approx(row["tau"]) and int(said["pairs"]) == 6
@@ -282,7 +284,7 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     )
     better = {r["target"]: r["certain_better_than"].split(", ") for r in mine}
     for a, b in permutations(range(len(COMMON)), 2):
-        assert (COMMON[b] in better[COMMON[a]]) == (resampling.interval(nll[0][:, a] - nll[0][:, b])[1] < 0)
+        assert (COMMON[b] in better[COMMON[a]]) == (intervals.difference_interval(nll[0][:, a] - nll[0][:, b])[1] < 0)
     eight = next(r for r in read(written, "eight_bits") if r["base"] == "builtin")
     assert float(eight["ratio"]) == pytest.approx(np.exp((made.nll("all 50% int8") - made.nll("all 50%")).mean()))
     assert answer["Do bigger models hold better tickets?"]["answer"] is None  # the random model has no cliff
@@ -336,7 +338,7 @@ def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Wr
     there["figures"] += ["figures/old.svg", "figures/../../escaped.txt"]
     (written.folder / "report.json").write_text(json.dumps(there))
     (escaped := written.folder.parent / "escaped.txt").write_text("of somebody else")
-    run_id = report.report(f"{made.id},pair", written.folder)["run_id"]
+    run_id = page.report(f"{made.id},pair", written.folder)["run_id"]
     after = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
     assert escaped.exists() and after.pop(mine) and before == after and not stale.exists()
     assert "figures/mine.txt" not in [f.path for f in made.client.list_artifacts(run_id, "figures")]
@@ -346,7 +348,7 @@ def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Wr
 
 def test_neither_torch_nor_transformers_are_needed(made: Made, tmp_path: Path) -> None:
     code = (
-        "import sys; from lottery.cli import main\n"
+        "import sys; from lottery.cli.main import main\n"
         f"main(['report', '--study', {made.newest!r}, '--out', {str(tmp_path / 'r')!r}, '--json'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'numba', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )
@@ -416,10 +418,10 @@ def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_pat
     odd = '{"tickets": [1, {"part": "ticket-0", "budget": "x", "params": 3}], "left_out": 4}'
     for study_id, plan in (("eeeeeeeeeeee", "no JSON"), ("dddddddddddd", odd)):
         run_id = begin_study(study_id, study_id, plan)
-        made.client.set_tag(of_builtin, tracking.part_key(run_id), "ticket-0")
-        assert report.report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
-        page = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
-        assert ("cannot be read: what is missing is not known" in page) == (plan != odd)
+        made.client.set_tag(of_builtin, parts.part_key(run_id), "ticket-0")
+        assert page.report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
+        written = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
+        assert ("cannot be read: what is missing is not known" in written) == (plan != odd)
         made.client.delete_run(run_id)
 
 
@@ -496,7 +498,7 @@ def test_a_ticket_stands_under_the_name_that_its_study_has_for_it(cli: Callable[
         "--out",
         tmp_path / "r",
     )
-    rows = results.load(tracking.connect(), "names").tickets
+    rows = results.load(store.connect(), "names").tickets
     assert list(rows["target"]) == asked and list(rows["title"]) == [f"{t} 50%" for t in asked]
     assert rows["ticket"].nunique() == 2
     ranked = list(csv.DictReader((tmp_path / "r" / "tables" / "where.csv").open()))

@@ -21,7 +21,7 @@ from forks import Forks
 from mlflow.tracking import MlflowClient
 from servers import Server, mlflow_server, postgres
 
-from lottery.cli import main
+from lottery.cli.main import main
 
 QUICK = ("--measure", "perplexity")
 KILLS = int(os.environ.get("LOTTERY_KILLS", "5"))  # nine seconds each

@@ -19,9 +19,9 @@ import pytest
 import requests
 from click.testing import Result
 
-from lottery.cli import main
-from lottery.registry import SIGNATURE
-from lottery.serve import DEFAULTS
+from lottery.cli.main import main
+from lottery.registry.serve import DEFAULTS
+from lottery.registry.versions import SIGNATURE
 
 SHORT = {"max_new_tokens": 4}
 WARM = {"max_new_tokens": 12, "temperature": 0.9}

@@ -17,10 +17,11 @@ from conftest import ROOT
 from servers import mlflow_server
 from slurm_cluster import Cluster, slurm_cluster
 
-from lottery import slurm
-from lottery.slurm import Options
-from lottery.spec import InputError, MachineError
-from lottery.tracking import part_key, store_digest
+from lottery.errors import InputError, MachineError
+from lottery.registry.parts import part_key
+from lottery.registry.store import store_digest
+from lottery.study import slurm
+from lottery.study.slurm import Options
 
 SMALL = {"partition": "batch", "cpus": 1, "time": "30"}
 PARTS_MADE = [f"ticket-{i}" for i in range(7)]

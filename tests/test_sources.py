@@ -13,7 +13,7 @@ from hub_server import Fault, Hub, use
 from safetensors.torch import load_file, save_file
 
 import lottery
-from lottery.ticket import Stored
+from lottery.ticket.stored import Stored
 
 QUICK = ("--measure", "none", "--register", "none")
 Cli = Callable[..., Result]
@@ -61,7 +61,7 @@ def test_the_hashes_of_the_cache_are_not_computed_again(
 ) -> None:
     server.add("org/name", sharded)
     cli("plan", "--model", "org/name", "--target", "mlp")
-    from lottery import hashes
+    from lottery.files import hashes
 
     computed: list[str] = []
     true = hashes.file_sha256
@@ -85,7 +85,7 @@ def test_a_plan_of_a_hub_id_downloads_no_weights(server: Hub, sharded: Path, lot
 
 def test_revisions(server: Hub, sharded: Path, tmp_path: Path, cli: Cli, lottery_json: Json) -> None:
     server.add("org/name", sharded)
-    other = tiny_model(tmp_path / "other", dtype=lottery.checkpoint.DTYPES["F16"])
+    other = tiny_model(tmp_path / "other", dtype=lottery.models.checkpoint.DTYPES["F16"])
     commit = server.add("org/name", other, branch="half")
     for revision in ("half", commit):
         cli("prune", "--model", f"org/name@{revision}", "--out", tmp_path / revision, *QUICK)
@@ -104,7 +104,7 @@ def test_masks_find_their_base_in_the_cache_and_at_the_hub(
     packed = Stored(tmp_path / "packed")
 
     def same(base: str = "auto") -> bool:
-        mask = lottery.sources.open_ticket(tmp_path / "mask", base)
+        mask = lottery.ticket.opening.open_ticket(tmp_path / "mask", base)
         return all(packed.tensor(name).equal(mask.tensor(name)) for name in packed.tensors)
 
     (tmp_path / "mask" / "measurements.json").unlink()  # the record alone must do

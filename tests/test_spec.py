@@ -8,9 +8,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lottery.cli import main
-from lottery.design import read_study
-from lottery.spec import InputError, Spec, dense_id, ticket_id
+from lottery.cli.main import main
+from lottery.errors import InputError
+from lottery.spec import Spec, dense_id, ticket_id
+from lottery.study.design import read_study
 
 
 def test_the_identity_of_a_ticket_is_pinned() -> None:

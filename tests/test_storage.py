@@ -14,11 +14,11 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
 import lottery
-import lottery.sources
-from lottery.checkpoint import BITS
-from lottery.record import write_record
-from lottery.spec import InputError
-from lottery.ticket import Stored
+import lottery.models.sources
+from lottery.errors import InputError
+from lottery.models.checkpoint import BITS
+from lottery.ticket.record import write_record
+from lottery.ticket.stored import Stored
 
 QUICK = ("--measure", "none", "--register", "none")
 Cli = Callable[..., Result]
@@ -134,7 +134,7 @@ def test_masks_over_a_base_give_the_bits_of_the_packed_ticket(more: tuple[str, .
     model = tiny_model(tmp_path / "m", intermediate_size=104, tie_word_embeddings=True, dtype=torch.float16)
     for storage in ("packed", "mask"):
         cli("prune", "--model", model, "--storage", storage, "--out", tmp_path / storage, *more, *QUICK)
-    packed, mask = Stored(tmp_path / "packed"), lottery.sources.open_ticket(tmp_path / "mask")
+    packed, mask = Stored(tmp_path / "packed"), lottery.ticket.opening.open_ticket(tmp_path / "mask")
     assert mask.is_mask and mask.base and packed.tensors == {**packed.tensors, **{}} and mask.id != packed.id
     for name in packed.tensors:
         assert same_bits(packed.tensor(name), mask.tensor(name)), name
@@ -182,7 +182,7 @@ def test_a_flipped_bit_of_a_mask_or_of_its_base_is_found(
     content[-1] ^= 1
     shard.write_bytes(content)
     # A bit of the base that its remembered hash does not show: the hash of the tensor does.
-    from lottery import checkpoint
+    from lottery.models import checkpoint
 
     true_hashes = checkpoint.sha256_of_files([model / n for n in sorted(p.name for p in model.iterdir())])
     monkeypatch.setattr(checkpoint, "sha256_of_files", lambda paths: {p.name: true_hashes[p.name] for p in paths})
@@ -219,7 +219,7 @@ def test_a_ticket_pruned_further_keeps_its_zeros(
     )  # fmt: skip
     assert second["model_uri"].startswith("models:/ticket-m/") and second["tags"]["base"] == "m"
     assert "perplexity_ratio" in second["metrics"]  # against the dense base, not against the first ticket
-    stored, base = lottery.sources.open_ticket(tmp_path / "t"), tensors(model)
+    stored, base = lottery.ticket.opening.open_ticket(tmp_path / "t"), tensors(model)
     record = json.loads((tmp_path / "t" / "ticket.json").read_text())
     assert record["source"] == first["ticket"] and record["base"]["id"] == "m"
     for name, entry in stored.entries.items():
@@ -266,9 +266,9 @@ def test_a_ticket_as_source_leaves_the_base_as_it_was(
         "--dataset", "builtin", "--limit", "2", "--measure", "perplexity",
     )["metrics"]["perplexity"]  # fmt: skip
     assert made["metrics"]["perplexity"] / made["metrics"]["perplexity_ratio"] == pytest.approx(dense, rel=1e-6)
-    second, base = lottery.sources.open_ticket(tmp_path / "b"), tensors(model)
+    second, base = lottery.ticket.opening.open_ticket(tmp_path / "b"), tensors(model)
     second.verify()
-    source = lottery.sources.open_ticket(tmp_path / "a")
+    source = lottery.ticket.opening.open_ticket(tmp_path / "a")
     for name, entry in second.entries.items():
         before = base[entry["copy_of"]] if "copy_of" in entry else source.tensor(name)
         kept = second.tensor(name) != 0
@@ -343,7 +343,7 @@ def test_negative_zeros_become_positive_where_they_are_removed(tmp_path: Path, c
     save_file(state, model / "model.safetensors", {"format": "pt"})
     for storage in ("packed", "mask"):
         cli("prune", "--model", model, "--sparsity", "0.2", "--storage", storage, "--out", tmp_path / storage, *QUICK)
-        bits = lottery.sources.open_ticket(tmp_path / storage).tensor(name).view(BITS["BF16"][0])
+        bits = lottery.ticket.opening.open_ticket(tmp_path / storage).tensor(name).view(BITS["BF16"][0])
         assert not (bits == 0x8000).any() and int((bits == 0).sum()) >= bits.numel() // 2
 
 

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lottery.bisection import crossing, halfway
-from lottery.checkpoint import BUILTIN
-from lottery.home import home
+from lottery.files.home import home
+from lottery.models.checkpoint import BUILTIN
+from lottery.registry.parts import part_key
 from lottery.spec import Spec
-from lottery.tracking import part_key
+from lottery.study.bisection import crossing, halfway
 
 MEASURED = ("--measure", "perplexity", "--limit", 3, "--dataset", "builtin", "--register", "none")
 QUICK = (*MEASURED, "--out", "none")  # no report
@@ -525,7 +525,7 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
 
 
 def test_more_than_there_is_room_for(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr("lottery.study.MUCH", 100_000)
+    monkeypatch.setattr("lottery.study.run.MUCH", 100_000)
     before = len(runs("tags.kind = 'study'"))
     said = cli("study", "map", "--model", tiny, *QUICK, code=2).stderr
     assert "6 tickets, 0.01 GB on disk in all" in said and "say --yes" in said
@@ -587,7 +587,7 @@ def test_killed_twice_and_resumed(tmp_path: Path, tiny: Path) -> None:
 def test_the_live_table(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.live import Live as Drawing
 
-    from lottery.watching import Live
+    from lottery.study.watching import Live
 
     console = Console(force_terminal=True, width=100, record=True)
     with Drawing(console=console, auto_refresh=False) as live:

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from lottery.families import classify
-from lottery.spec import InputError
-from lottery.targets import choose, notes
+from lottery.errors import InputError
+from lottery.models.families import classify
+from lottery.models.targets import choose, notes
 
 
 def names(layers: int = 5, tied: bool = False) -> dict[str, torch.Size]:

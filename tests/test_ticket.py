@@ -17,9 +17,9 @@ from conftest import only_run, tiny_model
 from safetensors import safe_open
 
 import lottery
-from lottery.home import new_folder
-from lottery.spec import InputError
-from lottery.ticket import Stored
+from lottery.errors import InputError
+from lottery.files.home import new_folder
+from lottery.ticket.stored import Stored
 
 QUICK = ("--measure", "none", "--register", "none")
 
@@ -135,7 +135,7 @@ def test_a_flipped_weight_refuses_to_load_and_is_named(tiny: Path, tmp_path: Pat
 
 
 def test_names_in_a_ticket_cannot_leave_its_folder(ticket: Path, tmp_path: Path) -> None:
-    from lottery.record import write_record
+    from lottery.ticket.record import write_record
 
     record = json.loads((ticket / "ticket.json").read_text())
     record.pop("checksum")
@@ -198,7 +198,7 @@ def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals
 
 def test_processes_that_make_the_same_folder_take_turns(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from lottery.home import new_folder\n"
+        "import sys, time; from pathlib import Path; from lottery.files.home import new_folder\n"
         "with new_folder(Path(sys.argv[1]), 'out') as partial:\n"
         "    if partial: (partial / 'x').write_text('1'); time.sleep(0.2)\n"
         "    print(partial is not None)\n"

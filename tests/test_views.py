@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 
-from lottery.views import link_version, prepare_experiment, runs_url
+from lottery.registry.views import link_version, prepare_experiment, runs_url
 
 VIEW = "mlflow.sharedViewState.lottery"
 

@@ -12,8 +12,9 @@ import torch
 from torch.utils import _triton
 
 import lottery
-from lottery import cuda, decoding
-from lottery.runtime import PackedLinear
+from lottery.kernels import cuda
+from lottery.runtime import decoding
+from lottery.runtime.layers import PackedLinear
 
 vars(_triton)["has_triton"] = lambda: True  # without a GPU the kernel would be looked into, as if it were Python
 

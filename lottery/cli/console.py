@@ -1,0 +1,71 @@
+"""Plans, exports and the machine's state as tables for the console."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lottery.measuring.console import megabytes, render, spans
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    """One row for the same matrix of several layers; `--json` lists every tensor."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for name, entry in plan["tensors"].items():
+        if "requested" in entry:
+            every = re.sub(r"\.\d+\.", ".*.", name)  # all layers, and all experts of a layer
+            groups.setdefault((every, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"]), []).append(
+                entry
+            )
+    table = Table(box=box.MARKDOWN)
+    for column in ("tensor", "role", "shape", "type", "layers", "removed", "of", "MB after"):
+        table.add_column(column, justify="right" if column in ("removed", "of", "MB after") else "left")
+    for key, entries in groups.items():
+        numel = sum(math.prod(e["shape"]) for e in entries)
+        removed = numel - sum(e["kept"] for e in entries)
+        layers = spans([e["layer"] for e in entries if "layer" in e])
+        table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
+    eight = sum("quantized" in e for e in plan["tensors"].values())
+    untouched = sum("requested" not in e and "quantized" not in e for e in plan["tensors"].values())
+    shares = ", ".join(f"{role} {share:.1%}" for role, share in plan["shares"].items())
+    if plan["tied"]:
+        shares += " (the head is the embedding matrix itself)"
+    dropped = [f"left out, a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
+    return render(
+        table,
+        *plan["notes"],
+        f"{plan['base']}: {plan['parameters']:,} parameters: {shares}",
+        f"ticket {plan['ticket'] or '(no weights are here, so it has no name yet)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
+        f"{f'{eight} tensors are stored in 8 bits; ' if eight else ''}{untouched} tensors stay as they are",
+        f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
+        f"{plan['sparsity_model']:.2%} of all weights",
+        f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
+        *dropped,
+    )
+
+
+def export_text(found: dict[str, Any]) -> str:
+    form = {"dense": "an ordinary model", "fp8": "compressed-tensors, fp8", "int8": "compressed-tensors, int8"}
+    lines = [
+        f"ticket {found['ticket']} as {form[found['format']]}: {megabytes(found['disk_bytes'])} MB, "
+        f"{found['disk_ratio']:.3f} of the base's",
+        f"zeros: {found['sparsity_target']:.2%} of the target, {found['sparsity_prunable']:.2%} of the prunable, "
+        f"{found['sparsity_model']:.2%} of all weights",
+    ]
+    if "quantized" in found:
+        lines.append(
+            f"{found['quantized']} matrices are in 8 bits; {found['rounding_zeros']:,} more weights are zero by rounding"
+        )
+    return render(*lines, *found["notes"], f"folder: {found['path']}", f"to load it: {found['load']}")
+
+
+def doctor_table(checks: Sequence[Any]) -> str:
+    table = Table(box=box.MARKDOWN)
+    for name in ("check", "", "found"):
+        table.add_column(name)
+    for check in checks:
+        table.add_row(check.name, "ok" if check.fine else "FAIL", check.found)
+    return render(table)

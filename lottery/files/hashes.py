@@ -1,0 +1,85 @@
+"""sha256 of files: taken from where it is known already, computed at the speed of the disk where it is not."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lottery.errors import InputError, MachineError
+from lottery.files.home import home, make_folder, write_file
+from lottery.progress import stage
+
+LARGE = 64 * 2**20  # bytes: files from here on are worth remembering
+READ_BYTES = 4 * 2**20
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
+    """File name -> sha256 (hex). Of a large file in the hub's cache it is the name of its blob; of another one it is
+    remembered in LOTTERY_HOME until the file changes (size, times or inode)."""
+    memory = home() / "hashes.json"
+    known = remembered(memory)
+    found, unknown = {}, []
+    for path in paths:
+        sha256 = blob_name(path) or known.get(key(path))
+        if sha256:
+            found[path.name] = sha256
+        else:
+            unknown.append(path)
+    before = {path: key(path) for path in unknown}
+    found |= computed(unknown)
+    fresh = {
+        before[path]: found[path.name]
+        for path in unknown
+        if path.stat().st_size >= LARGE and key(path) == before[path]  # not one that changed meanwhile
+    }
+    if fresh:
+        with contextlib.suppress(OSError, InputError, MachineError):  # then it is computed again the next time
+            make_folder(memory.parent, "LOTTERY_HOME")
+            write_file(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
+    return {path.name: found[path.name] for path in paths}
+
+
+def blob_name(path: Path) -> str | None:
+    """What the hub's cache calls a large file: its sha256. Small ones go by git's hash of them, which is shorter."""
+    real = path.resolve()
+    is_blob = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name)
+    return real.name if is_blob else None
+
+
+def key(path: Path) -> str:
+    about = path.stat()
+    return f"{path.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
+
+
+def remembered(memory: Path) -> dict[str, str]:
+    try:
+        content = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def computed(paths: Sequence[Path]) -> dict[str, str]:
+    """Several files at once: one core hashes slower than a disk reads."""
+    total = sum(path.stat().st_size for path in paths)
+    if total < LARGE:
+        return {path.name: file_sha256(path) for path in paths}
+    with stage("hash the base", total, "bytes") as advance, ThreadPoolExecutor(4) as pool:
+
+        def one(path: Path) -> str:
+            sha, block = hashlib.sha256(), bytearray(READ_BYTES)
+            with open(path, "rb", buffering=0) as f:
+                while size := f.readinto(block):
+                    sha.update(memoryview(block)[:size])
+                    advance(size)
+            return sha.hexdigest()
+
+        return dict(zip([path.name for path in paths], pool.map(one, paths), strict=True))

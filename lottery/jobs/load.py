@@ -1,0 +1,25 @@
+"""A ticket, loaded as a model."""
+
+from pathlib import Path
+from typing import Any
+
+from lottery.jobs.resolve import find_ticket
+from lottery.models import architecture, devices
+from lottery.runtime.load import build
+from lottery.spec import Spec
+from lottery.ticket.opening import open_ticket
+
+
+def load(
+    uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
+) -> tuple[Any, Any]:
+    """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
+
+    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
+    ticket, or its files are not those that were measured.
+    """
+    spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
+    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
+    where = devices.pick_device(spec.device)
+    model = build(stored, stored.tensors, devices.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime)
+    return model, architecture.read_tokenizer(stored.folder)

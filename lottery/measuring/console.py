@@ -1,0 +1,157 @@
+"""Results as tables for people: the same figures that `--json` prints, the dense row first."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lottery.measuring.measurement import Measurement
+
+LABEL = "coherent, to a reader:"
+
+
+def render(*parts: Any) -> str:
+    """Plain text, as wide as it needs to be: the same on a terminal and in a file."""
+    out = io.StringIO()
+    console = Console(file=out, width=400, no_color=True, highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
+
+
+def megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:,.2f}"
+
+
+def with_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    if name not in metrics:
+        return ""
+    text = f"{metrics[name]:,.{digits}f}"
+    if f"{name}_lo" in metrics:
+        text += f" [{metrics[f'{name}_lo']:,.{digits}f}, {metrics[f'{name}_hi']:,.{digits}f}]"
+    return text
+
+
+def plain(metrics: Mapping[str, float], name: str, digits: int) -> str:
+    return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
+
+
+def result_table(found: Measurement) -> Table:
+    """The dense row first, then the ticket's; columns without a figure are left out."""
+    table = Table(box=box.MARKDOWN)
+    columns = {
+        "": lambda title, m: title,
+        "perplexity [95%]": lambda title, m: with_interval(m, "perplexity", 2),
+        "ratio to dense [95%]": lambda title, m: (
+            "1" if m is found.dense and "perplexity" in m else with_interval(m, "perplexity_ratio", 4)
+        ),
+        "bits/byte": lambda title, m: plain(m, "bits_per_byte", 4),
+        "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
+        "in memory MB": lambda title, m: megabytes(m.get("weights_bytes")),
+        "prefill tok/s": lambda title, m: plain(m, "prefill_tok_s", 0),
+        "decode tok/s [quartiles]": lambda title, m: with_interval(m, "decode_tok_s", 0),
+        "floor tok/s": lambda title, m: plain(m, "decode_floor_tok_s", 0),
+    }
+    rows = [("dense", found.dense)] if found.dense else []
+    rows.append((found.title, found.metrics))
+    cells = [[column(*row) for column in columns.values()] for row in rows]
+    used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
+    for i in used:
+        table.add_column(list(columns)[i], justify="left" if i == 0 else "right")
+    for row in cells:
+        table.add_row(*(row[i] for i in used))
+    return table
+
+
+def in_memory(quantize: str, runtime: str) -> str:
+    """What a run's figures of speed and memory are about."""
+    if runtime == "packed":
+        return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
+    if quantize == "int8":
+        return (
+            "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
+        )
+    if quantize == "fp8":
+        return "stored sparse, held as float8 and widened for each product: the zeros save disk alone"
+    return "stored sparse, runs dense: the zeros save disk, not time or memory"
+
+
+def findings(found: Measurement) -> list[str]:
+    """What one measuring says beside its figures: sizes, protocol, control, verdict; a line each."""
+    m, tags = found.metrics, found.tags
+    lines = []
+    if "disk_ratio" in m and found.kind != "dense":
+        lines.append(
+            f"ticket {found.ticket}: zeros are {m['sparsity_target']:.2%} of the target, "
+            f"{m['sparsity_prunable']:.2%} of the prunable and {m['sparsity_model']:.2%} of all weights; "
+            f"the file is {m['disk_ratio']:.3f} of the base's"
+        )
+    if found.protocol:
+        lines.append(f"protocol {found.protocol.id}: {found.protocol.line()}")
+    if "rounding_zeros" in m:
+        lines.append(f"{m['rounding_zeros']:,.0f} more weights became zero by rounding to 8 bits")
+    if found.kind != "dense" and ("decode_tok_s" in m or "weights_bytes" in m):
+        lines.append(in_memory(found.quantize, found.params.get("runtime", "dense")))
+    if "control_perplexity" in m:
+        lines.append(
+            f"control: random tickets of the same size have {plain(m, 'control_perplexity', 2)}, from "
+            f"{plain(m, 'control_perplexity_lo', 2)} to {plain(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
+            f"{with_interval(m, 'control_ratio', 4)}: beats them: {tags.get('beats_control', 'not known')}"
+        )
+    if "winner" in tags:
+        limited = f"; measured on {tags['limited']} windows only" if "limited" in tags else ""
+        allowed = 1 + float(found.params.get("tolerance", 0.1))
+        upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {allowed:g}"
+        lines.append(f"winner: {tags['winner']} ({upper}{limited})")
+    if "outcome" in tags:
+        lines.append(outcome_line(found))
+    if "coherent" in tags:
+        lines.append(label_line(tags))
+    return lines
+
+
+def outcome_line(found: Measurement) -> str:
+    """Of an overflow with the type and the way out: float16 ends at 65,504, the others do not."""
+    outcome = found.tags["outcome"]
+    if outcome != "overflow" or not found.protocol:
+        return f"outcome: {outcome}"
+    wider = {"float16": "give dtype=float32 or bfloat16", "bfloat16": "give dtype=float32"}
+    way_out = wider.get(
+        found.protocol.dtype, "no type is wider: give a lower sparsity, or see whether the base is sound"
+    )
+    return f"outcome: {outcome} ({found.protocol.dtype}; {way_out})"
+
+
+def label_line(tags: Mapping[str, str]) -> str:
+    """A person's judgement, wherever it is read."""
+    note = f" ({tags['note']})" if tags.get("note") else ""
+    return f"{LABEL} {tags['coherent']}{note}"
+
+
+def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
+    lines = findings(found)
+    if found.samples:
+        lines.append(f"sample: {found.samples[0]['text']!r}")
+        if "dense" in found.samples[0]:
+            lines.append(f"dense:  {found.samples[0]['dense']!r}")
+    if uri:
+        lines.append(f"{'registered' if found.kind == 'ticket' else 'ticket'}: {uri}")
+    if path:
+        lines.append(f"folder: {path}")
+    if page:
+        lines.append(f"browse: {page}")
+    return render(result_table(found), *lines)
+
+
+def spans(numbers: list[int]) -> str:
+    """0, 1, 2, 5 -> 0-2, 5"""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

@@ -1,0 +1,84 @@
+"""A method against chance: random tickets with as many survivors in every tensor, measured as the ticket was.
+
+Legend: N windows, C controls.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lottery.errors import blame
+from lottery.files.home import home, make_folder
+from lottery.measuring.baseline import Measured, Setup, measure_model
+from lottery.measuring.perplexity import exp, finite, ratio_metrics
+from lottery.models.checkpoint import Source
+from lottery.models.families import Place
+from lottery.progress import say
+from lottery.pruning.stream import prune_source
+from lottery.spec import Spec
+from lottery.ticket.stored import Stored
+
+
+def measure_controls(
+    source: Source, spec: Spec, chosen: Sequence[Place], stored: Stored, setup: Setup
+) -> np.ndarray | None:
+    """Mean NLL per window of `spec.control` random tickets, float64 [C, N]; None where none is asked for,
+    or where nothing is removed: a random ticket would be the same one.
+
+    Each is written to disk and loaded as the ticket was: same target, pattern and quantization. Seeds follow the spec's.
+    """
+    if not spec.control:
+        return None
+    if all(kept_whole(stored.entries[p.name]) for p in chosen):
+        say(
+            f"warning: control={spec.control}: no control is measured: at sparsity={spec.sparsity:g} nothing is removed"
+        )
+        return None
+    survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
+    only = replace(setup, wants=("perplexity",))
+    source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
+    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
+    found = []
+    for i in range(1, spec.control + 1):
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
+        what = f"control {i} of {spec.control}"
+        try:
+            prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+            ticket = Stored(folder)
+            measured, _ = measure_model(what, ticket, list(ticket.tensors), only, source_bytes)
+        except OSError as e:
+            raise blame(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        assert measured.nll_N is not None
+        found.append(measured.nll_N)
+    return np.stack(found)
+
+
+def kept_whole(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["kept"] == math.prod(entry["shape"]))
+
+
+def control_metrics(ticket: Measured, nll_CN: np.ndarray | None) -> dict[str, float]:
+    """`control_perplexity` (the median control, and the least and the greatest), and `control_ratio`: the ticket's
+    perplexity to the controls' geometric mean, with its paired interval over windows. What overflowed is left out, aloud."""
+    if nll_CN is None or ticket.nll_N is None:
+        return {}
+    sound_CN = nll_CN[np.isfinite(nll_CN).all(1)]
+    if len(sound_CN) < len(nll_CN):
+        say(f"warning: {len(nll_CN) - len(sound_CN)} of {len(nll_CN)} controls overflowed and are left out")
+    if not len(sound_CN):
+        return {}
+    perplexities = [exp(float(mean)) for mean in sound_CN.mean(1)]
+    metrics = {
+        "control_perplexity": float(np.median(perplexities)),
+        "control_perplexity_lo": min(perplexities),
+        "control_perplexity_hi": max(perplexities),
+    }
+    against = ratio_metrics(ticket.nll_N, sound_CN.mean(0))
+    return finite(metrics | {f"control_{name.removeprefix('perplexity_')}": value for name, value in against.items()})

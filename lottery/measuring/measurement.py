@@ -1,0 +1,140 @@
+"""What one measuring found: everything that its MLflow run will hold, kept on disk until that has it."""
+
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lottery.errors import InputError
+from lottery.files.home import write_file
+from lottery.measuring.text import Protocol
+from lottery.models.checkpoint import read_json
+from lottery.ticket.record import MEASUREMENTS
+
+KINDS = ("ticket", "dense", "evaluation")
+
+
+def new_id() -> str:
+    """Of one measuring. Drawn: two of the same ticket are two."""
+    return uuid.uuid4().hex[:16]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Legend: N windows, C random controls."""
+
+    kind: str
+    ticket: str  # of a dense base: the id that stands for it
+    name: str  # of the run
+    title: str  # of its row in a table
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    run_tags: dict[str, str] = field(default_factory=dict)  # further ones, of its run alone
+    metrics: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)  # the dense base's metrics, measured beside
+    protocol: Protocol | None = None
+    nll_N: np.ndarray | None = None
+    control_CN: np.ndarray | None = None
+    samples: list[dict[str, str]] = field(default_factory=list)
+    quantize: str = "none"  # the ticket's
+    base: str | None = None  # where the dense base lay
+    licence: str | None = None  # the base's
+    store: str | None = None  # a hash of the tracking store that its run was begun in
+    model_id: str | None = None  # of an evaluation: the logged model that was measured
+    dense_run: "Measurement | None" = None  # of the dense base, where it was measured for the first time
+    id: str = field(default_factory=new_id)
+    time_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+
+    def json(self) -> dict[str, Any]:
+        """What measurements.json holds. A window that overflowed is null."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("nll_N", "control_CN", "protocol", "dense_run")}
+        return plain | {
+            "protocol": self.protocol.record() if self.protocol else None,
+            "nll_per_window": numbers(self.nll_N),
+            "control_nll_per_window": numbers(self.control_CN),
+            "dense_run": self.dense_run.json() if self.dense_run else None,
+        }
+
+    def save(self, folder: Path) -> None:
+        content = json.dumps(self.json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        write_file(folder / MEASUREMENTS, content.encode())
+
+
+def numbers(array: np.ndarray | None) -> Any:
+    """As JSON has them: lists, with null for what is not finite."""
+    if array is None:
+        return None
+    if array.ndim > 1:
+        return [numbers(row) for row in array]
+    return [x if math.isfinite(x) else None for x in array.tolist()]
+
+
+def from_numbers(found: Any) -> np.ndarray | None:
+    return None if found is None else np.array(found, np.float64)  # null becomes NaN
+
+
+def beside(folder: Path) -> dict[str, Any]:
+    """What lies beside a ticket, as it is: by whatever version of lottery, edited or not."""
+    return read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
+
+
+def read_measurement(folder: Path) -> Measurement | None:
+    """What lies in a folder's measurements.json, None where there is none.
+
+    Raises InputError where it is not what `save` writes: it is not hashed, anybody can have edited it.
+    """
+    path = folder / MEASUREMENTS
+    if not path.is_file():
+        return None
+    try:
+        return from_json(read_json(path))
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise InputError(
+            f"{path}: it is not one that lottery writes ({str(e) or type(e).__name__}); measure again"
+        ) from e
+
+
+def from_json(found: Mapping[str, Any]) -> Measurement:
+    given = dict(found)
+    protocol, dense_run = given.pop("protocol"), given.pop("dense_run")
+    nll, control = given.pop("nll_per_window"), given.pop("control_nll_per_window")
+    result = Measurement(
+        **given,
+        protocol=Protocol(**{k: v for k, v in protocol.items() if k != "protocol"}) if protocol else None,
+        nll_N=from_numbers(nll),
+        control_CN=from_numbers(control),
+        dense_run=from_json(dense_run) if dense_run else None,
+    )
+    for name, kind in (
+        ("params", str),
+        ("tags", str),
+        ("run_tags", str),
+        ("metrics", (int, float)),
+        ("dense", (int, float)),
+    ):
+        held = getattr(result, name)
+        if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(v, kind) for k, v in held.items()):
+            raise ValueError(name)
+    # Both become parts of paths.
+    if not re.fullmatch("[0-9a-f]{12}", result.ticket) or not re.fullmatch("[0-9a-f]{16}", result.id):
+        raise ValueError("ticket or id")
+    texts = (result.name, result.title, result.quantize)
+    maybe = (result.base, result.licence, result.store, result.model_id)
+    if not all(isinstance(t, str) for t in texts) or not all(t is None or isinstance(t, str) for t in maybe):
+        raise ValueError("name, title, quantize, base, licence, store or model_id")
+    if result.kind not in KINDS or type(result.time_ms) is not int:
+        raise ValueError("kind or time_ms")
+    if result.protocol and not all(type(v) in (int, str) for v in asdict(result.protocol).values()):
+        raise ValueError("protocol")
+    if not isinstance(result.samples, list) or not all(
+        isinstance(s, dict) and all(isinstance(text, str) for text in (*s, *s.values())) for s in result.samples
+    ):
+        raise ValueError("samples")
+    return result

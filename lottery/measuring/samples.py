@@ -1,0 +1,58 @@
+"""Texts that a model writes after fixed prompts, and what can be counted of them."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lottery.measuring.perplexity import token_nll
+from lottery.models.architecture import context_length, encode
+from lottery.progress import Advance
+from lottery.runtime.decoding import generate
+
+PROMPTS = (
+    "The meaning of life is",
+    "Once upon a time",
+    "The history of the city",
+    "In the morning, the old man",
+)
+
+
+NEW_TOKENS = 50
+
+
+def samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
+    """The fixed prompts, continued greedily by 50 tokens."""
+    found = []
+    for prompt in PROMPTS:
+        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, exactly=True)[0]})
+        advance(1)
+    return found
+
+
+def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, float]:
+    """`repetition`: share of the new text's 4-grams that were there before; `distinct_2`: share of distinct 2-grams."""
+    fours = twos = four_kinds = two_kinds = 0
+    for sample in found:
+        ids = encode(tokenizer, sample["text"][len(sample["prompt"]) :], special=False)
+        four = list(zip(*(ids[i:] for i in range(4)), strict=False))
+        two = list(itertools.pairwise(ids))
+        fours, four_kinds = fours + len(four), four_kinds + len(set(four))
+        twos, two_kinds = twos + len(two), two_kinds + len(set(two))
+    metrics = {"repetition": 1 - four_kinds / fours} if fours else {}
+    return metrics | ({"distinct_2": two_kinds / twos} if twos else {})
+
+
+@torch.inference_mode()
+def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> float | None:
+    """Mean NLL (nats per token) that `model` gives to the samples' new text; None where there is none."""
+    total, count = 0.0, 0
+    for sample in found:
+        ids = encode(tokenizer, sample["text"])[: context_length(model.config)]
+        prompt = len(encode(tokenizer, sample["prompt"]))
+        ids_1T = torch.tensor([ids], device=model.device)
+        logits = model(ids_1T, use_cache=False).logits[0, :-1]
+        nll = token_nll(logits, ids_1T[0, 1:])[prompt - 1 :]
+        total, count = total + float(nll.sum()), count + len(nll)
+    return total / count if count else None

@@ -1,0 +1,94 @@
+"""Tokens per second of a loaded model, and the floor that memory sets."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from lottery.measuring.memory import weights_bytes
+from lottery.measuring.samples import NEW_TOKENS, PROMPTS
+from lottery.models.architecture import context_length, encode
+from lottery.runtime.decoding import Decoder, generate
+
+REPEATS = 5
+
+
+def clock(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@torch.inference_mode()
+def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, float]:
+    """Tokens per second at batch 1: prefill and decode apart, and a whole `generate` call; medians of 5 after a warm-up.
+
+    The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth. `eager`: without
+    a graph on a GPU too, where the other model of the table can have none.
+    """
+    context = context_length(model.config)
+    words = encode(tokenizer, " ".join(PROMPTS) + " ")
+    length = max(1, min(256, context - NEW_TOKENS))
+    prompt = (words * (length // len(words) + 1))[:length]
+    ids_1T = torch.tensor([prompt], device=model.device)
+    prefill, decode, whole = [], [], []
+    decoder = Decoder(model, length + NEW_TOKENS, graphs=False if eager else None)
+    for repeat in range(REPEATS + 1):
+        begin = clock(model)
+        token_11 = decoder.begin(ids_1T)
+        first = clock(model)
+        for _ in range(NEW_TOKENS - 1):
+            token_11 = decoder.next(token_11)
+        last = clock(model)
+        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, exactly=True)
+        end = clock(model)
+        if repeat:  # the first warms up
+            prefill.append(first - begin)
+            decode.append((NEW_TOKENS - 1) / (last - first))
+            whole.append(NEW_TOKENS / (end - last))
+    low, middle, high = np.quantile(decode, [0.25, 0.5, 0.75])
+    return {
+        "prefill_tok_s": length / float(np.median(prefill)),
+        "ttft_ms": 1000 * float(np.median(prefill)),
+        "decode_tok_s": float(middle),
+        "decode_tok_s_lo": float(low),
+        "decode_tok_s_hi": float(high),
+        "decode_floor_tok_s": memory_bandwidth(model.device.type) / read_bytes(model),
+        "generate_tok_s": float(np.median(whole)),
+    }
+
+
+def read_bytes(model: Any) -> int:
+    """Bytes of weights that one decoded token reads: all, but of an embedding matrix that is not the head a single row."""
+    table = model.get_input_embeddings().weight
+    tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has none
+    return weights_bytes(model) - (0 if tied else table.nbytes)
+
+
+@functools.cache
+def memory_bandwidth(device: str) -> float:
+    """Bytes per second that a read of memory gets: the best of five over 512 MiB, far more than any cache. Once a process.
+
+    On a GPU ten reads at once: waiting for one would take a part of its time.
+    """
+    block = torch.ones(2**27, dtype=torch.float32, device=device)
+    reads = 10 if device == "cuda" else 1
+    best = math.inf
+    for _ in range(5):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(reads):
+            total = block.sum()
+        total.item()
+        best = min(best, (time.perf_counter() - begin) / reads)
+    return block.nbytes / best
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    return work(), time.perf_counter() - begin

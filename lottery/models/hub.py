@@ -1,0 +1,325 @@
+"""The Hugging Face hub -> files in its own cache, rows of its data sets. The only file that says huggingface_hub.
+
+That library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and its time-outs when it is imported: inside the functions.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from lottery.errors import InputError, MachineError, blame
+from lottery.progress import Advance, say, stage
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CARD = "README.md"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+LOGIN = "set HF_TOKEN or run `hf auth login`"
+
+CheckConfig = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of one commit in the hub's cache."""
+
+    folder: Path
+    id: str
+    revision: str
+
+
+def is_id(model: str) -> bool:
+    """Whether it looks like NAME or ORG/NAME, maybe with @REVISION (a branch, tag or commit): not like a path."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\S+)?", model, re.ASCII) is not None
+
+
+def fetch(
+    model: str,
+    small_files: Sequence[str],
+    check_config: CheckConfig | None = None,
+    local_only: bool = False,
+    weights: bool = True,
+) -> Snapshot:
+    """config.json, the safetensors weights and what there is of `small_files`, all of one commit, in the hub's cache.
+
+    `check_config` sees config.json before a weight is downloaded; without `weights` that file is all. Offline, or with `local_only`, the cache is all
+    there is; it also stands in for a hub that cannot be reached. Raises InputError or MachineError.
+    """
+    from huggingface_hub import HfApi, constants, is_offline_mode
+
+    what = f"model={model}"
+    repo, _, revision = model.partition("@")
+    revision = revision or constants.DEFAULT_REVISION
+    at = f" --revision {revision}" if revision != constants.DEFAULT_REVISION else ""
+    unreached = None
+    if not (local_only or is_offline_mode()):
+        try:
+            with reached(what, repo, revision):
+                info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except MachineError as e:
+            unreached = e
+        else:
+            names = {file.rfilename for file in info.siblings or ()}
+            folder = download(what, repo, revision, names, small_files, check_config, weights)
+            return Snapshot(folder, repo, folder.name)
+
+    folder, missing = in_cache(what, repo, revision, weights)
+    if missing:
+        raise unreached or InputError(
+            f"{what}: offline, and the cache {constants.HF_HUB_CACHE} has no {', '.join(missing)}; "
+            f"unset HF_HUB_OFFLINE, or run `hf download {repo}{at}`"
+        )
+    if unreached:
+        say(f"warning: {unreached}; until then the cached commit {folder.name} is used")
+    if check_config:
+        check_config(read_json(what, folder / "config.json"))
+    return Snapshot(folder, repo, folder.name)
+
+
+def in_cache(what: str, repo: str, revision: str, weights: bool = True) -> tuple[Path, list[str]]:
+    """(the snapshot's folder, the names of the files that a model needs and that the cache does not have)."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def find(name: str) -> Path | None:
+        path = try_to_load_from_cache(repo, name, revision=revision)
+        return Path(path) if isinstance(path, str) else None
+
+    config, index = find("config.json"), find(INDEX)
+    missing = [] if config else ["config.json"]
+    if weights and not find(WHOLE):
+        missing += [name for name in shard_names(what, index) if not find(name)] if index else [WHOLE]
+    return config.parent if config else Path(), missing
+
+
+def download(
+    what: str,
+    repo: str,
+    revision: str,
+    names: Collection[str],
+    small_files: Sequence[str],
+    check_config: CheckConfig | None,
+    weights: bool,
+) -> Path:
+    """The snapshot's folder, with all in it that is needed of the repository's files `names`."""
+    from huggingface_hub import constants, hf_hub_download
+
+    def get(name: str, revision: str, **more: Any) -> Any:
+        with reached(what, repo, revision):
+            return hf_hub_download(repo, name, revision=revision, **more)
+
+    if "config.json" not in names:
+        raise InputError(f"{what}: {repo} has no config.json; give a model in the layout of transformers")
+    if WHOLE not in names and INDEX not in names:
+        if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
+            raise InputError(
+                f"{what}: {repo} has its weights only as pytorch_model*.bin, which is never read: a pickle can run "
+                f"code; convert it to safetensors, or give as @REVISION one that has them (often refs/pr/N)"
+            )
+        raise InputError(f"{what}: {repo} has neither {WHOLE} nor {INDEX}; give a model that has")
+
+    # By the branch's name: only so does the library note, for offline use, at which commit the branch is.
+    folder = Path(get("config.json", revision)).parent
+    commit = folder.name
+    if check_config:
+        check_config(read_json(what, folder / "config.json"))
+    if not weights:
+        return folder
+    shards = [WHOLE] if WHOLE in names else shard_names(what, Path(get(INDEX, commit)))
+    if absent := [name for name in shards if name not in names]:
+        raise InputError(f"{what}: {INDEX} names {', '.join(absent)}, which {repo} lacks; give another revision")
+
+    # The weights last: once they are in the cache, so is the rest, whenever a download was cut off.
+    wanted = [*(name for name in small_files if name in names), *shards]
+    new = [file for name in wanted if not Path((file := get(name, commit, dry_run=True)).local_path).exists()]
+    coming = sum(file.file_size or 0 for file in new if file.will_download)
+    if coming > (free := shutil.disk_usage(folder).free):
+        raise MachineError(
+            f"{what}: {coming / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free in {constants.HF_HUB_CACHE}; "
+            f"make room, or set HF_HOME to a larger disk"
+        )
+    if new:
+        with stage(f"download {repo}", coming, "bytes") as advance:
+            for file in new:  # one after the other: Ctrl-C ends it at once, and hf_xet is parallel within a file
+                get(file.filename, commit, tqdm_class=forward(advance))
+    return folder
+
+
+def read_json(what: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{what}: its {path.name} is not a JSON object; give another model or revision")
+    return content
+
+
+def shard_names(what: str, index: Path) -> list[str]:
+    """The files that the index spreads the weights over. Raises InputError for any but plain safetensors names."""
+    weight_map = read_json(what, index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    for name in names or [None]:
+        plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{what}: the weight_map of its {INDEX} names {name!r}, not a safetensors file beside it; "
+                f"give another model or revision"
+            )
+    return sorted(set(names))
+
+
+def forward(advance: Advance) -> type:
+    """A class for hf_hub_download to use as tqdm's: the bytes that arrive go to `advance`."""
+    from huggingface_hub.utils.tqdm import silent_tqdm
+
+    class Bar(silent_tqdm):
+        def update(self, n: float | None = 1) -> None:
+            advance(n or 0)
+
+        def ignore(self, *args: Any, **settings: Any) -> None:
+            pass
+
+        # hf_xet counts bytes on the wire beside bytes on the disk: in a second bar, were update_transfer missing.
+        update_transfer = set_postfix_str = set_transfer_postfix_str = ignore
+
+    return Bar
+
+
+@contextmanager
+def reached(what: str, repo: str, revision: str = "main", repo_type: str = "model") -> Iterator[None]:
+    """Around calls of the hub's libraries: whatever they raise becomes one line that begins with `what`.
+
+    InputError where the hub refuses what was asked for; MachineError where it, the network or the disk fails.
+    """
+    try:
+        yield
+    except (InputError, MachineError):
+        raise
+    except Exception as e:  # no class is common to the hub's, httpx2's, hf_xet's and datasets' own
+        raise failure(e, what, repo, revision, repo_type) from e
+
+
+def failure(e: Exception, what: str, repo: str, revision: str, repo_type: str) -> InputError | MachineError:
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    hub, seconds = constants.ENDPOINT, f"{constants.HF_HUB_DOWNLOAD_TIMEOUT} and {constants.HF_HUB_ETAG_TIMEOUT}"
+    cause: BaseException | None = e
+    while cause:  # the libraries wrap: a failed server arrives as "not in the cache", caused by the server's answer
+        reason = " ".join(str(cause).split())[:200]
+        match cause:
+            case errors.HfHubHTTPError():
+                return refusal(cause, what, repo, revision, repo_type)
+            case httpx2.TimeoutException():
+                way_out = f"raise HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (now {seconds} seconds)"
+                return MachineError(f"{what}: {hub} did not answer in time; try again, or {way_out}")
+            case httpx2.RemoteProtocolError() | httpx2.ReadError() | httpx2.WriteError():
+                way_out = "give the same command again, complete files are kept"
+                return MachineError(f"{what}: the connection to {hub} broke off; {way_out}")
+            case httpx2.LocalProtocolError() | UnicodeEncodeError():  # `reason` would show the token
+                return InputError(f"{what}: the token has characters that no token has; {LOGIN}")
+            case httpx2.TransportError():
+                way_out = "check the network, the proxy and HF_ENDPOINT"
+                return MachineError(f"{what}: {hub} cannot be reached ({reason}); {way_out}")
+            case errors.FileMetadataError() | json.JSONDecodeError():
+                return MachineError(f"{what}: {hub} does not answer as a hub does; check HF_ENDPOINT and the proxy")
+            case errors.HFValidationError():
+                return InputError(f"{what}: no name on the hub can be {repo}; give ORG/NAME")
+            case ConnectionError() | TimeoutError():
+                pass  # of hf_xet or datasets, which say no more
+            case OSError() if cause.strerror:
+                where, way_out = cause.filename or constants.HF_HUB_CACHE, "set HF_HOME to a folder with room to write"
+                return blame(cause, f"{what}: {where}: {cause.strerror.lower()}; {way_out}")
+        cause = cause.__cause__ or cause.__context__
+    reason = " ".join(str(e).split())[:200]
+    return MachineError(f"{what}: {repo} did not come from {hub} ({type(e).__name__}: {reason}); try again")
+
+
+def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> InputError | MachineError:
+    """The line for an answer of the hub's that is not what was asked for."""
+    from huggingface_hub import constants, errors
+
+    hub, status = constants.ENDPOINT, e.response.status_code
+    page = f"{hub}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    if status >= 500:
+        return MachineError(f"{what}: {hub} fails ({status}); try again later")
+    if status == 429:
+        return MachineError(f"{what}: too many requests for {hub} (429); try again in some minutes, or {LOGIN}")
+    if status == 403 or isinstance(e, errors.GatedRepoError):
+        return InputError(f"{what}: {repo} is not open to everyone ({status}); ask for access on {page}, then {LOGIN}")
+    if isinstance(e, errors.RepositoryNotFoundError):
+        way_out = f"check the name, or, if it is private, {LOGIN}"
+        return InputError(f"{what}: {hub} shows no {repo_type} {repo} ({status}); {way_out}")
+    if status == 401:
+        return InputError(f"{what}: {hub} does not accept the token (401); {LOGIN} with a valid one")
+    if isinstance(e, errors.RevisionNotFoundError):
+        return InputError(f"{what}: {repo} has no revision {revision} (404); give a branch, tag or commit of {page}")
+    if isinstance(e, errors.RemoteEntryNotFoundError):
+        name = unquote(e.response.request.url.path.partition("/resolve/")[2].partition("/")[2])
+        return InputError(f"{what}: {repo} has no file {name} at {revision} (404); give another revision")
+    return InputError(f"{what}: {hub} refuses {repo} ({status}); check the name, the revision and HF_ENDPOINT")
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that a model's card states in its header, else the first line of its licence file; None without both."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    stated = None
+    try:
+        header = (metadata_load(folder / CARD) if (folder / CARD).is_file() else None) or {}
+        stated = header.get("license_name") if header.get("license") == "other" else header.get("license")
+    except (ValueError, OSError, yaml.YAMLError):
+        say(f"warning: {folder / CARD}: its header is not readable; the licence that it states is not known")
+    if not stated:
+        for file in (folder / name for name in LICENCES if (folder / name).is_file()):
+            lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+            stated = next((line.strip() for line in lines if line.strip()), None)
+    words = "".join(c if c.isprintable() else " " for c in str(stated or "")).split()
+    return " ".join(words)[:100] or None
+
+
+def dataset_rows(what: str, repo: str, config: str, split: str, column: str) -> list[str]:
+    """One column of a data set of the hub's, by `datasets`; from its cache where the hub cannot be reached."""
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+
+    def load() -> list[str]:
+        return list(datasets.load_dataset(repo, config, split=split)[column])
+
+    unreached = None
+    if not (offline := datasets.config.HF_HUB_OFFLINE):
+        try:
+            with reached(what, repo, repo_type="dataset"):  # load_dataset tries for half a minute, and does not say why
+                HfApi().dataset_info(repo, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except MachineError as e:
+            unreached = e
+        else:
+            with reached(what, repo, repo_type="dataset"):
+                return load()
+
+    instead = f"give dataset=builtin, or its {split} parquet file as dataset=FILE"
+    try:
+        datasets.config.HF_HUB_OFFLINE = True  # load_dataset looks there in every call; no argument says the same
+        rows = load()
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        if unreached:
+            raise MachineError(f"{unreached}; or {instead}") from e
+        cache = datasets.config.HF_DATASETS_CACHE
+        raise InputError(
+            f"{what}: offline, and the cache {cache} has no {repo} {config}; unset HF_HUB_OFFLINE, or {instead}"
+        ) from e
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+    if unreached:
+        say(f"warning: {unreached}; until then the cached {repo} is used")
+    return rows

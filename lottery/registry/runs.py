@@ -1,0 +1,210 @@
+"""Runs: opened, written, found again. With registry.py, fetching.py and serve.py all that says mlflow."""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from lottery.errors import InputError
+from lottery.files.home import alive
+from lottery.registry import views
+from lottery.registry.finding import find_run
+from lottery.registry.store import STORE_ERRORS, few_retries, first_line, store_digest
+from lottery.spec import Spec, digest
+
+if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
+    from lottery.measuring.text import Protocol
+
+LONGEST_NAME = 250  # characters of a run's name that the stores' tables take
+JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
+
+
+class Run:
+    """One MLflow run that is being written."""
+
+    def __init__(self, client: MlflowClient, run_id: str, end: Callable[[str], None]) -> None:
+        self.client, self.id, self.end = client, run_id, end
+        self.page: str | None = None  # where a browser shows it among the others; None without a server
+        self.ending = self.ended = False
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Its last word. Raises one of STORE_ERRORS where the store is away."""
+        self.ending = True
+        self.end(status)
+        self.ended = True
+
+    def forget(self, tags: Mapping[str, str]) -> None:
+        """What was said of an earlier try that failed."""
+        for name in {"outcome", "reason"} & tags.keys():
+            self.client.delete_tag(self.id, name)
+
+    def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
+        """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
+
+        Raises InputError where the run was opened with other values than `spec` has.
+        """
+        have = self.client.get_run(self.id).data.params
+        if spec and (name := spec.agrees_with(have)):
+            raise InputError(
+                f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
+                f"{have[name]!r}; unset MLFLOW_RUN_ID"
+            )
+        self.client.log_batch(self.id, params=[Param(k, v) for k, v in params.items() if k not in have])
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], protocol: "Protocol | None", model_id: str | None, time_ms: int
+    ) -> None:
+        """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
+        same time a second time change nothing."""
+        on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.dataset_digest} if protocol else {}
+        about = {"model_id": model_id, "run_id": self.id, **on}
+        # MLflow shows them in the order in which they came: what a ticket is judged by first, what was only timed last.
+        order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
+        self.client.log_batch(self.id, [Metric(k, float(metrics[k]), time_ms, 0, **about) for k in order])
+
+    def log_dataset(self, protocol: "Protocol") -> None:
+        dataset = Dataset(
+            name=dataset_name(protocol),
+            digest=protocol.dataset_digest,
+            source_type="code",
+            source=json.dumps({"tags": {"dataset": protocol.dataset}}),
+            profile=json.dumps({k: v for k, v in protocol.record().items() if k not in ("dataset", "text_sha256")}),
+        )
+        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+
+    def log_files(self, files: Mapping[str, Any]) -> None:
+        """Small artifacts: an array as .npy, text as it is, anything else as JSON."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                if isinstance(content, np.ndarray):
+                    np.save(path, content, allow_pickle=False)
+                elif isinstance(content, str):
+                    path.write_text(content, encoding="utf-8")
+                else:
+                    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            self.client.log_artifacts(self.id, folder)
+
+
+def dataset_name(protocol: "Protocol") -> str:
+    limited = "" if protocol.limit == "none" else f"-first{protocol.windows}"
+    return f"{protocol.dataset}-w{protocol.window}{limited}"
+
+
+@contextlib.contextmanager
+def open_run(
+    client: MlflowClient,
+    id: str,
+    name: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    spec: Spec | None = None,
+    resume: str | None = None,
+    adopt: bool = True,
+) -> Iterator[Run]:
+    """The run of the measuring `id`: `resume`, the one that `mlflow run` opened for this process (`adopt`), or a new one; in
+    the end FINISHED (where the block has not said so itself), FAILED with the reason, or KILLED."""
+    adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
+    about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
+    with alive(id, about) as life:
+        if resume:
+            run = Run(client, resume, lambda status: client.set_terminated(resume, status))
+        else:
+            outer = mlflow.active_run()
+            study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
+            # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
+            active = mlflow.start_run(
+                run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags, "measurement": id}
+            )
+            run = Run(client, active.info.run_id, mlflow.end_run)
+        if adopted:
+            os.environ["MLFLOW_RUN_ID"] = adopted
+        status = "FAILED"
+        try:
+            if resume:
+                client.update_run(resume, status="RUNNING")
+                run.tag({**tags, "measurement": id})
+            found = client.get_run(run.id)
+            uri = mlflow.get_tracking_uri()
+            run.page = views.runs_url(uri, found.info.experiment_id) if uri.startswith("http") else None
+            views.prepare_experiment(client, found.info.experiment_id)
+            run.forget(found.data.tags)
+            run.log_params(params, spec)
+            yield run
+            if not run.ending:
+                run.finish()
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        except BaseException as e:
+            with few_retries(), contextlib.suppress(*STORE_ERRORS):
+                run.tag({"outcome": "failed", "reason": first_line(e)})
+            raise
+        finally:
+            # A store that is away must not hide what went wrong; a run that stays RUNNING is closed by the next one of this
+            # home, which finds the file.
+            if not run.ending:
+                with few_retries(), contextlib.suppress(*STORE_ERRORS):
+                    run.end(status)
+                    run.ended = True
+            if run.ended:
+                life.unlink()
+
+
+def fail_adopted(reason: str) -> None:
+    """Bad input before `open_run`: say so on the run that `mlflow run` has opened already."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is None:
+        return
+    with contextlib.suppress(MlflowException):
+        client = MlflowClient()
+        client.log_batch(run_id, tags=[RunTag("outcome", "failed"), RunTag("reason", reason[:5000])])
+        client.set_terminated(run_id, "FAILED")
+
+
+@contextlib.contextmanager
+def beside(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run | None]:
+    """A run of its own for the measuring `id`, in the same experiment, by the same user, while `run` is the process's open
+    one; None where the store has it already."""
+    before = find_run(run.client, id)
+    if before is not None and before.info.status == "FINISHED":
+        yield None
+        return
+    with alive(id, {"store": store_digest(), "run": before.info.run_id if before is not None else None}) as life:
+        if before is None:
+            opened = run.client.get_run(run.id)
+            by = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "study")
+            carried = {k: v for k, v in opened.data.tags.items() if k in by}
+            before = run.client.create_run(
+                opened.info.experiment_id, run_name=name[:LONGEST_NAME], tags={**carried, **tags, "measurement": id}
+            )
+        own = Run(run.client, before.info.run_id, partial(run.client.set_terminated, before.info.run_id))
+        own.forget(before.data.tags)
+        yield own
+        own.finish()
+        life.unlink()
+
+
+def adopted() -> str | None:
+    """The run that `mlflow run` has opened for this process; asked once."""
+    return os.environ.pop("MLFLOW_RUN_ID", None)
+
+
+def metric_name(text: str) -> str:
+    """A text as MLflow takes it for a metric's name."""
+    name = re.sub(r"[^\w.\- /]", "-", text)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{digest(text)[:12]}"

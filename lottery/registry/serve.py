@@ -1,0 +1,88 @@
+"""A ticket as an `mlflow.pyfunc` model: prompts in, continued texts out. Loaded from the code carried with the model."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VALUE
+
+from lottery.errors import InputError
+from lottery.models.architecture import read_tokenizer
+from lottery.models.devices import arithmetic, pick_device
+from lottery.runtime.decoding import generate
+from lottery.runtime.load import build
+from lottery.ticket.opening import open_ticket
+
+DEFAULTS = {"max_new_tokens": 50, "temperature": 0.0, "seed": 0, "top_p": 1.0, "top_k": 0}  # as in the signature
+
+
+class Refused(MlflowException):
+    """Bad input, HTTP 400. Its message stays as it is: MLflow's server would put the whole request in front of it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+    @message.setter
+    def message(self, longer: str) -> None:
+        pass
+
+
+def patience() -> float:
+    """Seconds after which `mlflow models serve` answers 504, as it tells the processes that it starts; else no limit."""
+    return float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "inf"))
+
+
+class Served:
+    """`predict` takes one text a row, and gives one string a row, the prompt included."""
+
+    def __init__(self, folder: Path) -> None:
+        stored = open_ticket(folder)
+        device = pick_device("auto")
+        self.model = build(stored, stored.tensors, arithmetic("auto", stored.dtype, device), device)
+        self.tokenizer = read_tokenizer(folder)
+        self.lock = threading.Lock()  # a server calls predict from many threads
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """One request after the other, as many prompts as it has. Raises Refused (HTTP 400) for what cannot be continued.
+
+        It ends with the server's patience: the client has its 504 by then, and others wait for their turn.
+        """
+        until = time.monotonic() + patience()
+        prompts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
+        given = DEFAULTS | {name: value for name, value in (params or {}).items() if value is not None}
+        tokens, seed = int(given["max_new_tokens"]), int(given["seed"])
+        if self.tokenizer is None:
+            raise Refused("this ticket has no tokenizer: it cannot read prompts")
+        if wrong := [p for p in prompts if not isinstance(p, str)]:
+            raise Refused(f"inputs: every prompt must be a string; one is {str(wrong[0])[:50]!r}")
+        if tokens < 1:
+            raise Refused(f"max_new_tokens={tokens}: give a whole number from 1")
+        if not 0 <= seed < 2**63:
+            raise Refused(f"seed={seed}: give a whole number from 0, below 2^63")
+        sampling = (float(given["temperature"]), seed, float(given["top_p"]), int(given["top_k"]))
+        try:
+            if not self.lock.acquire(timeout=min(patience(), threading.TIMEOUT_MAX)):
+                raise TimeoutError
+            try:
+                return generate(self.model, self.tokenizer, prompts, tokens, *sampling, until=until)
+            finally:
+                self.lock.release()
+        except InputError as e:
+            raise Refused(str(e)) from e
+        except TimeoutError as e:
+            raise MlflowException(
+                f"not done within {patience():g} s; ask for fewer tokens or prompts", error_code=DEADLINE_EXCEEDED
+            ) from e
+
+
+def _load_pyfunc(path: str) -> Served:
+    """What `mlflow.pyfunc.load_model` calls with the model's data folder."""
+    return Served(Path(path))

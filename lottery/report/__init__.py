@@ -1,0 +1,1 @@
+"""From runs to answers, tables, figures, and one page."""

@@ -1,0 +1,1 @@
+"""A base or a ticket on disk becomes a model that computes."""

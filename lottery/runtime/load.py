@@ -1,0 +1,198 @@
+"""A base or a ticket on disk -> a transformers model and its tokenizer. Beside decoding.py the only file that says
+transformers."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+from lottery.errors import InputError
+from lottery.models.architecture import model_class, read_config, usable
+from lottery.models.checkpoint import DTYPES, TensorInfo
+from lottery.progress import say
+from lottery.runtime.layers import PackedLinear, Scratch, check_int8, int8_linear
+from lottery.ticket.stored import Stored
+
+
+class Tensors(Protocol):
+    """What a model is built from: a Base, or a Stored ticket."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+    def info(self, name: str) -> TensorInfo: ...
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+class Lazy:
+    """One value of a state dict, read (and unpacked, and its hash checked) only when the loader asks for it."""
+
+    def __init__(self, source: Tensors, name: str) -> None:
+        self.source, self.name = source, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.source.tensor(self.name)[index]
+
+    def get_shape(self) -> list[int]:
+        return list(self.source.info(self.name).shape)
+
+    def get_dtype(self) -> str:
+        return self.source.info(self.name).dtype
+
+
+class Stub(Lazy):
+    """In place of a matrix that will lie in a layer of our own: of its shape, in the memory of one number."""
+
+    def __init__(self, source: Tensors, name: str, dtype: torch.dtype) -> None:
+        super().__init__(source, name)
+        self.one = torch.empty(1, dtype=dtype)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.one.expand(self.source.info(self.name).shape)[index]
+
+
+class Shape(Lazy):
+    """A tensor without its values: enough to see whether the model wants it."""
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        info = self.source.info(self.name)
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")[index]
+
+
+def check(source: Tensors, names: Iterable[str]) -> None:
+    """Whether the files make a model, found without reading a weight. Raises InputError as `build` does."""
+    assemble(source, {name: Shape(source, name) for name in names}, "float32", "meta")
+
+
+def build(source: Tensors, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
+    """The model with exactly the named tensors in it, in evaluation mode; how its matrices lie in memory as `runtime` says.
+
+    Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
+    with random numbers.
+    """
+    lean = lean_matrices(source, runtime)
+    stubs = {name: Stub(source, name, getattr(torch, dtype)) for name in lean}
+    state = {name: stubs.get(name) or Lazy(source, name) for name in names}
+    if not stubs or not isinstance(source, Stored):
+        return assemble(source, state, dtype, device)
+    model = assemble(source, state, dtype, "cpu")
+    put_in_layers(model, source, stubs, device, runtime)
+    return model.to(device)
+
+
+def lean_matrices(source: Tensors, runtime: str) -> list[str]:
+    """The tensors that lie in layers of ours: 8-bit ones, and with `runtime=packed` those that are packed in the file.
+
+    Each is the weight of one linear layer: embeddings are looked up, and transformers holds all experts of a layer in one
+    tensor; both are widened.
+    """
+    if not isinstance(source, Stored):
+        return []
+    found: list[str] = []
+    widened: list[str] = []
+    for name, entry in source.entries.items():
+        packed = runtime == "packed" and (entry.get("packed") or (source.is_mask and "kept" in entry))
+        if not packed and "quantized" not in entry:
+            continue
+        linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime == "packed")
+        linear = linear and len(entry["shape"]) == 2 and ".experts." not in name
+        (found if linear else widened).append(name)
+    if widened:
+        say(
+            f"warning: {len(widened)} matrices ({widened[0]}, ...) are no linear layers of their own and lie dense in memory"
+        )
+    elif runtime == "packed" and not found:
+        say("warning: nothing of this ticket is packed: runtime=packed is the same as dense")
+    return found
+
+
+def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device: str, runtime: str) -> None:
+    """Each stub's layer gives way to one over the stored matrix."""
+    waiting = {stub.one.data_ptr(): name for name, stub in stubs.items()}
+    homes = [
+        (path, module, waiting.pop(weight.data_ptr()))
+        for path, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.data_ptr() in waiting
+    ]
+    assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
+    largest = max(source.info(name).numel for _, _, name in homes)
+    scratch = None
+    if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in stubs):
+        check_int8(device)
+    for path, module, name in homes:
+        matrix, bias = source.matrix(name), getattr(module, "bias", None)
+        if runtime == "dense":
+            matrix = matrix.whole()
+        if matrix.quantized == "int8" and runtime == "dense":
+            layer = int8_linear(matrix, bias, device)
+        else:
+            scratch = scratch or Scratch(largest, model.dtype, device)
+            layer = PackedLinear(matrix, bias, scratch, device, PRODUCTS.get(type(module).__name__, "linear"))
+        parent, _, own = path.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.eval())
+    model.requires_grad_(False)
+    if isinstance(head := model.get_output_embeddings(), torch.nn.Linear | PackedLinear):
+        head.register_forward_pre_hook(in_one_piece)
+    model.save_pretrained = cannot_save
+
+
+def in_one_piece(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A part of a tensor times a weight without gradients is a batch of products for torch: for the last token of a prompt
+    and the head of Mistral 7B, in bfloat16 on a CPU, 700 ms instead of 19."""
+    return (given[0].clone(memory_format=torch.contiguous_format), *given[1:])
+
+
+def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str) -> Any:
+    config = read_config(source.folder)
+    found_class = model_class(config, source.folder)
+    transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
+    with usable(source.folder, "config.json"):
+        model, found = found_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
+            **({"device_map": {"": device}} if device != "cpu" else {}),
+        )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found[kind]:
+            kind_said = kind.replace("_", " ")
+            raise InputError(
+                f"model={source.folder}: {kind_said} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
+            )
+    if device != "meta":
+        choose_experts(model, source.folder)
+    if (source.folder / "generation_config.json").is_file():
+        with usable(source.folder, "generation_config.json"):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
+    return model.eval()
+
+
+def choose_experts(model: Any, folder: Path) -> None:
+    """All experts of a layer in one product, transformers' choice, needs rows of whole 16 bytes; else one after the other."""
+    odd = [p for p in model.parameters() if p.dim() == 3 and p.shape[-1] * p.itemsize % 16]
+    if odd and getattr(model.config, "_experts_implementation", None) == "grouped_mm":
+        model.set_experts_implementation("eager")
+        dtype = str(odd[0].dtype).removeprefix("torch.")
+        say(
+            f"warning: model={folder}: its experts are computed one after the other: rows of {odd[0].shape[-1]} numbers as "
+            f"{dtype} are no multiple of 16 bytes, which one product of all would need"
+        )
+
+
+# How a layer multiplies, by the name of its class, where it is not torch's own: the order of the operations fixes the bits.
+PRODUCTS = {"Conv1D": "conv1d", "FalconLinear": "bias after"}
+
+
+def cannot_save(*_: Any, **__: Any) -> None:
+    raise InputError(
+        "save_pretrained: this ticket's layers are packed or in 8 bits in memory, and another library would read them as "
+        "something else; the ticket's folder is what to keep"
+    )

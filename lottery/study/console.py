@@ -1,0 +1,68 @@
+"""A study and its plan as tables for the console."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lottery.measuring.console import megabytes, plain, render, with_interval
+
+
+def study_table(result: Any, markdown: bool = False) -> str:
+    """A study's tickets, the dense ones first, and what they say together. `result`: a study's."""
+    lines = [f"{r.title} of {r.base}: {r.reason}" for r in result.rows if r.reason]
+    lines += [f"left out: {left['reason']} ({left['model']})" for left in result.plan.left_out]
+    for c in result.cliffs:
+        where = f"between {c.below:.2%} and {c.above:.2%}" if c.above < 1 else f"beyond {c.below:.2%}"
+        lines.append(f"cliff of {c.title}, {c.base}: the ratio to dense crosses {c.limit:g} {where}")
+    protocols = list(dict.fromkeys(row.tags["protocol"] for row in result.rows if "protocol" in row.tags))
+    models = len({row.base for row in result.rows}) > 1
+    tables = [rows_table(result.rows, models)]
+    if len(protocols) > 1:  # a table each, what was not measured in the first
+        of_protocol = {p: [r for r in result.rows if r.tags.get("protocol", protocols[0]) == p] for p in protocols}
+        tables = [f"protocol {protocol}:\n{rows_table(rows, models)}\n" for protocol, rows in of_protocol.items()]
+        lines.append(f"{len(protocols)} protocols: perplexities compare within one of them only")
+    if markdown:
+        return "\n".join([*tables, "", *(f"- {line}" for line in lines)])
+    return render(*tables, *lines)
+
+
+def rows_table(rows: Sequence[Any], models: bool) -> str:
+    """The rows of a study, with their model where there are several; columns without a figure are left out."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "model": lambda r: r.base if models else "",
+        "": lambda r: r.title,
+        "of all weights": lambda r: f"{m['sparsity_model']:.2%}" if "sparsity_model" in (m := r.metrics) else "",
+        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2) or overflow(r),
+        "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
+        "controls": lambda r: plain(r.metrics, "control_perplexity", 2),
+        "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
+        "winner": lambda r: r.tags.get("winner", ""),
+        "coherent": lambda r: r.tags.get("coherent", ""),
+        "state": lambda r: r.state if r.state in ("failed", "missing") else "",
+    }
+    table = Table(box=box.MARKDOWN)
+    used = [name for name, of in columns.items() if name == "" or any(of(row) for row in rows)]
+    for name in used:
+        table.add_column(name, justify="left" if name in ("model", "", "winner", "coherent", "state") else "right")
+    for row in rows:
+        table.add_row(*(columns[name](row) for name in used))
+    return render(table)
+
+
+def overflow(row: Any) -> str:
+    """The word for a perplexity that a measured ticket does not have."""
+    return str(row.tags.get("outcome", "")) if row.state in ("made", "found") else ""
+
+
+def parts_table(plan: Any) -> str:
+    """What a study would do, by its parts."""
+    table = Table(box=box.MARKDOWN)
+    for name in ("part", "model", "", "target", "sparsity"):
+        table.add_column(name)
+    for part in plan.parts:
+        about = f"to {part.width:.2%} between those of the grid" if part.width else f"{part.spec.sparsity:.4%}"
+        title = f"search: {part.title}" if part.width else part.title
+        table.add_row(part.part, part.base, title, part.spec.target, "" if part.title == "dense" else about)
+    return render(table)

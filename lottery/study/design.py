@@ -1,0 +1,196 @@
+"""What a study asks: a small YAML file of lists -> a frozen record. The presets of lottery are such files, too."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lottery.errors import InputError, nearest
+from lottery.spec import Spec, digest, number
+
+PRESETS = Path(__file__).parent.parent / "assets" / "presets"
+OF_TICKETS = tuple(f.name for f in fields(Spec) if f.name != "model")  # what a study may say of its tickets
+USUAL = {f.name: (str(f.default),) for f in fields(Spec)}
+KEYS = ("name", "question", "models", "budget", "grid")
+EACH_LAYER = "@*"  # in a target: one ticket for every layer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a grid: every combination of its values. `refine`: the sparsity at which the ratio to dense crosses 1 +
+    tolerance is then searched, between the sparsities given, until it is known to so much."""
+
+    values: dict[str, tuple[str, ...]]
+    refine: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """`parameters` hold for all tickets; what a row of the grid says itself stays."""
+
+    name: str
+    question: str
+    models: tuple[str, ...]
+    grid: tuple[Row, ...]
+    parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    budget: tuple[float, ...] = ()  # shares of all parameters to remove, in place of the sparsities
+
+    @property
+    def id(self) -> str:
+        """12 hex digits: the same question asked again goes on where it was."""
+        return digest({k: v for k, v in self.record().items() if k != "question"})[:12]
+
+    def record(self) -> dict[str, Any]:
+        """As its file would have it."""
+
+        def short(values: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+            return {k: v[0] if len(v) == 1 else list(v) for k, v in values.items()}
+
+        rows = [short(row.values) | ({"refine": f"{row.refine:g}"} if row.refine else {}) for row in self.grid]
+        budget = {"budget": [str(b) for b in self.budget]} if self.budget else {}
+        about = {"name": self.name, "question": self.question, "models": list(self.models)}
+        return about | short(self.parameters) | budget | {"grid": rows}
+
+    def yaml(self) -> str:
+        return yaml.safe_dump(self.record(), sort_keys=False, allow_unicode=True, width=120)
+
+    def combinations(self) -> Iterator[tuple[dict[str, str], Row]]:
+        """Every combination of every row, in order."""
+        for row in self.grid:
+            values = self.parameters | row.values
+            for chosen in itertools.product(*values.values()):
+                yield dict(zip(values, chosen, strict=True)), row
+
+    def with_options(self, models: str | None, budget: str | None, parameters: Mapping[str, str | None]) -> "Study":
+        """What a command line says over what the file says; what a row of the grid says stays.
+
+        Raises InputError for values that cannot be.
+        """
+        given = {k: check_values("parameters", k, v) for k, v in parameters.items() if v is not None}
+        # what is said of a parameter that it is anyhow is not said: the same question has one id
+        said = {k: v for k, v in (self.parameters | given).items() if v != USUAL[k] or k == "storage"}
+        study = replace(self, parameters=said)
+        if models is not None:
+            study = replace(study, models=words("models", models))
+        if budget is not None:
+            study = replace(study, budget=() if budget == "none" else shares(budget.split(",")))
+        if study.budget and all(row.refine for row in study.grid):
+            raise InputError(
+                f"budget={','.join(map(str, study.budget))}: the study {study.name} looks for a sparsity itself; "
+                f"leave the budget out, or ask locate"
+            )
+        for values, row in study.combinations():
+            spec = Spec.parse(**values)
+            if row.refine and spec.pattern != "unstructured":
+                raise InputError(
+                    f"pattern={spec.pattern}: it has one sparsity alone, and refine searches for one; leave refine out, "
+                    f"or give pattern=unstructured"
+                )
+            if row.refine and "perplexity" not in spec.measures:
+                raise InputError(
+                    f"measure={spec.measure}: a search for a sparsity goes by the ratio of perplexities; add perplexity, "
+                    f"or leave refine out"
+                )
+        return study
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+class Loader(yaml.BaseLoader):
+    """Makes no objects, only text, lists and mappings; in a mapping no key twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_study(name: str) -> Study:
+    """A preset by its name, or a YAML file by its path. Raises InputError, with the near names, where there is none, or
+    for a key or value that no study has."""
+    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
+    try:
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            raise InputError(f"study={name}: {nearest(name, presets())}; or give a YAML file (see --show)")
+        # no objects, and every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e
+    if not isinstance(found, dict):
+        raise InputError(f"study={name}: it holds no keys; `lottery study locate --show` prints one to begin with")
+    return from_record(found, f"study={name}", path.stem)
+
+
+def from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
+    for key in found:
+        if key not in (*KEYS, *OF_TICKETS, "refine"):
+            raise InputError(f"{where}: unknown key {key!r}; {nearest(str(key), (*KEYS, *OF_TICKETS, 'refine'))}")
+    name = str(found.get("name", name))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
+        raise InputError(f"{where}: name={name}: give letters, digits, - and _ alone")
+    rows = found.get("grid", [{}])
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(
+            f"{where}: grid holds no list of rows; each is a line like `- {{target: [all, mlp], sparsity: 0.5}}`"
+        )
+    top = {key: check_values(where, key, found[key]) for key in OF_TICKETS if key in found}
+    refine = found.get("refine")
+    study = Study(
+        name=name,
+        question=str(found.get("question", "")),
+        models=words("models", found.get("models", "builtin"), where),
+        grid=tuple(read_row(row, where, refine) for row in rows),
+        parameters=top,
+        budget=shares(found["budget"], where) if found.get("budget", "none") != "none" else (),
+    )
+    return study.with_options(None, None, {})
+
+
+def read_row(row: Mapping[str, Any], where: str, refine: Any) -> Row:
+    for key in row:
+        if key not in (*OF_TICKETS, "refine"):
+            raise InputError(f"{where}: unknown key {key!r} in grid; {nearest(str(key), (*OF_TICKETS, 'refine'))}")
+    refine = row.get("refine", refine)
+    if refine is not None:
+        refine = number(0.001, 0.5)["parse"](f"{where}: refine", refine)
+    return Row({key: check_values(where, key, value) for key, value in row.items() if key != "refine"}, refine)
+
+
+def check_values(where: str, name: str, given: Any) -> tuple[str, ...]:
+    """One value of a parameter, or several; as the parameter's own check writes them, so that 0.50 is 0.5."""
+    if name not in OF_TICKETS:
+        raise InputError(f"{where}: unknown key {name!r}; {nearest(name, OF_TICKETS)}")
+    values = given if isinstance(given, list) else [given]
+    if not values or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{where}: {name} holds no plain value, and no list of such")
+    parse = next(f for f in fields(Spec) if f.name == name).metadata["parse"]
+    try:
+        return tuple(dict.fromkeys(str(parse(name, value)) for value in values))
+    except InputError as e:
+        raise InputError(f"{where}: {e}" if where != "parameters" else str(e)) from e
+
+
+def words(name: str, given: Any, where: str = "") -> tuple[str, ...]:
+    """A list, or words between commas."""
+    parts = given.split(",") if isinstance(given, str) else given
+    if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts) or not parts:
+        raise InputError(f"{where}{': ' if where else ''}{name}={given}: give one, or several between commas")
+    return tuple(dict.fromkeys(part.strip() for part in parts))
+
+
+def shares(given: Any, where: str = "") -> tuple[float, ...]:
+    parts = given if isinstance(given, list) else str(given).split(",")
+    parse = number(0, 1)["parse"]
+    found = tuple(parse(f"{where}{': ' if where else ''}budget", part) for part in parts)
+    if not all(found):
+        raise InputError(
+            f"{where}{': ' if where else ''}budget=0: nothing would be removed; give a share above 0, or none"
+        )
+    return found

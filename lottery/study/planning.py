@@ -1,0 +1,262 @@
+"""What a study means on this machine: the tickets that it asks for, one by one, each with the name of its part."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lottery.errors import InputError
+from lottery.jobs.resolve import open_choice, open_source
+from lottery.measuring.baseline import KEPT
+from lottery.measuring.shared import Shared
+from lottery.models.checkpoint import Base, read_json
+from lottery.models.sources import local_folder
+from lottery.pruning.stream import info_of, planned
+from lottery.spec import Spec
+from lottery.study.design import EACH_LAYER, Row, Study, from_record
+from lottery.ticket.stored import Stored
+
+OF_BASELINE = ("model", "dataset", "window", "limit", "dtype", "runtime", "device", "measure")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One ticket of a study, one dense baseline, or one search for a sparsity: what one task of a cluster does."""
+
+    part: str  # ticket-7, dense-0, refine-0
+    title: str
+    base: str
+    spec: Spec
+    budget: float | None = None
+    width: float | None = None  # of a search: how well the sparsity is to be known
+    points: tuple[str, ...] = ()  # of a search: the tickets of its grid, by their part
+
+    @property
+    def base_id(self) -> str:
+        """The base's own name, where `base` tells two of one name apart."""
+        return self.base.removesuffix(f" ({self.spec.model})")
+
+    def json(self) -> dict[str, Any]:
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("spec", "points")}
+        return plain | {"model": self.spec.model, "params": self.spec.params(), "points": list(self.points)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a study asks of this machine."""
+
+    study: Study
+    tickets: list[Part]
+    baselines: list[Part] = field(default_factory=list)
+    refined: list[Part] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    disk_bytes: int = 0  # of all tickets, without those that a search makes
+    run: str | None = None  # the study's run, where tasks of a cluster share it
+    fresh: bool = False  # tickets of other runs of this study do not count
+
+    @property
+    def id(self) -> str:
+        return self.study.id
+
+    @property
+    def title(self) -> str:
+        bases = list(dict.fromkeys(part.base for part in self.tickets))
+        return f"{self.study.name} {', '.join(bases) if len(bases) < 3 else f'{len(bases)} models'}"
+
+    @property
+    def parts(self) -> list[Part]:
+        """All of them in the order of the work: model by model, the dense baseline first."""
+        every = (*self.baselines, *self.tickets, *self.refined)
+        return [part for model in self.study.models for part in every if part.spec.model == model]
+
+    def json(self) -> dict[str, Any]:
+        parts = {name: [part.json() for part in getattr(self, name)] for name in ("tickets", "baselines", "refined")}
+        return {
+            "study_id": self.id,
+            "name": self.study.name,
+            "question": self.study.question,
+            "study": self.study.record(),
+            **parts,
+            "left_out": self.left_out,
+            "disk_bytes": self.disk_bytes,
+            "run": self.run,
+            "fresh": self.fresh,
+        }
+
+
+def read_plan(path: Path) -> Plan:
+    """What `Plan.json` wrote. Raises InputError for another file."""
+    found = read_json(path)
+    try:
+        parts = {
+            name: [
+                Part(
+                    **{k: v for k, v in part.items() if k not in ("model", "params", "points")},
+                    spec=Spec.parse(**part["params"]),
+                    points=tuple(part["points"]),
+                )
+                for part in found[name]
+            ]
+            for name in ("tickets", "baselines", "refined")
+        }
+        for part in itertools.chain(*parts.values()):
+            if not re.fullmatch(r"(ticket|dense|refine)-\d+", part.part):
+                raise KeyError(part.part)
+        study = from_record(found["study"], f"study={path}", "study")
+        plan = Plan(
+            study, **parts, left_out=found["left_out"], disk_bytes=found["disk_bytes"], run=found["run"],
+            fresh=found["fresh"],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise InputError(f"study={path}: no plan that lottery wrote ({e}); give the study's name or YAML file") from e
+    if plan.id != found["study_id"]:
+        raise InputError(f"study={path}: its study was changed after it was planned; submit the YAML file again")
+    return plan
+
+
+class TooFewError(InputError):
+    """A target has fewer weights than a budget would remove."""
+
+
+def make_plan(study: Study, shared: Shared) -> Plan:
+    """Every ticket of a study, each once. A target that one of several models does not have, or that is smaller than the
+    budget, is left out, with the reason; what no model has is an error.
+
+    Weights are not needed yet: config.json is enough. Raises InputError, and MachineError where a hub fails.
+    """
+    study = placed(study)
+    found: dict[Spec, Part] = {}
+    searches: dict[Spec, Search] = {}
+    left_out: list[dict[str, str]] = []
+    unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why it has none such
+    disk_bytes = 0
+    sources = {
+        model: shared.once(("source", model, False, True), partial(open_source, model, False, True))[0]
+        for model in study.models
+    }
+    bases = names_of(sources)
+    for model, source in sources.items():
+        base = bases[model]
+        for values, row in study.combinations():
+            for spec, budget in specs_of(study, model, source, values, row):
+                try:
+                    if budget is not None:
+                        spec = at_budget(spec, source, budget, shared)
+                    _, chosen, _ = open_choice(spec, shared, outline=True)
+                except InputError as e:
+                    if not isinstance(e, TooFewError):
+                        unfit.setdefault(spec.target, {})[model] = e
+                    left = {"model": model, "target": spec.target, "reason": str(e)}
+                    left_out += [left] if left not in left_out else []
+                    continue
+                if row.refine:
+                    group = replace(spec, sparsity=0.0)
+                    search = searches.setdefault(group, Search(base, row.refine, []))
+                    search.width = min(search.width, row.refine)
+                    search.grid.append(spec)
+                if spec not in found:
+                    disk_bytes += planned(source, spec, chosen, identified=False)["disk_bytes_after"]
+                    found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
+    for of_models in unfit.values():
+        if len(of_models) == len(study.models):
+            raise next(iter(of_models.values()))
+    if not found:
+        raise InputError(f"study={study.name}: no ticket is left of it: {left_out[0]['reason']}")
+    refined = []
+    for i, (group, search) in enumerate(searches.items()):
+        points = tuple(dict.fromkeys(found[spec].part for spec in search.grid))
+        title = group.title.replace(" 0%", "")
+        refined.append(Part(f"refine-{i}", title, search.base, group, None, search.width, points))
+    tickets = list(found.values())
+    return Plan(study, tickets, list(baselines_of(tickets)), refined, left_out, disk_bytes)
+
+
+@dataclass
+class Search:
+    """Specs that differ in their sparsity alone, and between which it is searched on."""
+
+    base: str
+    width: float
+    grid: list[Spec]
+
+
+def placed(study: Study) -> Study:
+    """With the files and folders that it names by whole paths: the same words in another folder are another question."""
+
+    def whole(name: str, value: str) -> str:
+        path = Path(value).expanduser()
+        if value in ("builtin", "wikitext2", "auto"):
+            return value
+        here = (name == "dataset" and path.is_file()) or (name == "model" and local_folder(value) is not None)
+        return os.path.abspath(path) if here else value
+
+    def all_whole(values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(whole(name, value) for value in given) for name, given in values.items()}
+
+    return replace(
+        study,
+        models=tuple(dict.fromkeys(whole("model", model) for model in study.models)),
+        parameters=all_whole(study.parameters),
+        grid=tuple(replace(row, values=all_whole(row.values)) for row in study.grid),
+    )
+
+
+def names_of(sources: Mapping[str, Base | Stored]) -> dict[str, str]:
+    """Model -> the name of its base; with the model beside it where two are named alike."""
+    bases = {model: s.origin["id"] if isinstance(s, Stored) else s.id for model, s in sources.items()}
+    alike = {base for base in bases.values() if list(bases.values()).count(base) > 1}
+    return {model: f"{base} ({model})" if base in alike else base for model, base in bases.items()}
+
+
+def specs_of(
+    study: Study, model: str, source: Base | Stored, values: Mapping[str, str], row: Row
+) -> Iterator[tuple[Spec, float | None]]:
+    """What one combination of a row means for one model: a spec for each layer that `@*` stands for, and for each budget."""
+    target = values.get("target", Spec().target)
+    layers = 1 + max((p.layer for p in source.places if p.layer is not None), default=0)
+    targets = [target.replace(EACH_LAYER, f"@{i}") for i in range(layers)] if EACH_LAYER in target else [target]
+    hub = isinstance(source, Base) and source.revision is not None
+    light = {"storage": "mask"} if hub and values.get("quantize", "none") == "none" else {}
+    for each in targets:
+        spec = Spec.parse(**{**light, **values, "target": each, "model": model})
+        if study.budget and not row.refine:
+            yield from ((spec, budget) for budget in study.budget)
+        else:
+            yield spec, None
+
+
+def at_budget(spec: Spec, source: Base | Stored, budget: float, shared: Shared) -> Spec:
+    """The same target at the sparsity that removes `budget` of all the model's parameters, to half a weight a tensor.
+    Raises TooFewError where it has fewer weights."""
+    _, chosen, _ = open_choice(spec, shared, outline=True)
+    total = sum(source.info(p.name).numel for p in source.places)
+    targeted = sum(info_of(source, p).numel for p in chosen)
+    if not (removed := round(budget * total)):
+        raise InputError(f"budget={budget:g}: that is less than one of its {total:,} weights; give a greater share")
+    if removed > targeted:
+        raise TooFewError(
+            f"{spec.target} has {targeted:,} weights, {targeted / total:.2%} of the model: fewer than the budget of {budget:.2%}"
+        )
+    return Spec.parse(**spec.params() | {"sparsity": removed / targeted})
+
+
+def baseline_of(spec: Spec) -> tuple[Any, ...]:
+    """What two tickets have in common that are compared with one dense model, measured once."""
+    return tuple(getattr(spec, name) for name in OF_BASELINE)
+
+
+def baselines_of(tickets: list[Part]) -> Iterator[Part]:
+    """The dense models that these tickets are compared with, one for each protocol. What is only timed, or weighed, is
+    so beside each ticket."""
+    seen: dict[tuple[Any, ...], Part] = {}
+    for ticket in tickets:
+        key = baseline_of(ticket.spec)
+        if KEPT & set(ticket.spec.measures) and key not in seen:
+            given = {name: value for name, value in ticket.spec.params().items() if name in OF_BASELINE}
+            spec = Spec.parse(**given, sparsity=0)
+            seen[key] = Part(f"dense-{len(seen)}", "dense", ticket.base, spec)
+            yield seen[key]

@@ -1,0 +1,234 @@
+"""Studies on a Slurm cluster: the sbatch commands of a study's parts, and their submission, all of them or none."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lottery.errors import InputError, MachineError, nearest
+from lottery.files.home import home, make_folder
+from lottery.spec import parameter, text, whole
+
+ANSWER_S = 120  # how long one of Slurm's commands may take
+HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What each task asks Slurm for."""
+
+    partition: str = parameter("dgx", "Slurm's partition.", **text("a name that `sinfo -s` lists"))
+    gpus: int = parameter(1, "GPUs of a task.", **whole(0))
+    cpus: int = parameter(8, "Cores for each GPU (of a task, where gpus=0).", **whole(1))
+    time: str = parameter("0-4:0", "Time limit of a task.", **text("as Slurm writes it: 0-4:0, 90, 1:30:00"))
+    memory: str = parameter(
+        "none", "Memory of a task; none: Slurm's default.", **text("none, or as Slurm writes it: 64G")
+    )
+    concurrent: int | str = parameter("none", "Tickets at a time at most.", **whole(1, word="none"))
+    environment: str = parameter(
+        "none",
+        "Python of the tasks; none: the one that submits.",
+        **text("none, a venv's or conda environment's folder, or a conda environment's name"),
+    )
+
+    @classmethod
+    def parse(cls, **given: Any) -> "Options":
+        """As typed on a command line, or as Python values. Raises InputError: a value that its option does not take."""
+        table = {f.name: f for f in fields(cls)}
+        return cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study. `id` is Slurm's, None where nothing was submitted."""
+
+    id: str | None
+    what: str  # dense, ticket, refine, report
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+
+def scripts() -> Path:
+    """The folder of the sbatch files: of the package where it is installed from a wheel, else of the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "assets" / "slurm"
+    return installed if installed.is_dir() else package.parent / "slurm"
+
+
+def command(
+    study: Path, what: str, parts: Mapping[str, Sequence[int]], options: Options, name: str, ids: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The words that submit one stage of a study: `dense`, `ticket`, `refine` (arrays), or `report`.
+
+    `ids` are the jobs that it may wait for. With several baselines (several models) tickets wait for their end, not their
+    success: one model's failure is not the others'.
+    """
+    dense = "afterok" if len(parts.get("dense", ())) == 1 else "afterany"
+    waits = {
+        "ticket": [(dense, "dense")],
+        "refine": [(dense, "dense"), ("afterany", "ticket")],  # it can do with the tickets that there are
+        "report": [("afterany", other) for other in ids],
+    }.get(what, [])
+    after = [f"{how}:{ids[other]}" for how, other in waits if other in ids]
+    logs = str(study.parent / "logs").replace("%", "%%")
+    words = [
+        "sbatch",
+        "--parsable",
+        "--export=ALL",
+        f"--job-name=lottery-{name}-{what}",
+        f"--partition={options.partition}",
+    ]
+    words += (
+        [f"--gpus={options.gpus}", f"--cpus-per-gpu={options.cpus}"]
+        if options.gpus
+        else [f"--cpus-per-task={options.cpus}"]
+    )
+    words += [f"--time={options.time}"]
+    words += [f"--mem={options.memory}"] if options.memory != "none" else []
+    if what == "report":
+        words += [f"--output={logs}/report.log"]
+    else:
+        limit = f"%{options.concurrent}" if what == "ticket" and options.concurrent != "none" else ""
+        words += [f"--array={ranges(parts[what])}{limit}", f"--output={logs}/{what}-%a.log"]
+    # without the second a job whose condition has become false waits for ever
+    words += [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    python = sys.executable if options.environment == "none" else options.environment
+    return (*words, str(scripts() / "task.sbatch"), str(study), what, python)
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """As --array takes them: 0, 1, 2, 3, 7 are 0-3,7."""
+    found: list[list[int]] = []
+    for i in sorted(set(indices)):
+        if found and i == found[-1][-1] + 1:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
+
+
+def submit(
+    study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str, dry_run: bool = False
+) -> list[Job]:
+    """Have Slurm make the parts of a study, e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}, and its report last.
+
+    Raises InputError or MachineError before anything is submitted; where Slurm refuses one job, those before it are
+    cancelled. With `dry_run` nothing is asked of Slurm, and a job's name stands for its number.
+    """
+    options = Options(**{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": found(options)})
+    if not dry_run:
+        check(study, parts, options, name)
+        make_folder(study.parent / "logs", "LOTTERY_HOME")
+    ids: dict[str, str] = {}
+    jobs = []
+    try:
+        for what in stages(parts):
+            words = command(study, what, parts, options, name, ids)
+            # of a cluster among several the answer is NUMBER;CLUSTER
+            ids[what] = what.upper() if dry_run else ask(words, options).split(";")[0]
+            jobs.append(Job(None if dry_run else ids[what], what, words))
+    except BaseException:  # Ctrl-C too
+        if ids and not dry_run:
+            with contextlib.suppress(InputError, MachineError):
+                ask(("scancel", *ids.values()), options)
+        raise
+    return jobs
+
+
+def found(options: Options) -> str:
+    """The environment, a folder as an absolute path. Raises InputError where neither a venv nor conda can be meant."""
+    given = options.environment
+    folder = Path(given).expanduser()
+    if given == "none":
+        return given
+    if (folder / "bin" / "python").exists():
+        return str(folder.absolute())  # a venv's links stay as they are
+    if "/" in given:
+        raise InputError(
+            f"environment={given}: no bin/python in it; give the folder of a venv or of a conda environment"
+        )
+    if "CONDA_EXE" not in os.environ and shutil.which("conda") is None:
+        raise InputError(f"environment={given}: no such folder, and no conda here; give a venv's folder, or none")
+    return given
+
+
+def stages(parts: Mapping[str, Sequence[int]]) -> list[str]:
+    return [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
+
+
+def check(study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str) -> None:
+    """Have Slurm judge the options without submitting anything. Raises InputError or MachineError."""
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "slurm: there is no sbatch on this machine; run this on a login node of the cluster, or without --slurm"
+        )
+    known = ask(("sinfo", "--noheader", "--format=%R"), options).split()
+    if missing := [p for p in options.partition.split(",") if p not in known]:
+        raise InputError(f"partition={missing[0]}: this cluster has none of that name; {nearest(missing[0], known)}")
+    setting = re.search(r"MaxArraySize\s*=\s*(\d+)", ask(("scontrol", "show", "config"), options))
+    most = max((i for indices in parts.values() for i in indices), default=0)
+    if setting and most >= int(setting[1]):
+        raise InputError(
+            f"study={name}: it has {most + 1} tickets, and this cluster's arrays end at {setting[1]} tasks (MaxArraySize); "
+            f"make several studies of it"
+        )
+    words = command(study, stages(parts)[0], parts, options, name, {})
+    ask((words[0], "--test-only", *words[1:]), options)
+
+
+def ask(words: Sequence[str], options: Options) -> str:
+    """What one of Slurm's commands prints. Raises InputError where Slurm refuses, MachineError where it does not answer."""
+    # what an outer job says of itself is not this one's; a stale restart count would end its tasks
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in ("SLURM_CONF", "SLURM_CLUSTERS")
+    }
+    environment.pop("MLFLOW_RUN_ID", None)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
+    except FileNotFoundError as e:
+        raise MachineError(f"slurm: there is no {words[0]} on this machine") from e
+    except subprocess.TimeoutExpired as e:
+        last = " ".join((e.stderr or b"").decode(errors="replace").split())
+        raise MachineError(f"slurm: {words[0]} has not answered for {ANSWER_S} s; try again later ({last})") from e
+    if done.returncode == 0:
+        return done.stdout.strip()
+    said = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(said)) or f"{words[0]} ended with {done.returncode}"
+    if re.search("[Uu]nable to contact|[Cc]onnection|[Tt]imed out", reason):
+        raise MachineError(f"slurm: {reason}")
+    asked = " ".join(f"{f.name}={getattr(options, f.name)}" for f in fields(options) if f.name != "environment")
+    raise InputError(f"slurm refuses: {reason} ({asked})")
+
+
+def warnings() -> list[str]:
+    """What tasks on other nodes could not reach of what this process's environment names, a line each."""
+    server, uri = os.environ.get("LOTTERY_SERVER"), os.environ.get("MLFLOW_TRACKING_URI", "")
+    away = "start a server (slurm/README.md) and set MLFLOW_TRACKING_URI to its address"
+    lines = []
+    if server:  # tasks ask its file, not the variable
+        if not (Path(server) / "address").exists():
+            lines.append(
+                f"LOTTERY_SERVER={server}: no server has published its address there; tasks wait for it 10 minutes"
+            )
+    elif not uri:
+        lines.append(f"MLFLOW_TRACKING_URI is not set: tasks share sqlite:///mlflow.db of this folder; {away}")
+    elif not urlsplit(uri).netloc:  # sqlite:, file:, a path
+        lines.append(f"MLFLOW_TRACKING_URI={uri}: a file, which tasks on other nodes may not reach or lock; {away}")
+    elif urlsplit(uri).hostname in HERE:
+        lines.append(f"MLFLOW_TRACKING_URI names {urlsplit(uri).hostname}, on other nodes another machine; {away}")
+    folder = home().resolve()
+    local = ("/tmp", "/var/tmp", "/dev/shm", "/run", tempfile.gettempdir())
+    if any(folder.is_relative_to(Path(place).resolve()) for place in local):
+        lines.append(f"LOTTERY_HOME={folder}: a disk of this machine alone; set it to a folder that all nodes share")
+    return lines

@@ -1,0 +1,241 @@
+"""A tensor -> what a ticket stores of it: bitmask and survivors, 8-bit codes, hashes; and the shards that take it.
+
+Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lottery.files import disk
+from lottery.kernels import quantizing, select
+from lottery.models.checkpoint import BITS, DTYPES, TensorInfo
+from lottery.models.families import Place
+
+SHARD_BYTES = 5 * 10**9
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    return as_bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
+    """The bits of a weight as the kernels take them, [O, I]; a Conv1D's are stored [I, O]."""
+    bits = tensor.view(BITS_OF[tensor.dtype]).reshape(-1, tensor.shape[-1]).numpy()
+    if not transposed:
+        return bits
+    if not bits.flags.c_contiguous:  # an unpacked ticket's, which lies as it should
+        return bits.T
+    # In memory that goes back to the system with the array: freed small ones would stay with the process.
+    turned = np.frombuffer(disk.new_buffer(bits.nbytes)[: bits.nbytes], bits.dtype).reshape(bits.shape[::-1])
+    np.copyto(turned, bits.T)
+    return turned
+
+
+def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.Tensor:
+    """`matrix_bits` undone, in the same memory: a Conv1D's is a transposed view."""
+    bits = bits_OI.T if transposed else bits_OI
+    return torch.from_numpy(bits).view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+BITS_OF = {DTYPES[dtype]: integer for dtype, (integer, _) in BITS.items()}
+
+
+class Shard:
+    """One safetensors file, written tensor by tensor: its header goes into space kept for it at the front.
+
+    The library's own writer needs all tensors of a file in memory at once.
+    """
+
+    def __init__(self, path: Path, header_bytes: int, large: bool, chunk: int) -> None:
+        self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self.header_bytes = header_bytes
+        self.at = 0
+        self.file = disk.Appender(path, 8 + header_bytes, large, chunk)
+
+    def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
+        begin = self.at
+        for piece in pieces:
+            self.file.write(piece)
+            self.at += len(piece)
+        self.header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, self.at]}
+
+    def close(self) -> None:
+        header = json.dumps(self.header, separators=(",", ":")).encode()
+        assert len(header) <= self.header_bytes, "the space kept for the header is too small"
+        self.file.close(struct.pack("<Q", self.header_bytes) + header.ljust(self.header_bytes))
+
+
+class Writer:
+    """The shards of one ticket, `finish`ed or dropped (`close`). Types of different width go to different shards: so every tensor is aligned for mapping,
+    though nobody knows how many survivors precede it before they are written.
+
+    `parts`: (key, type, shape of the tensor that it is of) of everything that may be written.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[tuple[str, str, Sequence[int]]]) -> None:
+        self.folder = folder
+        self.open: dict[int, Shard] = {}
+        self.done: list[Path] = []
+        end = sum(
+            torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts
+        )  # the greatest offset
+        self.header_bytes: dict[int, int] = {}
+        for key, dtype, shape in parts:
+            entry = {key: {"dtype": dtype, "shape": [*shape, end], "data_offsets": [end, end]}}
+            width = DTYPES[dtype].itemsize
+            self.header_bytes[width] = self.header_bytes.get(width, 40) + len(json.dumps(entry))
+        self.large = end >= disk.LARGE
+        self.chunk = disk.request_bytes(
+            max((torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts), default=0)
+        )
+
+    def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
+        width = DTYPES[dtype].itemsize
+        shard = self.open.get(width)
+        if shard and 8 + shard.header_bytes + shard.at + sum(map(len, pieces)) > SHARD_BYTES:
+            shard.close()
+            shard = None
+        if shard is None:
+            path = self.folder / f"shard-{len(self.done)}"
+            self.done.append(path)
+            shard = self.open[width] = Shard(
+                path, -(-self.header_bytes[width] // 8) * 8, self.large, self.chunk if width > 1 else disk.HUGE_PAGE
+            )
+        shard.add(name, dtype, shape, pieces)
+
+    def finish(self, stem: str = "ticket", mode: int = 0o444) -> list[str]:
+        """All of it on the disk, under the names of a ticket's shards (or of another `stem`), which are returned.
+
+        Read-only: a shard may come to share its bytes with a registered model's file (hard link).
+        """
+        for shard in self.open.values():
+            shard.close()
+        names = [f"{stem}-{i:05d}-of-{len(self.done):05d}.safetensors" for i in range(1, len(self.done) + 1)]
+        for path, name in zip(self.done, names, strict=True):
+            os.rename(path, self.folder / name)
+            (self.folder / name).chmod(mode)
+        return names
+
+    def close(self) -> None:
+        for shard in self.open.values():
+            shard.file.drop()
+
+
+Kept = tuple[str, str, Sequence[int], list[memoryview]]  # key, type, shape and bytes (in pieces) of what is written
+
+
+def packed(
+    place: Place, info: TensorInfo, tensor: torch.Tensor, bits_OI: np.ndarray, mask_OB: np.ndarray
+) -> tuple[dict[str, Any], list[Kept]]:
+    """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
+
+    What is left lies in the memory of `bits_OI`, or of the `tensor` that those were taken from: both are overwritten.
+    """
+    kept = int(select.row_counts(mask_OB).sum())
+    smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
+    if smaller:
+        values = [as_bytes(piece) for piece in select.compact(bits_OI, mask_OB)]
+        parts: list[Kept] = [
+            (f"{place.name}.bitmask", "U8", mask_OB.shape, [as_bytes(mask_OB)]),
+            (f"{place.name}.values", info.dtype, (kept,), values),
+        ]
+    else:
+        dense = from_bits(select.masked(bits_OI, mask_OB, bits_OI), info, place.transposed)
+        if not dense.is_contiguous() and tensor.is_contiguous():  # turned back where it came from
+            dense = tensor.copy_(dense)
+        parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
+    return {"kept": kept, "packed": smaller, "sha256": sha256_of_parts(parts)}, parts
+
+
+def quantized(
+    place: Place,
+    info: TensorInfo,
+    tensor: torch.Tensor,
+    bits_OI: np.ndarray,
+    mask_OB: np.ndarray | None,
+    zeros: int,
+    kind: str,
+) -> tuple[dict[str, Any], list[Kept]]:
+    """One matrix in 8 bits, pruned (`mask_OB`) or not; as bitmask and survivors where that is smaller. `zeros`: how many
+    it held before anything was done. What is left lies in the memory of `bits_OI` or of `tensor`: both are overwritten."""
+    entry: dict[str, Any] = {"quantized": kind}
+    dtype = quantizing.CODES[kind][0]
+    parts: list[Kept] = []
+    if mask_OB is not None:
+        entry["kept"] = int(select.row_counts(mask_OB).sum())
+        entry["packed"] = mask_OB.nbytes + entry["kept"] < info.numel
+        zeros = info.numel - entry["kept"]
+    if mask_OB is not None and entry["packed"]:
+        parts = [(f"{place.name}.bitmask", "U8", mask_OB.shape, [as_bytes(mask_OB)])]
+        codes, scale_O, entry["rounding_zeros"] = quantizing.quantize(bits_OI, mask_OB, info.dtype, kind)
+        parts.append((f"{place.name}.values", dtype, (entry["kept"],), [as_bytes(piece) for piece in codes]))
+    else:
+        if mask_OB is not None:
+            select.masked(bits_OI, mask_OB, bits_OI)
+        codes, scale_O, every = quantizing.quantize(bits_OI, None, info.dtype, kind)
+        entry["rounding_zeros"] = every - zeros
+        if place.transposed:
+            codes = [turned_back(codes, bits_OI.shape, tensor)]
+        parts.append((f"{place.name}.values", dtype, info.shape, [as_bytes(piece) for piece in codes]))
+    parts.append((f"{place.name}.scale", "F32", scale_O.shape, [as_bytes(scale_O)]))
+    return entry | {"sha256": sha256_of_parts(parts)}, parts
+
+
+def mask_alone(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[Kept]]:
+    """The bitmask of one pruned matrix, with an entry whose hash covers the base's whole tensor too."""
+    data = as_bytes(mask_OB)
+    kept = int(select.row_counts(mask_OB).sum())
+    entry = {"kept": kept, "packed": True, "sha256": sha256_of(data, tensor_bytes(original))}
+    return entry, [(f"{place.name}.bitmask", "U8", mask_OB.shape, [data])]
+
+
+def whole(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], list[Kept]]:
+    """One tensor as it was."""
+    data = tensor_bytes(tensor)
+    return {"sha256": sha256_of(data)}, [(name, dtype, tensor.shape, [data])]
+
+
+def turned_back(codes: Sequence[np.ndarray], shape_OI: tuple[int, ...], tensor: torch.Tensor) -> np.ndarray:
+    """Codes as [I, O], in the memory of the tensor that they were taken from, unless that is a view of what they lie in."""
+    rows, columns = shape_OI
+    if tensor.is_contiguous():
+        out_IO = tensor.reshape(-1).view(torch.uint8).numpy()[: rows * columns].reshape(columns, rows)
+    else:
+        out_IO = np.empty((columns, rows), np.uint8)
+    first = 0
+    for piece in codes:
+        last = first + len(piece) // columns
+        out_IO[:, first:last] = piece.reshape(-1, columns).T
+        first = last
+    return out_IO.reshape(-1)
+
+
+def sha256_of_parts(parts: Sequence[Kept]) -> str:
+    return sha256_of(*(piece for *_, pieces in parts for piece in pieces))
+
+
+def sha256_of(*parts: memoryview) -> str:
+    sha = hashlib.sha256()
+    for data in parts:
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def header_sha256(shard: Path) -> str:
+    """Of a safetensors file's header, its length included: with the tensors' own hashes, every byte is covered."""
+    with open(shard, "rb") as f:
+        length = f.read(8)
+        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
+        return hashlib.sha256(length + f.read(size)).hexdigest()
