@@ -18,6 +18,7 @@ lint: setup
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports --no-cache
 
 setup: $(READY)
 

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import click
 
 if TYPE_CHECKING:
-    from lottery.jobs.run import Ticket
+    from lottery.jobs.result import Ticket
 
 SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 

@@ -7,7 +7,8 @@ __all__ = ["Ticket", "load", "prune"]
 
 if TYPE_CHECKING:
     from lottery.jobs.load import load
-    from lottery.jobs.run import Ticket, prune
+    from lottery.jobs.result import Ticket
+    from lottery.jobs.run import prune
 
 
 def __getattr__(name: str) -> Any:
@@ -16,9 +17,8 @@ def __getattr__(name: str) -> Any:
         from lottery.progress import quiet_libraries
 
         quiet_libraries()
-        if name == "load":
-            from lottery.jobs import load as module
-        else:
-            from lottery.jobs import run as module
-        return getattr(module, name)
+        from lottery.jobs.load import load
+        from lottery.jobs.run import Ticket, prune
+
+        return {"Ticket": Ticket, "load": load, "prune": prune}[name]
     raise AttributeError(f"module 'lottery' has no attribute {name!r}")

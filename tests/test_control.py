@@ -16,8 +16,8 @@ from click.testing import Result
 from conftest import tiny_model
 
 from lottery.kernels import select
-from lottery.measuring.baseline import Measured
 from lottery.measuring.control import control_metrics
+from lottery.measuring.measurement import Measured
 from lottery.measuring.text import EMBEDDED
 from lottery.models.sources import open_base
 from lottery.registry import verdicts

@@ -353,9 +353,9 @@ def test_a_head_multiplies_whole_tensors(target: str, tmp_path: Path) -> None:
 
 def cli_text(lottery_json: Callable[..., dict[str, Any]], folder: Path) -> str:
     from lottery.cli import console
-    from lottery.jobs import resolve
+    from lottery.jobs import plan
 
-    return console.plan_table(resolve.plan(model=str(folder), target="late", quantize="int8"))
+    return console.plan_table(plan.plan(model=str(folder), target="late", quantize="int8"))
 
 
 @pytest.mark.parametrize(

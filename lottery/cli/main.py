@@ -184,9 +184,9 @@ def plan(as_json: bool, **parameters: str) -> None:
     """
     Spec.parse(**parameters)
     from lottery.cli import console
-    from lottery.jobs import resolve
+    from lottery.jobs import plan
 
-    found = resolve.plan(**parameters)
+    found = plan.plan(**parameters)
     click.echo(json.dumps(found) if as_json else console.plan_table(found))
 
 
@@ -228,19 +228,9 @@ def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
     Example: lottery export models:/ticket-builtin/1 --to my-model
     """
     from lottery.cli import console
-    from lottery.jobs import resolve
-    from lottery.measuring.measurement import read_measurement
-    from lottery.registry import cards
-    from lottery.ticket.export import export
-    from lottery.ticket.opening import open_ticket
+    from lottery.jobs.export import export_ticket
 
-    stored = open_ticket(resolve.find_ticket(ticket).folder, base)
-    measured = read_measurement(stored.folder)
-    if measured and measured.ticket != stored.id:
-        raise InputError(
-            f"ticket={stored.folder}: its measurements.json is of the ticket {measured.ticket}, not of {stored.id}; take it away"
-        )
-    found = export(stored, to, format, cards.of_export(measured, stored.record, format) if measured else None)
+    found = export_ticket(ticket, to, format, base)
     click.echo(json.dumps(found) if as_json else console.export_text(found))
 
 

@@ -2,15 +2,17 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lottery.files.home import home, make_folder
-from lottery.jobs.resolve import base_of, find_ticket, licence_of
-from lottery.jobs.run import Ticket, first_tags, verdict, with_sizes
-from lottery.measuring.baseline import measure_pair, prepare
+from lottery.jobs.resolve import find_base_here, find_ticket, licence_of
+from lottery.jobs.result import Ticket, identity_tags, verdict_tags, with_sizes
+from lottery.measuring.baseline import measure_pair
 from lottery.measuring.measurement import Measurement, new_id
+from lottery.measuring.setup import make_setup
 from lottery.measuring.shared import Shared
-from lottery.registry import publishing, runs, store
+from lottery.registry import finding, publishing, runs, store
 from lottery.runtime import load
 from lottery.spec import Spec
 from lottery.ticket.opening import open_ticket
@@ -27,19 +29,20 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     load.check(stored, stored.tensors)
     about = stored.origin
     shared = Shared()
-    setup = prepare(stored, spec, about["id"], stored.record["spec"]["quantize"], shared)
-    dense_base = stored.base or base_of(stored, base)
+    setup = make_setup(stored, spec, about["id"], stored.record["spec"]["quantize"], shared)
+    dense_base = stored.base or find_base_here(stored, base)
     client = store.connect()
     publishing.close_dead(client)
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
     params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
-    tags = first_tags("evaluation", stored.id, about["id"], setup)
+    tags = identity_tags("evaluation", stored.id, about["id"], setup)
     title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
     made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
     with runs.open_run(client, measuring, title, params, tags) as run:
+        find_known = partial(finding.find_dense, client)
         measured, dense, dense_run = measure_pair(
-            client, stored, dense_base, setup, about["files"], spec.params(), shared
+            stored, dense_base, setup, about["files"], spec.params(), shared, find_known
         )
         measured = with_sizes(measured, stored, {})
         found = Measurement(
@@ -48,7 +51,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
             name=title,
             title=made_by.title,
             params=params,
-            tags=tags | verdict(measured, spec, setup),
+            tags=tags | verdict_tags(measured, spec, setup),
             metrics=measured.metrics,
             dense=dense.metrics,
             protocol=setup.protocol,

@@ -13,8 +13,10 @@ import numpy as np
 
 from lottery.errors import blame
 from lottery.files.home import home, make_folder
-from lottery.measuring.baseline import Measured, Setup, measure_model
+from lottery.measuring.measurement import Measured
+from lottery.measuring.model import measure_model
 from lottery.measuring.perplexity import exp, finite, ratio_metrics
+from lottery.measuring.setup import Setup
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.progress import say

@@ -138,3 +138,11 @@ def from_json(found: Mapping[str, Any]) -> Measurement:
     ):
         raise ValueError("samples")
     return result
+
+
+@dataclass(frozen=True)
+class Measured:
+    metrics: dict[str, float] = field(default_factory=dict)
+    nll_N: np.ndarray | None = None
+    samples: list[dict[str, str]] = field(default_factory=list)
+    outcome: str | None = None

@@ -4,21 +4,18 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lottery.measuring.measurement import Measured
 from lottery.progress import say
 from lottery.registry.store import STORE_ERRORS, every_page, few_retries, first_line, store_name
 from lottery.spec import Spec
-
-if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
-    pass
 
 LABELS = ("coherent", "note")  # a person's judgement of a ticket's text
 
@@ -41,17 +38,7 @@ def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) 
     return found[0] if found else None
 
 
-@dataclass(frozen=True)
-class Found:
-    """A dense baseline measured before: its metrics, NLL per window and samples, as its run holds them."""
-
-    metrics: dict[str, float]
-    nll_N: np.ndarray | None
-    samples: list[dict[str, str]]
-    outcome: str | None
-
-
-def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Found | None:
+def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Measured | None:
     """What the newest dense run (`find_dense_run`) holds. None, with a warning, where the store is away."""
     try:
         with few_retries():
@@ -67,7 +54,7 @@ def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozense
         local = Path(client.download_artifacts(run.info.run_id, "", folder))
         nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
         samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
-        return Found(metrics, nll_N, samples, run.data.tags.get("outcome"))
+        return Measured(metrics, nll_N, samples, run.data.tags.get("outcome"))
     return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lottery.errors import InputError
-from lottery.jobs.resolve import open_choice, open_source
+from lottery.jobs.resolve import open_model, resolve
 from lottery.measuring.baseline import KEPT
 from lottery.measuring.shared import Shared
 from lottery.models.checkpoint import Base, read_json
@@ -135,7 +135,7 @@ def make_plan(study: Study, shared: Shared) -> Plan:
     unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why it has none such
     disk_bytes = 0
     sources = {
-        model: shared.once(("source", model, False, True), partial(open_source, model, False, True))[0]
+        model: shared.once(("source", model, False, True), partial(open_model, model, False, True))[0]
         for model in study.models
     }
     bases = names_of(sources)
@@ -146,7 +146,7 @@ def make_plan(study: Study, shared: Shared) -> Plan:
                 try:
                     if budget is not None:
                         spec = at_budget(spec, source, budget, shared)
-                    _, chosen, _ = open_choice(spec, shared, outline=True)
+                    _, chosen, _ = resolve(spec, shared, outline=True)
                 except InputError as e:
                     if not isinstance(e, TooFewError):
                         unfit.setdefault(spec.target, {})[model] = e
@@ -232,7 +232,7 @@ def specs_of(
 def at_budget(spec: Spec, source: Base | Stored, budget: float, shared: Shared) -> Spec:
     """The same target at the sparsity that removes `budget` of all the model's parameters, to half a weight a tensor.
     Raises TooFewError where it has fewer weights."""
-    _, chosen, _ = open_choice(spec, shared, outline=True)
+    _, chosen, _ = resolve(spec, shared, outline=True)
     total = sum(source.info(p.name).numel for p in source.places)
     targeted = sum(info_of(source, p).numel for p in chosen)
     if not (removed := round(budget * total)):

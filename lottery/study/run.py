@@ -18,8 +18,10 @@ from typing import Any
 
 from lottery.errors import InputError, MachineError, known_failure, nearest
 from lottery.files.home import alone, home
-from lottery.jobs import run as job
-from lottery.measuring.baseline import dataset_of
+from lottery.jobs.dense import run_dense
+from lottery.jobs.job import find_made, validate
+from lottery.jobs.run import run as run_ticket
+from lottery.measuring.setup import dataset_of
 from lottery.measuring.shared import Shared
 from lottery.measuring.text import read_text
 from lottery.progress import say
@@ -111,7 +113,7 @@ def free_bytes(plan: Plan) -> tuple[int | None, Path]:
 
 def check_room(plan: Plan, yes: bool) -> None:
     """Raises InputError where a person has to say yes first. A study that was begun has been asked, and has some of its
-    tickets already."""
+    tickets aljob."""
     free, _ = free_bytes(plan)
     if not yes and plan.run is None and plan.disk_bytes > min(MUCH if free is None else free, MUCH):
         raise InputError(
@@ -137,7 +139,7 @@ def run(plan: Plan, shared: Shared, yes: bool = False, tags: Mapping[str, str] |
     plan = continued(client, plan, yes)
     check_room(plan, yes)
     if len(plan.study.models) == 1:
-        job.ready(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
+        validate(plan.parts[0].spec, shared)  # a text, a device, a window that cannot serve is said once, and at once
     with open_study(client, plan, tags) as run:
         plan = replace(plan, run=run.id)
         titles = [f"{p.base} {p.title}" for p in plan.parts if p.width is None]
@@ -273,8 +275,8 @@ class Doer:
 
     def dense(self, part: Part) -> Row:
         def work(within: dict[str, str]) -> Row:
-            ready = job.ready(part.spec, self.shared)
-            _, run_id, made = job.run_dense(ready, self.plan.study.name, within)
+            job = validate(part.spec, self.shared)
+            _, run_id, made = run_dense(job, self.plan.study.name, within)
             state, params = "made" if made else "found", part.spec.params()
             if run_id is None:
                 reason = "the dense base is not at hand, and no run measured it so"
@@ -291,14 +293,14 @@ class Doer:
         def work(within: dict[str, str]) -> Row:
             if (reason := self.without.get(baseline_of(spec))) is not None:
                 raise MachineError(f"its dense baseline failed: {reason}")
-            ready = job.ready(spec, self.shared)
-            about = partial(Row, part, spec.title, base, params=spec.params(), ticket=ready.ticket, budget=budget)
-            with alone(f"part-{ready.ticket}"):  # another study's process may be making it
-                before = job.find_made(self.client, ready, self.run if self.plan.fresh else None)
+            job = validate(spec, self.shared)
+            about = partial(Row, part, spec.title, base, params=spec.params(), ticket=job.ticket, budget=budget)
+            with alone(f"part-{job.ticket}"):  # another study's process may be making it
+                before = find_made(self.client, job, self.run if self.plan.fresh else None)
                 if before is not None:
                     data = before.data
                     return about("found", metrics=data.metrics, tags=data.tags, run_id=before.info.run_id)
-                made = job.run(ready, study=self.plan.study.name, within=within)
+                made = run_ticket(job, study=self.plan.study.name, within=within)
             return about("made", metrics=made.metrics, tags=made.tags, run_id=made.run_id)
 
         return self.attempt(part, spec, base, spec.title, budget, work)

@@ -21,7 +21,6 @@ from lottery.models import architecture
 from lottery.models.checkpoint import BITS, DTYPES, read_json, shard_headers
 from lottery.models.hub import INDEX, WHOLE
 from lottery.progress import stage
-from lottery.runtime import load
 from lottery.ticket.packing import Writer, as_bytes, tensor_bytes
 from lottery.ticket.record import sparsities
 from lottery.ticket.stored import Stored
@@ -41,10 +40,9 @@ def export(stored: Stored, to: str | Path, format: str = "dense", card: str | No
     most), beside two buffers of the writer. Raises InputError for a folder that is no place to write to, a format that
     cannot hold the ticket, and a ticket that is damaged; MachineError for a disk that is full.
     """
-    dest = free_place(stored, to)
+    dest = check_destination(stored, to)
     if format != "dense" and format not in EIGHT:
         raise InputError(f"format={format}: give dense, {', '.join(EIGHT)}")
-    load.check(stored, stored.tensors)
     held, ignored = ([], []) if format == "dense" else choose(stored, format)
     eight = set(held)
     layout = {name: parts_of(stored, name, format if name in eight else "dense") for name in stored.tensors}
@@ -72,7 +70,7 @@ def export(stored: Stored, to: str | Path, format: str = "dense", card: str | No
     return found | {"notes": notes(stored, format, eight, rounding), "load": load_line(dest, format)}
 
 
-def free_place(stored: Stored, to: str | Path) -> Path:
+def check_destination(stored: Stored, to: str | Path) -> Path:
     """The folder to write, absolute. Raises InputError where something is there, or where it would spoil the ticket."""
     dest = resolved(to, "to")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):

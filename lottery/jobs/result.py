@@ -1,0 +1,62 @@
+"""What one job gives back, and the tags that say what it found."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lottery.measuring.measurement import Measured, Measurement
+from lottery.measuring.setup import Setup
+from lottery.spec import Spec
+from lottery.ticket.record import sparsities
+from lottery.ticket.stored import Stored
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What `prune` and `evaluate` give back: the fields of `--json`, and all that was found beside them."""
+
+    ticket: str
+    path: str | None
+    run_id: str
+    model_uri: str | None
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    found: Measurement = field(repr=False)
+    page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
+
+    def json(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("found", "page")}
+
+
+def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
+    protocol = {"protocol": setup.protocol_id} if setup.wants else {}
+    if setup.protocol:
+        protocol["arithmetic"] = setup.protocol.arithmetic
+    about = {"device": setup.device, "hardware": setup.hardware, "family": setup.family}
+    return {"kind": kind, "ticket": ticket, "base": base, **about, **protocol}
+
+
+def verdict_tags(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]:
+    """The tags that judge: `winner` where the interval of the ratio is known, `limited`, `outcome`."""
+    tags = {"outcome": measured.outcome} if measured.outcome else {}
+    if setup.protocol and spec.limit != "none":
+        tags["limited"] = str(setup.protocol.windows)
+    if "perplexity_ratio_hi" in measured.metrics:
+        wins = measured.metrics["perplexity_ratio_hi"] <= 1 + spec.tolerance and "limited" not in tags
+        tags["winner"] = "yes" if wins else "no"
+    if "control_ratio_hi" in measured.metrics:
+        tags["beats_control"] = "yes" if measured.metrics["control_ratio_hi"] < 1 else "no"
+    return tags
+
+
+def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) -> Measured:
+    sizes = {
+        **sparsities(stored.record),
+        "disk_bytes": stored.disk_bytes,
+        "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
+        "parameters": sum(
+            math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e
+        ),  # the base's
+    }
+    return replace(measured, metrics={**measured.metrics, **sizes, **more})
