@@ -6,12 +6,12 @@ from dataclasses import fields
 import click
 import pytest
 import yaml
-from conftest import ROOT
 
 from lottery.cli.main import main
 from lottery.errors import InputError
 from lottery.spec import Spec, dense_id, ticket_id
 from lottery.study.design import read_study
+from tests.support.paths import ROOT
 
 
 def test_the_identity_of_a_ticket_is_pinned() -> None:
