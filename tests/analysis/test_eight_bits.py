@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lottery.report.figures import speed
+from lottery.measuring import speed
 from tests.support.paths import ROOT
 
 

@@ -228,7 +228,7 @@ def test_an_error_while_much_is_in_flight_ends(tmp_path: Path) -> None:
         tie_word_embeddings=True,
     )
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
-    connect = [sys.executable, "-c", "from lottery import tracking; tracking.connect()"]
+    connect = [sys.executable, "-c", "from lottery.registry import store; store.connect()"]
     subprocess.run(connect, env=environment, check=True)
     command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
     command += ["--register", "none", "--out", str(tmp_path / "t")]
@@ -390,7 +390,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
     subprocess.run(
-        [sys.executable, "-c", "from lottery import tracking; tracking.connect()"], env=environment, check=True
+        [sys.executable, "-c", "from lottery.registry import store; store.connect()"], env=environment, check=True
     )
     failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
@@ -537,7 +537,7 @@ def sparse_model(folder: Path, nbytes: int) -> Path:
         f.truncate(8 + len(said) + at)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden,
-        "num_hidden_layers": layers, "num_attention_heads": 32, "vocab_size": words, "tie_word_embeddings": False,
+        "num_hidden_layers": depth, "num_attention_heads": 32, "vocab_size": words, "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder

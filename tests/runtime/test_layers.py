@@ -115,11 +115,11 @@ def test_packed_layers_give_the_bits_of_dense_ones(label: str, tmp_path: Path, c
         cli("prune", "--model", folder, "--quantize", quantize, "--out", out, *QUICK)
         stored = open_ticket(out)
         packed, _ = lottery.load(out, dtype="float32", runtime="packed")
-        layers = [m for m in packed.modules() if isinstance(m, layers.PackedLinear)]
+        found = [m for m in packed.modules() if isinstance(m, layers.PackedLinear)]
         linear = [
             n for n, e in stored.entries.items() if e.get("packed") and len(e["shape"]) == 2 and "experts" not in n
         ]
-        assert len(layers) == len([n for n in linear if stored.entries[n]["role"] in ("attention", "mlp")])
+        assert len(found) == len([n for n in linear if stored.entries[n]["role"] in ("attention", "mlp")])
         want = logits(dense_twin(stored))
         assert torch.equal(logits(packed), want)
         ids_11 = torch.tensor([[7]])  # one token alone is another product
