@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lottery.kernels import cuda, quantizing
 from lottery.models.checkpoint import DTYPES
-from tests.models.test_families import LABELS, make
+from tests.support.families import LABELS, make
 from tests.support.paths import ROOT
 from tests.support.servers import IN_CI
 

@@ -10,39 +10,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import lottery
 from lottery.measuring import perplexity
-from lottery.models.checkpoint import BUILTIN
 from lottery.runtime import decoding
 from lottery.ticket.stored import Stored
 from tests.support import published
+from tests.support.families import LABELS, logits, make, tiny_class, tiny_config
 
 QUICK = ("--measure", "none", "--register", "none", "--dtype", "float32")
-LABELS = list(published.TINY)
 TARGETS = ("all", "attention", "mlp", "early", "late", "embeddings", "lm_head", "attention@1+mlp@early+lm_head")
-
-
-def make(label: str, folder: Path, names: str) -> Path:
-    """A tiny model with random values in every parameter, under the names that `save_pretrained` gives or published ones."""
-    torch.manual_seed(0)
-    config = published.tiny_config(label)
-    model = published.tiny_class(label)(config)
-    for p in {id(p): p for p in model.parameters()}.values():
-        p.data.normal_(0, 0.05)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    if names == "published":
-        state = load_file(folder / "model.safetensors")
-        double = label in ("opt_projected", "falcon")
-        state = published.published_names(
-            config.model_type, state, config, **({"duplicate_head": True} if double else {})
-        )
-        save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BUILTIN / file, folder / file)
-    return folder
 
 
 @pytest.fixture(
@@ -94,11 +73,6 @@ def slow_twin(weight: torch.Tensor, transposed: bool) -> torch.Tensor:
     return (flat.T if transposed else flat).contiguous()
 
 
-def logits(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.arange(5, 37)[None], use_cache=False).logits
-
-
 def build(folder: Path, state: dict[str, torch.Tensor], untie: bool) -> Any:
     import transformers
 
@@ -120,7 +94,7 @@ def test_a_ticket_equals_the_slow_twin(
     state = load_file(folder / "model.safetensors")
     table = next(n for n, t in state.items() if role(n, t) == "embeddings")
     config = json.loads((folder / "config.json").read_text())
-    tied = published.tiny_config(label).tie_word_embeddings
+    tied = tiny_config(label).tie_word_embeddings
     state = {
         n: t
         for n, t in state.items()
@@ -186,7 +160,7 @@ def test_every_parameter_is_accounted_for(
     tiny_family: tuple[str, str, Path], tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]
 ) -> None:
     label, names, folder = tiny_family
-    expected = walked(published.tiny_class(label)(published.tiny_config(label)))
+    expected = walked(tiny_class(label)(tiny_config(label)))
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "bare")
     for source in (folder, tmp_path / "bare"):
@@ -213,7 +187,7 @@ def test_projections_go_by_their_family_s_names(
 ) -> None:
     plan = lottery_json("plan", "--model", make(label, tmp_path / label, "saved"), "--target", target)
     targeted = [n for n, e in plan["tensors"].items() if "requested" in e]
-    assert len(targeted) == (count or published.tiny_config(label).num_local_experts)
+    assert len(targeted) == (count or tiny_config(label).num_local_experts)
 
 
 SHARES = {  # attention, MLP, embeddings, head: of all parameters, in percent
@@ -253,7 +227,7 @@ def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(
         return  # the same model
     import transformers
 
-    model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
+    model = getattr(transformers, tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
     monkeypatch.setattr(perplexity, "LOGIT_BYTES", 0)
     monkeypatch.setattr(perplexity, "LEAST_POSITIONS", 10)  # slices of 5 positions of two windows
     ids_NT = torch.randint(5, 4000, (2, 33))
@@ -273,7 +247,7 @@ def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str,
         return  # the same model
     import transformers
 
-    model = getattr(transformers, published.tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
+    model = getattr(transformers, tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
     static = decoding.Decoder(model.eval(), 80, static=True)
 
     def tokens(decoder: decoding.Decoder) -> list[int]:

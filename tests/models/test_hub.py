@@ -1,14 +1,9 @@
-"""The hub client against a hub on this machine: what it downloads, what it keeps, and the line for all that fails."""
+"""The hub client against a hub on this machine: what it downloads, what it keeps, what it has offline."""
 
 import json
-import os
-import resource
-import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,60 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lottery.errors import InputError, MachineError
+from lottery.errors import InputError
 from lottery.models import hub
-from lottery.models.hub import INDEX, WHOLE, dataset_rows, fetch, is_id, reached
+from lottery.models.hub import INDEX, WHOLE, fetch, is_id
+from tests.support.hub_client import SMALL, line
 from tests.support.hub_server import Fault, Hub, use
-from tests.support.paths import DATA, STORIES, needs_data
-
-SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt")
-WIKITEXT = ("dataset=wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's pauses between its attempts, left out."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A folder that looks like a small model."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "README.md").write_text("not needed")
-    save_file({"a": np.ones(1000, np.float32)}, folder / WHOLE)
-    return folder
-
-
-@pytest.fixture
-def sharded(model: Path, tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(model, tmp_path / "sharded"))
-    (folder / WHOLE).unlink()
-    for i in (1, 2, 3):
-        save_file({f"t{i}": np.full(100 * i, i, np.float32)}, folder / f"model-{i}.safetensors")
-    save_file({"no": np.ones(1)}, folder / "consolidated.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": {f"t{i}": f"model-{i}.safetensors" for i in (1, 2, 3)}}))
-    return folder
-
-
-def line(error: type[Exception], *says: str, call: Callable[[], Any] = lambda: fetch("org/name", SMALL)) -> str:
-    """The one line that the call ends with."""
-    with pytest.raises(error) as caught:
-        call()
-    said = str(caught.value)
-    assert "\n" not in said and said.startswith(("model=org/name", "dataset=wikitext2")), said
-    for word in says:
-        assert word in said, said
-    return said
-
-
-def unused_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+from tests.support.paths import STORIES, needs_data
 
 
 def test_what_looks_like_an_id() -> None:
@@ -85,9 +32,6 @@ def test_importing_it_is_cheap() -> None:
     code = "import sys, lottery.models.hub; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "httpx2", "datasets", "huggingface_hub"} & set(loaded)
-
-
-# --- what is downloaded
 
 
 @needs_data
@@ -192,56 +136,6 @@ def test_hf_xet_advances_the_bar_once() -> None:
     assert amounts == [40, 60]
 
 
-# --- what is refused before a weight is downloaded
-
-
-def test_only_pickled_weights(server: Hub, model: Path) -> None:
-    (model / WHOLE).rename(model / "pytorch_model-00001-of-00002.bin")
-    server.add("org/name", model)
-    line(InputError, "pytorch_model", "pickle", "safetensors", "@REVISION")
-    assert server.served.total() == 0
-
-
-@pytest.mark.parametrize("gone", ["config.json", WHOLE])
-def test_not_a_model(server: Hub, model: Path, gone: str) -> None:
-    (model / gone).unlink()
-    server.add("org/name", model)
-    line(InputError, gone)
-    assert server.served.total() == 0
-
-
-def test_an_architecture_that_is_refused(server: Hub, model: Path) -> None:
-    def check(config: dict[str, Any]) -> None:
-        raise InputError(f"model=org/name: {config['model_type']} is unknown here")
-
-    server.add("org/name", model)
-    line(InputError, "llama is unknown", call=lambda: fetch("org/name", SMALL, check))
-    assert set(server.served) == {"config.json"}
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ('{"weight_map": {"a": "../model-1.safetensors"}}', "'../model-1.safetensors'"),
-        ('{"weight_map": {"a": "/etc/model.safetensors"}}', "'/etc/model.safetensors'"),
-        ('{"weight_map": {"a": "pytorch_model.bin"}}', "'pytorch_model.bin'"),
-        ('{"weight_map": {"a": 1}}', "names 1"),
-        ('{"weight_map": {}}', "names None"),
-        ('{"weight_map": {"a": "model-9.safetensors"}}', "model-9.safetensors, which org/name lacks"),
-        ("[]", "not a JSON object"),
-        ("{", "not a JSON object"),
-    ],
-)
-def test_an_index_that_cannot_be_followed(server: Hub, sharded: Path, content: str, says: str) -> None:
-    (sharded / INDEX).write_text(content)
-    server.add("org/name", sharded)
-    line(InputError, INDEX, says)
-    assert set(server.served) == {"config.json", INDEX}
-
-
-# --- offline
-
-
 @pytest.fixture
 def offline(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
     return lambda: use(monkeypatch, server.url, tmp_path / "home", offline=True)
@@ -278,200 +172,3 @@ def test_only_the_cache_where_the_caller_says_so(server: Hub, model: Path) -> No
     line(InputError, "config.json, model.safetensors", call=local)
     assert server.asked == []
     assert fetch("org/name", SMALL) == local()
-
-
-@pytest.mark.parametrize(
-    "fault", [None, Fault(hang_s=60), Fault(500), Fault(429)], ids=["refused", "hang", "500", "429"]
-)
-def test_the_cache_stands_in_for_a_hub_that_fails(
-    fault: Fault | None,
-    server: Hub,
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    commit = server.add("org/name", model)
-    snapshot = fetch("org/name", SMALL)
-    url = server.url if fault else f"http://127.0.0.1:{unused_port()}"
-    use(monkeypatch, url, tmp_path / "home", seconds=1)
-    if fault:
-        server.faults["/api/models"] = fault
-    capsys.readouterr()
-    assert fetch("org/name", SMALL) == snapshot
-    warning = capsys.readouterr().err
-    assert warning.count("\n") == 1 and warning.startswith("warning: model=org/name: ") and commit in warning
-    (snapshot.folder / WHOLE).unlink()
-    line(MachineError, url)
-
-
-# --- every failure is one line
-
-
-def test_gated(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.add("org/name", model)
-    server.gated.add("org/name")
-    line(InputError, "(401)", f"{server.url}/org/name", "HF_TOKEN")
-    monkeypatch.setenv("HF_TOKEN", "other-token")
-    line(InputError, "(403)", f"{server.url}/org/name", "HF_TOKEN")
-    assert server.served.total() == 0
-    monkeypatch.setenv("HF_TOKEN", "good-token")
-    assert (fetch("org/name", SMALL).folder / WHOLE).is_file()
-
-
-@pytest.mark.parametrize("token", ["hf_expired", "hf_\x0bbroken", "hf_café"])
-def test_a_wrong_token_is_not_shown(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
-    server.add("org/name", model)
-    monkeypatch.setenv("HF_TOKEN", token)
-    assert "hf_" not in line(InputError, "token", "HF_TOKEN", "hf auth login")
-
-
-@pytest.mark.parametrize(("token", "status"), [("", "(401)"), ("good-token", "(404)")])
-def test_no_such_repository(server: Hub, monkeypatch: pytest.MonkeyPatch, token: str, status: str) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    line(InputError, "no model org/name", status, "check the name", "private", "HF_TOKEN")
-
-
-def test_no_such_revision(server: Hub, model: Path) -> None:
-    server.add("org/name", model)
-    line(InputError, "no revision v2 (404)", "branch, tag or commit", call=lambda: fetch("org/name@v2", SMALL))
-
-
-def test_a_name_that_cannot_be(server: Hub) -> None:
-    line(InputError, "org/name--x", "ORG/NAME", call=lambda: fetch("org/name--x", SMALL))
-
-
-@pytest.mark.parametrize(
-    ("where", "fault", "error", "says"),
-    [
-        ("/api/models", Fault(403), InputError, ("(403)", "ask for access")),
-        ("/api/models", Fault(429), MachineError, ("(429)", "some minutes")),
-        ("/api/models", Fault(503), MachineError, ("(503)", "try again later")),
-        ("/api/models", Fault(418), InputError, ("(418)",)),
-        ("/api/models", Fault(drop_after=5), MachineError, ("broke off",)),
-        ("config.json", Fault(500, method="HEAD"), MachineError, ("(500)",)),  # as "not in the cache", by the library
-        (WHOLE, Fault(500, method="GET"), MachineError, ("(500)",)),
-        (WHOLE, Fault(404, "EntryNotFound"), InputError, ("no file model.safetensors", "(404)")),
-        (WHOLE, Fault(drop_after=1000, method="GET"), MachineError, ("broke off", "same command", "are kept")),
-        (WHOLE, Fault(hang_s=60, method="GET"), MachineError, ("in time", "HF_HUB_DOWNLOAD_TIMEOUT")),
-    ],
-    ids=["403", "429", "503", "418", "drop", "500 HEAD", "500 GET", "404 file", "drop file", "hang file"],
-)
-def test_the_hub_fails(
-    where: str,
-    fault: Fault,
-    error: type[Exception],
-    says: Sequence[str],
-    server: Hub,
-    model: Path,
-    hurried: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    use(monkeypatch, server.url, tmp_path / "home", seconds=1)
-    server.add("org/name", model)
-    server.faults[where] = fault
-    line(error, *says)
-    server.faults.clear()  # the same command, after that, goes on
-    assert (fetch("org/name", SMALL).folder / WHOLE).read_bytes() == (model / WHOLE).read_bytes()
-
-
-def test_something_else_answers(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
-    use(monkeypatch, server.url.removeprefix("http://"), tmp_path / "home")
-    line(MachineError, "cannot be reached", "HF_ENDPOINT")
-    use(monkeypatch, server.url, tmp_path / "home")
-    monkeypatch.setattr(
-        "tests.support.hub_server.Answer.json", lambda self, content: self.send(b"<html>welcome to the hotel</html>")
-    )
-    server.add("org/name", model)
-    line(MachineError, "does not answer as a hub", "HF_ENDPOINT")
-
-
-def test_a_full_disk(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.add("org/name", model)
-    with monkeypatch.context() as m:
-        m.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        line(MachineError, "0.00 GB free", "HF_HOME")
-    assert set(server.served) == {"config.json"}
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        line(MachineError, "file too large", "HF_HOME")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_cache_that_cannot_be_written(server: Hub, model: Path, tmp_path: Path) -> None:
-    server.add("org/name", model)
-    (tmp_path / "home").write_text("a file in its place")
-    line(InputError, str(tmp_path / "home"), "not a directory", "HF_HOME")
-
-
-def test_a_line_of_ones_own_passes() -> None:
-    with pytest.raises(InputError, match=r"^mine$"), reached("model=org/name", "org/name"):
-        raise InputError("mine")
-
-
-# --- data sets
-
-
-@needs_data
-def test_wikitext2_and_again_without_the_hub(
-    server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.add("Salesforce/wikitext", DATA / "wikitext", kind="datasets")
-    rows = dataset_rows(*WIKITEXT)
-    assert (len(rows), len("\n\n".join(rows))) == (4358, 1_294_336)
-    use(monkeypatch, f"http://127.0.0.1:{unused_port()}", tmp_path / "home")
-    capsys.readouterr()
-    assert dataset_rows(*WIKITEXT) == rows
-    warning = capsys.readouterr().err
-    assert warning.count("\n") == 1 and "the cached Salesforce/wikitext is used" in warning
-
-    code = f"from lottery.models.hub import dataset_rows; print(len('\\n\\n'.join(dataset_rows(*{WIKITEXT}))))"
-    env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("1294336\n", "")
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "says"),
-    [
-        (Fault(401), InputError, ("(401)", "HF_TOKEN")),
-        (Fault(403), InputError, ("(403)", "/datasets/Salesforce/wikitext")),
-        (Fault(404, "RepoNotFound"), InputError, ("no dataset Salesforce/wikitext", "(404)")),
-        (Fault(429), MachineError, ("(429)", "dataset=builtin", "dataset=FILE")),
-        (Fault(502), MachineError, ("(502)", "dataset=builtin", "dataset=FILE")),
-        (Fault(hang_s=60), MachineError, ("in time", "dataset=builtin", "dataset=FILE")),
-    ],
-    ids=["401", "403", "404", "429", "502", "hang"],
-)
-def test_the_hub_fails_for_a_data_set(
-    fault: Fault,
-    error: type[Exception],
-    says: Sequence[str],
-    server: Hub,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    use(monkeypatch, server.url, tmp_path / "home", seconds=1)
-    server.faults["/api/datasets"] = fault
-    line(error, *says, call=lambda: dataset_rows(*WIKITEXT))
-
-
-@needs_data
-def test_the_hub_fails_in_the_middle_of_a_data_set(server: Hub, hurried: None) -> None:
-    server.add("Salesforce/wikitext", DATA / "wikitext", kind="datasets")
-    server.faults[".parquet"] = Fault(500, method="GET")
-    line(MachineError, "(500)", call=lambda: dataset_rows(*WIKITEXT))
-
-
-def test_a_data_set_without_a_network(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use(monkeypatch, f"http://127.0.0.1:{unused_port()}", tmp_path / "home")
-    start = time.monotonic()
-    line(MachineError, "cannot be reached", "dataset=builtin", call=lambda: dataset_rows(*WIKITEXT))
-    assert time.monotonic() - start < 5  # load_dataset alone: 24 s
-    use(monkeypatch, server.url, tmp_path / "home", offline=True)
-    says = ("offline", "unset HF_HUB_OFFLINE", "dataset=builtin", "test parquet file as dataset=FILE")
-    line(InputError, *says, call=lambda: dataset_rows(*WIKITEXT))
-    assert server.asked == []

@@ -1,7 +1,6 @@
 """The statistics of a report against slow and obvious twins."""
 
 import math
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -9,71 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from scipy import stats
 
-from lottery.measuring import intervals
 from lottery.report import answers, figures
-
-# Sixteenths: their sums are exact, so that what ties ties in the twin, too.
-NLL = st.integers(0, 12).map(lambda i: i / 16)
-
-
-def resampled(nll_NT: np.ndarray, times_drawn_N: np.ndarray) -> np.ndarray:
-    """The means over the windows that were drawn, each as often as it was."""
-    return np.repeat(nll_NT, times_drawn_N.astype(int), axis=0).sum(0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(2, 7), st.integers(2, 6), st.integers(2, 6))
-def test_tau_is_scipy_s_of_each_resample(data: st.DataObject, targets: int, n: int, m: int) -> None:
-    a_NT = data.draw(arrays.arrays(np.float64, (n, targets), elements=NLL))
-    b_MT = data.draw(arrays.arrays(np.float64, (m, targets), elements=NLL))
-    draws_SN, draws_SM = intervals.draws(n, 8, 1), intervals.draws(m, 8, 2)
-    found = intervals.tau_b(a_NT, b_MT, draws_SN, draws_SM)
-    for tau, drawn_N, drawn_M in zip(found, draws_SN, draws_SM, strict=True):
-        twin = stats.kendalltau(resampled(a_NT, drawn_N), resampled(b_MT, drawn_M)).statistic
-        assert tau == pytest.approx(twin, nan_ok=True)
-
-
-def test_many_targets_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    a_NT, b_MT = rng.normal(size=(9, 12)), rng.normal(size=(7, 12))
-    whole = intervals.tau_b(a_NT, b_MT, intervals.draws(9, 50), intervals.draws(7, 50)), intervals.order(a_NT)
-    monkeypatch.setattr(intervals, "PAIRS_AT_ONCE", 5)
-    parts = intervals.tau_b(a_NT, b_MT, intervals.draws(9, 50), intervals.draws(7, 50)), intervals.order(a_NT)
-    assert (whole[0] == parts[0]).all() and (whole[1] == parts[1]).all()
-
-
-def test_draws_are_of_all_windows_and_the_same_each_time() -> None:
-    draws_SN = intervals.draws(11, 300, 5)
-    assert (draws_SN.sum(1) == 11).all() and draws_SN.mean() == 1 and 0.8 < draws_SN.var() < 1.0
-    again = np.random.default_rng((5, 11)).multinomial(11, np.full(11, 1 / 11), size=300)
-    assert (draws_SN == again).all() and intervals.RESAMPLES >= 2000
-
-
-def test_an_order_is_certain_where_the_paired_interval_says_so() -> None:
-    rng = np.random.default_rng(1)
-    common_N = rng.normal(3, 1, 20)  # what windows have in common is far larger than what targets differ by
-    nll_NT = common_N[:, None] + np.array([0.0, 0.002, 0.02, 0.0]) + rng.normal(0, 0.01, (20, 4))
-    nll_NT[:, 3] = nll_NT[:, 0]  # the same ticket by another name
-    order_TT = intervals.order(nll_NT)
-    tail = intervals.expanded_tail(20)
-    for a, b in combinations(range(4), 2):
-        means = [np.repeat(nll_NT[:, a] - nll_NT[:, b], d.astype(int)).mean() for d in intervals.draws(20)]
-        lo, hi = np.quantile(means, [tail, 1 - tail])
-        assert order_TT[a, b] == -order_TT[b, a] == (1 if hi < 0 else -1 if lo > 0 else 0)
-    assert order_TT[0, 2] == 1 and order_TT[0, 3] == 0 and (np.diag(order_TT) == 0).all()
-
-
-def test_intervals_are_those_of_a_run() -> None:
-    from lottery.measuring.intervals import bootstrap_interval
-
-    values_N = np.random.default_rng(2).normal(0.1, 0.05, 40)
-    mine, run_s = intervals.difference_interval(values_N), bootstrap_interval(values_N)
-    assert run_s is not None
-    assert mine == pytest.approx(run_s, abs=0.05 * (run_s[1] - run_s[0]))
-    assert intervals.difference_interval(values_N[:1]) == (-math.inf, math.inf)
 
 
 @settings(max_examples=100, deadline=None)

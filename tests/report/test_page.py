@@ -1,32 +1,27 @@
 """`lottery report` on real runs of real tickets, and its page in a real browser."""
 
-import csv
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html.parser import HTMLParser
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import Result
-from mlflow import MlflowClient
 from PIL import Image
 from scipy import stats
 
-from lottery.cli.main import main
 from lottery.measuring import intervals
 from lottery.registry import parts, store
 from lottery.report import answers, figures, page, results
 from tests.support.browser import new_page, open_browser
 from tests.support.models import tiny_model
 from tests.support.paths import ROOT
+from tests.support.reports import Elements, Made, Written, begin_study, read, rows_of
 
 BAD = "<script>alert(1)</script> & 50% of $x_1$ \\input{x} #~^ | `a`"  # for HTML, LaTeX, Markdown
 FOLDER = "<script>alert(1)<b> 50%_of $x_1$ & #~^"  # a model's name: the same, as a file system has it
@@ -63,27 +58,6 @@ FAST_HARDWARE, SLOW_HARDWARE = "Fast Accelerator 9000", "AMD <b>EPYC</b>"
 COMMON = ("all", "attention", "mlp", "late")
 
 
-@dataclass
-class Made:
-    """`runs`: (model, title) -> the run, of all that the study has finished; where it measured one twice, that with more."""
-
-    client: MlflowClient
-    id: str
-    key: str  # the tag of its parts
-    newest: str  # the run of the newer study
-    runs: dict[tuple[str, str], Any]
-
-    def metrics(self, title: str, base: str = "builtin") -> dict[str, float]:
-        return self.runs[base, title].data.metrics
-
-    def part(self, run: Any) -> str:
-        return run.data.tags.get(self.key, "")
-
-    def nll(self, title: str, base: str = "builtin") -> np.ndarray:
-        local = self.client.download_artifacts(self.runs[base, title].info.run_id, "nll_per_window.npy")
-        return np.load(local, allow_pickle=False)
-
-
 @pytest.fixture(scope="module")
 def made(cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Two studies: of the embedded model, and of that one beside a random one of another family, which lacks a layer.
@@ -113,58 +87,6 @@ def made(cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -
     return result
 
 
-def begin_study(name: str, study_id: str, plan: str) -> str:
-    """The run of a study that nobody has done."""
-    tags = {"kind": "study", "study": name, "study_id": study_id}
-    run_id = MlflowClient().create_run("0", tags=tags).info.run_id
-    MlflowClient().log_text(run_id, plan, "plan.json")
-    return run_id
-
-
-class Elements(HTMLParser):
-    """Names of all elements, and the text of table cells by table."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self.addresses: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.titles: dict[str, str] = {}  # of each table: what stands above it
-        self.words: list[str] = []
-        self.table, self.cell = "", False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.names.add(tag)
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action", "data")]
-        assert not [k for k, _ in attrs if k.startswith("on")]
-        if tag == "table":
-            self.table = str(given["id"]).removeprefix("table-")
-            self.tables[self.table] = []
-            self.titles[self.table] = " ".join([w for w in self.words if w.strip()][-2:])
-        if tag == "tr":
-            self.tables[self.table].append([])
-        self.cell = tag in ("td", "th")
-        if self.cell:
-            self.tables[self.table][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.cell = self.cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        if self.cell:
-            self.tables[self.table][-1][-1] += data
-
-
-@dataclass
-class Written:
-    folder: Path
-    summary: dict[str, Any]
-    page: Elements
-
-
 @pytest.fixture(scope="module")
 def written(
     made: Made, lottery_json: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
@@ -172,19 +94,6 @@ def written(
     folder = tmp_path_factory.mktemp("reports") / "places"
     summary = lottery_json("report", "--study", "places,pair", "--out", folder)
     return Written(folder, summary, Elements((folder / "index.html").read_text(encoding="utf-8")))
-
-
-def rows_of(written: Written, base: str, windows: str = "4 windows of 512") -> dict[str, dict[str, str]]:
-    """Of one table of tickets: title -> column -> cell."""
-    for name, (head, *body) in written.page.tables.items():
-        about = written.page.titles[name]
-        if name.startswith("tickets-") and f"{base} Protocol" in about and windows in about:
-            return {row[0]: dict(zip(head, row, strict=True)) for row in body}
-    raise AssertionError((base, written.page.titles))
-
-
-def read(written: Written, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader((written.folder / f"tables/{name}.csv").read_text(encoding="utf-8").splitlines()))
 
 
 def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None:
@@ -426,15 +335,6 @@ def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_pat
         made.client.delete_run(run_id)
 
 
-def test_mlproject_asks_for_a_report_as_the_command_does() -> None:
-    point = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]["report"]
-    options = {o.name: o.default for o in main.commands["report"].params}
-    assert {name: said["default"] for name, said in point["parameters"].items()} == {
-        k: options[k] for k in ("study", "out")
-    }
-    assert point["command"].split() == ["python", "-m", "lottery", "report", "--study", "{study}", "--out", "{out}"]
-
-
 @pytest.fixture(scope="module")
 def pages() -> Iterator[Any]:
     with open_browser() as browser:
@@ -474,58 +374,3 @@ def test_it_reads_well_in_a_browser(pages: Any, written: Written, tmp_path: Path
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots an inch
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 794
-
-
-# Last: the tests above list the studies that there are.
-
-
-def study(folder: Path, name: str, grid: str, limit: int = 3) -> Path:
-    """A study of the embedded model on its own text."""
-    path = folder / f"{name}.yaml"
-    path.write_text(
-        f"name: {name}\nmodels: [builtin]\ndataset: builtin\nlimit: {limit}\nregister: none\nmeasure: perplexity\ngrid:\n{grid}"
-    )
-    return path
-
-
-def test_a_ticket_stands_under_the_name_that_its_study_has_for_it(cli: Callable[..., Result], tmp_path: Path) -> None:
-    """It may be found, made under another; and two parts may be one ticket."""
-    cli("prune", "--target", "all@late", "--sparsity", "0.5", "--dataset", "builtin", "--limit", "3", "--measure",
-        "perplexity", "--register", "none")  # fmt: skip
-    asked = ["late", "attention+mlp", "all"]
-    cli(
-        "study",
-        study(tmp_path, "names", f"  - {{target: [{', '.join(asked)}], sparsity: 0.5}}\n"),
-        "--out",
-        tmp_path / "r",
-    )
-    rows = results.load(store.connect(), "names").tickets
-    assert list(rows["target"]) == asked and list(rows["title"]) == [f"{t} 50%" for t in asked]
-    assert rows["ticket"].nunique() == 2
-    ranked = list(csv.DictReader((tmp_path / "r" / "tables" / "where.csv").open()))
-    assert {row["target"] for row in ranked} == set(asked)
-
-
-def test_a_study_of_single_layers_has_a_report(cli: Callable[..., Result], tmp_path: Path) -> None:
-    path = study(tmp_path, "cells", "  - {target: q_proj@7, sparsity: [0.5, 1], tolerance: 2}\n")
-    said = cli("study", path, "--out", tmp_path / "r").stdout
-    assert "all of `q_proj@7`; no ticket reached where perplexity is 200% over" in said
-    path = study(
-        tmp_path,
-        "curves",
-        "  - {target: mlp, sparsity: 0.5}\n  - {target: all, sparsity: [0.05, 0.7], quantize: int8}\n",
-    )
-    cli("study", path, "--out", tmp_path / "c")
-    assert (tmp_path / "c" / "index.html").exists()
-
-
-def test_tickets_of_a_ticket_stand_apart(cli: Callable[..., Result], tmp_path: Path) -> None:
-    common = ("--dataset", "builtin", "--limit", "3", "--measure", "perplexity", "--tolerance", "0.7")
-    cli("prune", "--target", "early", "--sparsity", "0.7", *common, "--register", "sources")
-    for model in ("models:/sources/1", "builtin"):
-        cli("prune", "--model", model, "--target", "all", "--sparsity", "0.3", *common, "--register", "none")
-    cli("prune", "--target", "all", "--sparsity", "0.2", *common, "--register", "none")
-    frame = results.tickets("params.target = 'all' and params.tolerance = '0.7'")
-    assert sorted(frame["title"]) == ["all 20%", "all 30%", "all 30% of models:/sources/1"]
-    (curve,) = answers.cliffs(results.records(frame))
-    assert curve.tickets == 2 and curve.setting == ""

@@ -1,4 +1,4 @@
-"""8-bit tickets, and layers that stay packed in memory: each fast path beside a slow, obvious twin."""
+"""Layers that stay packed in memory, and those of 8 bits: each fast path beside a slow, obvious twin."""
 
 import re
 import threading
@@ -10,96 +10,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional
 
 import lottery
 from lottery.errors import InputError
-from lottery.kernels import cuda, quantizing
-from lottery.models.checkpoint import BITS, DTYPES
+from lottery.kernels import quantizing
 from lottery.runtime import layers, load
 from lottery.ticket.opening import open_ticket
 from lottery.ticket.stored import Matrix, Stored
-from tests.models.test_families import LABELS, logits, make
+from tests.support.families import LABELS, logits, make
 from tests.support.models import tiny_model
+from tests.support.quantized import slow_weight
 
-GREATEST = {"int8": 127, "fp8": 448}
 QUICK = ("--measure", "none", "--register", "none")
-
-
-def slow_codes(weight_OI: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes as torch has them, scale_O) of a matrix whose removed weights are zero."""
-    x = weight_OI.float()
-    scale_O = x.abs().amax(1)
-    factor_O = torch.where(scale_O > 0, torch.full_like(scale_O, GREATEST[kind]) / scale_O, 0)
-    x = x * factor_O[:, None]
-    if kind == "int8":
-        return x.round().to(torch.int8), scale_O
-    codes = x.clamp(-448, 448).to(torch.float8_e4m3fn)
-    return torch.where(codes.float() == 0, 0, codes.float()).to(torch.float8_e4m3fn), scale_O  # no -0
-
-
-def slow_weight(codes: torch.Tensor, scale_O: torch.Tensor, kind: str) -> torch.Tensor:
-    return codes.float() * (scale_O / torch.full_like(scale_O, GREATEST[kind]))[:, None]
-
-
-def packed_mask(mask_OI: torch.Tensor) -> np.ndarray:
-    return np.packbits(mask_OI.numpy(), axis=1, bitorder="little")
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.integers(1, 40), st.integers(1, 200), st.sampled_from(["BF16", "F16", "F32"]), st.sampled_from(["int8", "fp8"]),
-    st.floats(0, 1), st.booleans(), st.booleans(), st.integers(0, 2**31),
-)  # fmt: skip
-def test_codes_are_those_of_the_slow_twin(
-    rows: int, columns: int, dtype: str, kind: str, share: float, masked: bool, wide: bool, seed: int
-) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    spread = torch.exp(-12 * torch.rand(rows, columns, generator=rng))  # small ones too, that round to zero
-    weight = (torch.randn(rows, columns, generator=rng) * spread).to(DTYPES[dtype])
-    if share > 0.8:
-        weight[0] = 0
-    mask = torch.rand(rows, columns, generator=rng) < share if masked else torch.ones(rows, columns, dtype=torch.bool)
-    mask_OB = packed_mask(mask) if masked else None
-    bits = weight.view(BITS[dtype][0]).numpy().copy()
-    pieces, scale_O, lost = quantizing.quantize(bits, mask_OB, dtype, kind, wide)
-    codes, scale = slow_codes(torch.where(mask, weight, 0), kind)
-    found = np.concatenate(pieces)
-    assert np.array_equal(scale_O, scale.numpy())
-    assert np.array_equal(found, codes.view(torch.uint8)[mask].numpy())
-    assert lost == int((codes.float()[mask] == 0).sum())
-
-    start_O = quantizing.starts(mask_OB) if mask_OB is not None else None
-    for out_dtype, integer in ((torch.float32, np.uint32), (torch.bfloat16, np.uint16)):
-        out = np.empty((rows, columns), integer)
-        quantizing.widen(
-            mask_OB, start_O, found, quantizing.CODES[kind][0], quantizing.steps(scale_O, kind), out, wide
-        )  # fmt: skip
-        twin = slow_weight(codes, scale, kind).to(out_dtype)
-        assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, twin, 0))
-        if dtype != "F16" or out_dtype == torch.float32:
-            values = weight[mask].view(BITS[dtype][0]).numpy()
-            quantizing.widen(mask_OB, start_O, values, dtype, None, out, wide)
-            assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, weight, 0).to(out_dtype))
-
-
-@pytest.mark.parametrize("scale", [1e-38, 1e-44, 3e38])
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_rows_of_extreme_size(kind: str, scale: float) -> None:
-    weight = torch.tensor([[1.0, -1.0, 0.5, 0.0]]) * scale
-    codes = quantizing.quantize(weight.view(torch.uint32).numpy().copy(), None, "F32", kind)[0][0]
-    full = {"int8": [127, 256 - 127], "fp8": [0x7E, 0xFE]}[kind]
-    assert list(codes[:2]) == full and codes[3] == 0
-
-
-def test_every_float8_is_widened_exactly() -> None:
-    codes = torch.arange(256, dtype=torch.uint8)
-    codes = codes[codes.view(torch.float8_e4m3fn).float().isfinite()]
-    out = np.empty((1, len(codes)), np.uint32)
-    quantizing.widen(None, None, codes.numpy(), "F8_E4M3", np.ones(1, np.float32), out)
-    assert torch.equal(torch.from_numpy(out).view(torch.float32)[0], codes.view(torch.float8_e4m3fn).float())
 
 
 def dense_twin(stored: Stored, dtype: str = "float32") -> Any:
@@ -186,50 +109,6 @@ def test_bitsandbytes_takes_odd_shapes(shape: tuple[int, int]) -> None:
     x = torch.randn(1, 4, shape[1])
     with torch.inference_mode():
         assert (layer(x) - functional.linear(x, weight)).abs().max() < 0.1 * functional.linear(x, weight).abs().max()
-
-
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("form", ["BF16", "I8", "F8_E4M3"])
-def test_torch_alone_widens_the_same(form: str, masked: bool) -> None:
-    """What a GPU without Triton does, here on the CPU."""
-    torch.manual_seed(1)
-    rows, columns = 19, 77
-    mask = torch.rand(rows, columns) < 0.4 if masked else torch.ones(rows, columns, dtype=torch.bool)
-    values = torch.randn(int(mask.sum()))
-    stored = (values * 40).to(torch.int8) if form == "I8" else values.to(DTYPES[form])
-    step_O = torch.rand(rows) if form != "BF16" else None
-    mask_OB = torch.from_numpy(packed_mask(mask)) if masked else None
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        twin = torch.zeros(rows, columns)
-        twin[mask] = stored.float()
-        twin = (twin * step_O[:, None] if step_O is not None else twin).to(dtype)
-        out = torch.full((rows, columns), torch.nan, dtype=dtype)
-        assert torch.equal(cuda.widen_by_torch(mask_OB, stored, step_O, out), twin)
-
-
-def test_a_quantized_ticket_counts_its_zeros_apart_and_is_no_source(
-    tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]
-) -> None:
-    folder = tiny_model(tmp_path / "model")
-    out = tmp_path / "t"
-    found = lottery_json(
-        "prune", "--model", folder, "--quantize", "int8", "--target", "late", "--out", out, *QUICK
-    )["metrics"]  # fmt: skip
-    stored = open_ticket(out)
-    in_8_bits = {n for n, e in stored.entries.items() if "quantized" in e}
-    assert in_8_bits == {n for n, e in stored.entries.items() if e["role"] in ("attention", "mlp")}  # not late alone
-    zeros = sum(int((stored.tensor(n) == 0).sum()) for n in in_8_bits)
-    pruned = sum(stored.info(n).numel - e["kept"] for n, e in stored.entries.items() if "kept" in e)
-    assert found["rounding_zeros"] == zeros - pruned > 0
-    assert found["sparsity_target"] == 0.5 and pruned == sum(
-        stored.info(n).numel // 2 for n, e in stored.entries.items() if "requested" in e
-    )
-    said = cli("prune", "--model", out, *QUICK, code=2).stderr
-    assert "is quantized (int8)" in said and "prune one that is not" in said
-    planned = lottery_json("plan", "--model", folder, "--quantize", "int8", "--target", "late")
-    sizes = {key.rpartition(".")[2] for key in stored._stored}
-    assert sizes == {"bitmask", "values", "scale", "weight"}
-    assert planned["disk_bytes_after"] == sum(info.nbytes for info in stored._stored.values())
 
 
 def test_float8_lies_whole_in_a_dense_runtime_and_packed_in_a_packed_one(
@@ -356,61 +235,3 @@ def cli_text(lottery_json: Callable[..., dict[str, Any]], folder: Path) -> str:
     from lottery.jobs import plan
 
     return console.plan_table(plan.plan(model=str(folder), target="late", quantize="int8"))
-
-
-@pytest.mark.parametrize(
-    ("quantize", "key", "change"),
-    [
-        ("int8", "scale", lambda t: t * torch.nan),
-        ("int8", "scale", lambda t: -t),
-        ("fp8", "scale", lambda t: t.bfloat16()),
-        ("int8", "scale", lambda t: t.double()),
-        ("int8", "scale", lambda t: t[1:].clone()),
-        ("int8", "values", lambda t: torch.full_like(t, -128)),
-        ("fp8", "values", lambda t: torch.full_like(t.view(torch.uint8), 0x7F).view(t.dtype)),
-        ("fp8", "values", lambda t: t.view(torch.int8)),
-        ("int8", "values", lambda t: torch.zeros_like(t)),
-        ("int8", "bitmask", lambda t: t.view(torch.int8)),
-        ("int8", "bitmask", lambda t: t[:10].clone()),
-        ("none", "bitmask", lambda t: t[:10].clone()),
-        ("mask", "bitmask", lambda t: t[:10].clone()),
-        ("mask", "bitmask", lambda t: t[:, :3].clone()),
-    ],
-)
-def test_an_8_bit_ticket_that_lies(
-    quantize: str, key: str, change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path, cli: Callable[..., Result]
-) -> None:
-    """Every hash in it made right again: what does not fit together is refused all the same."""
-    from safetensors.torch import load_file, save_file
-
-    from lottery.models.checkpoint import read_json
-    from lottery.ticket import packing
-    from lottery.ticket.record import RECORD, write_record
-
-    folder, out = tiny_model(tmp_path / "model", hidden_size=64), tmp_path / "t"
-    how = ("--storage", "mask") if quantize == "mask" else ("--quantize", quantize)
-    cli("prune", "--model", folder, "--target", "k_proj", "--out", out, *how, *QUICK)
-    record, name = read_json(out / RECORD), "model.layers.1.self_attn.k_proj.weight"
-    for shard in record["shards"]:
-        state = load_file(out / shard)
-        if f"{name}.{key}" in state:
-            state[f"{name}.{key}"] = change(state[f"{name}.{key}"])
-            (out / shard).chmod(0o644)
-            save_file(state, out / shard, {"format": "pt"})
-        record["shards"][shard] = packing.header_sha256(out / shard)
-    stored: dict[str, torch.Tensor] = {}
-    for shard in record["shards"]:
-        stored |= load_file(out / shard)
-    parts = [stored[k] for part in ("bitmask", "values", "scale") if (k := f"{name}.{part}") in stored]
-    if quantize == "mask":
-        parts.append(load_file(folder / "model.safetensors")[name])
-    record["tensors"][name]["sha256"] = packing.sha256_of(*map(packing.tensor_bytes, parts))
-    write_record(out, {k: v for k, v in record.items() if k != "checksum"})
-    said = cli("verify", "--ticket", out, "--base", folder if quantize == "mask" else "auto", code=2).stderr
-    assert "k_proj" in said and "Traceback" not in said
-    for kind in ("dense", "packed"):
-        if (key, quantize) != ("values", "int8") or change(torch.ones(2, dtype=torch.int8))[
-            0
-        ]:  # all 0: found by `verify`
-            with pytest.raises(InputError):
-                lottery.load(out, runtime=kind, base=str(folder) if quantize == "mask" else "auto")

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from lottery.study.slurm import Options
 from tests.support.servers import free_port, needed
 
 PARTITIONS = ("batch", "urgent")  # a job of `urgent` takes the place of one of `batch`, which is put back
@@ -164,3 +166,10 @@ def slurm_cluster() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+SMALL = {"partition": "batch", "cpus": 1, "time": "30"}
+
+
+def small(**given: Any) -> Options:
+    return Options.parse(**(SMALL | given))

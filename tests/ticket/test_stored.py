@@ -17,7 +17,6 @@ from safetensors import safe_open
 
 import lottery
 from lottery.errors import InputError
-from lottery.files.home import new_folder
 from lottery.ticket.stored import Stored
 from tests.support.models import tiny_model
 from tests.support.store import only_run
@@ -195,24 +194,3 @@ def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     Stored(out).verify()
     assert not (tmp_path / ".t.partial").exists()
-
-
-def test_processes_that_make_the_same_folder_take_turns(tmp_path: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from lottery.files.home import new_folder\n"
-        "with new_folder(Path(sys.argv[1]), 'out') as partial:\n"
-        "    if partial: (partial / 'x').write_text('1'); time.sleep(0.2)\n"
-        "    print(partial is not None)\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "t")]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(p.communicate()[0].strip() for p in started) == ["False", "False", "False", "True"]
-    assert [p.name for p in tmp_path.iterdir()] == ["t"]
-
-
-def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "t", "out") as partial:
-        assert partial
-        (partial / "x").write_text("1")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
