@@ -155,26 +155,26 @@ def peak_anonymous() -> Iterator[Callable[[], float]]:
 
 def work_prune(model: Path, ticket: Path) -> dict[str, float]:
     """From the folder's name to a whole ticket on the disk: headers read, selected, packed, hashed, written, synced."""
-    from lottery.files.home import new_folder
+    from lottery.files.atomic import atomic_folder
     from lottery.models.sources import open_base
-    from lottery.models.targets import choose
+    from lottery.models.targets import resolve_target
     from lottery.pruning.stream import prune_source, warm_up
     from lottery.spec import Spec
     from lottery.ticket.record import sparsities
-    from lottery.ticket.stored import Stored
+    from lottery.ticket.stored import StoredTicket
 
     spec = Spec.parse(model=str(model))
     base = open_base(str(model))
-    warm_up(base, spec, choose("all", base.places, base.tied_head))
+    warm_up(base, spec, resolve_target("all", base.places, base.tied_head))
     with peak_anonymous() as peak:
         begin = time.perf_counter()
         base = open_base(str(model))
-        chosen = choose("all", base.places, base.tied_head)
-        with new_folder(ticket, "out") as partial:
+        chosen = resolve_target("all", base.places, base.tied_head)
+        with atomic_folder(ticket, "out") as partial:
             assert partial
             prune_source(base, spec, chosen, partial)
         seconds = time.perf_counter() - begin
-    stored = Stored(ticket)
+    stored = StoredTicket(ticket)
     targeted = {p.name for p in chosen}
     dense_bytes = sum(base.info(name).nbytes for name in targeted)
     rest_bytes = sum(base.info(p.name).nbytes for p in base.places if p.name not in targeted)
@@ -194,10 +194,10 @@ def work_prune(model: Path, ticket: Path) -> dict[str, float]:
 
 def work_hash(model: Path, _: Path) -> dict[str, float]:
     """What a local folder costs once more: the sha256 of files whose names do not tell it."""
-    from lottery.files.hashes import computed
+    from lottery.files.hashes import compute_hashes
 
     begin = time.perf_counter()
-    computed(weight_files(model))
+    compute_hashes(weight_files(model))
     return {"seconds": time.perf_counter() - begin}
 
 
@@ -247,12 +247,12 @@ def work_load_dense(model: Path, _: Path) -> dict[str, float]:
 
 def work_load_ticket(_: Path, ticket: Path) -> dict[str, float]:
     from lottery.kernels import select
-    from lottery.ticket.stored import Stored
+    from lottery.ticket.stored import StoredTicket
 
-    select.warm(select.np.dtype("uint16"))
+    select.compile_kernels(select.np.dtype("uint16"))
     with peak_anonymous() as peak:
         begin = time.perf_counter()
-        stored = Stored(ticket)
+        stored = StoredTicket(ticket)
         state = read_all(list(stored.tensors), stored.tensor)
         seconds = time.perf_counter() - begin
         time.sleep(0.05)
@@ -390,7 +390,7 @@ def bench_kernels() -> dict[str, Any]:
     import numpy as np
     from torch.nn.utils import prune as torch_prune
 
-    from lottery.kernels import select
+    from lottery.kernels import bitmask, parallel, select
 
     weight_OI = torch.randn(14336, 4096, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     bits_OI = weight_OI.view(torch.uint16).numpy()
@@ -401,26 +401,26 @@ def bench_kernels() -> dict[str, Any]:
         module.weight = torch.nn.Parameter(weight_OI)
         torch_prune.l1_unstructured(module, "weight", 0.5)
 
-    select.warm(bits_OI.dtype)
+    select.compile_kernels(bits_OI.dtype)
     mask_OB = select.select(bits_OI, k)
-    values_K = np.concatenate(select.compact(bits_OI.copy(), mask_OB))
+    values_K = np.concatenate(bitmask.compact(bits_OI.copy(), mask_OB))
     spent_OI = bits_OI.copy()
     times = {
         "a plain copy (floor)": best(lambda: np.copyto(spent_OI, bits_OI)),
-        "scan for zeros and NaN": best(lambda: select.scan(bits_OI, 0x7F80)),
+        "scan for zeros and NaN": best(lambda: select.count_zeros_and_nonfinite(bits_OI, 0x7F80)),
         "select: exact threshold and bitmask": best(lambda: select.select(bits_OI, k)),
         "select, random": best(lambda: select.select(bits_OI, k, 1)),
         "select, 2:4": best(lambda: select.select_groups(bits_OI, 2, 4)),
         "select, 4:8": best(lambda: select.select_groups(bits_OI, 4, 8)),
-        "compact: the survivors": best(lambda: select.compact(spent_OI, mask_OB)),
-        "unpack": best(lambda: select.unpack(mask_OB, values_K, 4096)),
+        "compact: the survivors": best(lambda: bitmask.compact(spent_OI, mask_OB)),
+        "unpack": best(lambda: bitmask.unpack(mask_OB, values_K, 4096)),
         "numpy bincount (peer of the histogram)": best(lambda: np.bincount(bits_OI.ravel() & 0x7FFF), 2),
         "torch kthvalue, float32 (peer)": best(lambda: weight_OI.float().abs().flatten().kthvalue(k), 3),
         "torch l1_unstructured (peer of select)": best(torch_pruning, 3),
     }
     floor = times["a plain copy (floor)"]
     click.echo(
-        f"kernels: one 14336 x 4096 bfloat16 matrix at 50%, {select.THREADS} threads, best of five (torch's: of three)"
+        f"kernels: one 14336 x 4096 bfloat16 matrix at 50%, {parallel.THREADS} threads, best of five (torch's: of three)"
     )
     for name, seconds in times.items():
         line(name, seconds, floor, "copy")
@@ -432,31 +432,31 @@ def bench_kernels() -> dict[str, Any]:
 def bench_packed() -> dict[str, Any]:
     import numpy as np
 
-    from lottery.kernels import quantizing, select
+    from lottery.kernels import bitmask, quantizing, select
     from lottery.models import devices
-    from lottery.runtime.layers import PackedLinear, Scratch, int8_linear
-    from lottery.ticket.stored import Matrix
+    from lottery.runtime.layers import PackedLinear, Workspace, int8_linear
+    from lottery.ticket.matrix import StoredMatrix
 
     rows, columns = 14336, 4096
     torch.manual_seed(0)
     weight = torch.randn(rows, columns).bfloat16()
     bits = weight.view(torch.uint16).numpy()
     mask_OB = select.select(bits.copy(), weight.numel() // 2)
-    masked = torch.from_numpy(select.masked(bits, mask_OB)).view(torch.bfloat16)
-    own = getattr(torch, devices.arithmetic("auto", "BF16", "cpu"))
-    scratch = {dtype: Scratch(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
+    masked = torch.from_numpy(bitmask.apply_mask(bits, mask_OB)).view(torch.bfloat16)
+    own = getattr(torch, devices.pick_compute_dtype("auto", "BF16", "cpu"))
+    workspace = {dtype: Workspace(weight.numel(), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)}
     layers: dict[str, torch.nn.Module] = {}
-    for dtype in scratch:
+    for dtype in workspace:
         layers[f"dense {str(dtype)[6:]}"] = dense = torch.nn.Linear(columns, rows, bias=False, dtype=dtype)
         dense.weight = torch.nn.Parameter(masked.to(dtype), requires_grad=False)
     for kind in ("none", "int8", "fp8"):
         if kind == "none":
-            values, scale_O = np.concatenate(select.compact(bits.copy(), mask_OB)), None
+            values, scale_O = np.concatenate(bitmask.compact(bits.copy(), mask_OB)), None
         else:
             pieces, scale_O, _ = quantizing.quantize(bits.copy(), mask_OB, "BF16", kind)
             values = np.concatenate(pieces)
-        matrix = Matrix(rows, columns, "BF16", False, None if kind == "none" else kind, values, mask_OB, scale_O)
-        layers[f"packed {kind}"] = PackedLinear(matrix, None, scratch[own], "cpu")
+        matrix = StoredMatrix(rows, columns, "BF16", False, None if kind == "none" else kind, values, mask_OB, scale_O)
+        layers[f"packed {kind}"] = PackedLinear(matrix, None, workspace[own], "cpu")
         if kind == "int8":
             layers["bitsandbytes int8"] = int8_linear(matrix, None, "cpu")
     seconds: dict[str, dict[str, float]] = {}
@@ -494,19 +494,19 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     from lottery.models import architecture, devices
     from lottery.models.checkpoint import BUILTIN
     from lottery.models.sources import open_base
-    from lottery.models.targets import choose
+    from lottery.models.targets import resolve_target
     from lottery.progress import quiet_libraries
     from lottery.pruning.stream import prune_source
     from lottery.runtime import load
     from lottery.spec import Spec
-    from lottery.ticket.stored import Stored
+    from lottery.ticket.stored import StoredTicket
 
     quiet_libraries()
     model = checkpoint(folder / "hub", layers)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN / name, model / name)
     base, tokenizer, device = open_base(str(model)), architecture.read_tokenizer(model), devices.pick_device("auto")
-    dtype = devices.arithmetic("auto", base.dtype, device)
+    dtype = devices.pick_compute_dtype("auto", base.dtype, device)
     source_bytes = sum(base.info(name).nbytes for name in base.tensors)
     rows: dict[str, dict[str, float]] = {}
 
@@ -515,7 +515,7 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
         gc.collect()
         speed.memory_bandwidth(device)
         memory.reset_peak(device)
-        loaded = load.build(source, list(source.tensors), dtype, device, runtime)
+        loaded = load.load_model(source, list(source.tensors), dtype, device, runtime)
         with torch.inference_mode():
             logits: torch.Tensor = loaded(torch.arange(64, device=device)[None]).logits.cpu()
         found = memory.memory_metrics(loaded, source_bytes) | speed.speed_metrics(loaded, tokenizer, eager)
@@ -534,9 +534,9 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
             spec = Spec.parse(model=str(model), quantize=quantize, sparsity=sparsity)
             shutil.rmtree(partial := folder / "partial", ignore_errors=True)
             partial.mkdir()
-            prune_source(base, spec, choose(spec.target, base.places, base.tied_head), partial)
+            prune_source(base, spec, resolve_target(spec.target, base.places, base.tied_head), partial)
             partial.rename(ticket)
-        stored = Stored(ticket, None)
+        stored = StoredTicket(ticket, None)
         name = f"{'16 bits' if quantize == 'none' else quantize}, {sparsity:.0%} pruned"
         if quantize == "int8":
             # bitsandbytes' layers round activations, too: other logits. On a CPU they would take ten minutes: see `packed`.
@@ -569,19 +569,21 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
 
 
 def bench_evaluate() -> dict[str, Any]:
-    from lottery.measuring.perplexity import batch_of, nll_per_window
-    from lottery.measuring.text import windows
+    from lottery.measuring.perplexity import batch_size, nll_per_window
+    from lottery.measuring.text import tokenize_windows
     from lottery.models import architecture, devices
     from lottery.models.sources import open_base
     from lottery.runtime import load
 
     base = open_base("builtin")
     tokenizer, device = architecture.read_tokenizer(base.folder), devices.pick_device("auto")
-    dtype = devices.arithmetic("auto", base.dtype, device)
-    loaded = load.build(base, base.tensors, dtype, device)
-    ids_NT, protocol = windows("builtin", tokenizer, loaded.config.vocab_size, 512, "none", dtype, "dense", device)
+    dtype = devices.pick_compute_dtype("auto", base.dtype, device)
+    loaded = load.load_model(base, base.tensors, dtype, device)
+    ids_NT, protocol = tokenize_windows(
+        "builtin", tokenizer, loaded.config.vocab_size, 512, "none", dtype, "dense", device
+    )
 
-    batch = batch_of(loaded.config, ids_NT.shape[1], device)
+    batch = batch_size(loaded.config, ids_NT.shape[1], device)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -597,7 +599,7 @@ def bench_evaluate() -> dict[str, Any]:
         (best(bare, 1), best(perplexity, 1)) for _ in range(9)
     ]  # in turn: the machine's speed changes by the minute
     floor, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-    click.echo(f"evaluate: {base.id}, {protocol.line()}, {batch} windows at once, medians of {len(pairs)} in turn")
+    click.echo(f"evaluate: {base.id}, {protocol.describe()}, {batch} windows at once, medians of {len(pairs)} in turn")
     line("bare forward loop (floor)", floor, floor, "floor")
     line("perplexity", ours, floor, "floor")
     return {"perplexity_to_forward": ours / floor}
@@ -605,11 +607,11 @@ def bench_evaluate() -> dict[str, Any]:
 
 def bench_study() -> dict[str, Any]:
     """The dense baseline is in the store already when the first main job starts, as it is for nineteen of twenty."""
-    from lottery.measuring.shared import Shared
+    from lottery.measuring.cache import Cache
     from lottery.study.design import read_study
     from lottery.study.planning import make_plan
 
-    tickets = make_plan(read_study("locate"), Shared()).tickets
+    tickets = make_plan(read_study("locate"), Cache()).tickets
     with tempfile.TemporaryDirectory() as folder:
 
         def seconds(store: str, *arguments: str) -> float:

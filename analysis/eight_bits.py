@@ -30,7 +30,7 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
     """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
     from lottery.jobs.evaluate import evaluate
     from lottery.jobs.run import prune
-    from lottery.measuring.console import plain, with_interval
+    from lottery.measuring.console import format_interval, format_metric
     from lottery.progress import quiet_libraries
 
     quiet_libraries()
@@ -55,17 +55,17 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
             )  # fmt: skip
             packed = evaluate(str(out), runtime="packed", measure="perplexity,speed,memory", **common)
             m, name = made.metrics, f"{quantize} {sparsity:.0%}"
-            spread = f"{plain(m, 'control_perplexity_lo', 1)} to {plain(m, 'control_perplexity_hi', 1)}"
+            spread = f"{format_metric(m, 'control_perplexity_lo', 1)} to {format_metric(m, 'control_perplexity_hi', 1)}"
             row(
                 name,
-                with_interval(m, "perplexity", 2),
-                with_interval(m, "perplexity_ratio", 4),
+                format_interval(m, "perplexity", 2),
+                format_interval(m, "perplexity_ratio", 4),
                 spread if "control_perplexity_lo" in m else "",
                 f"{int(m.get('rounding_zeros', 0)):,}",
                 f"{m['disk_ratio']:.3f}",
                 *lean(made),
             )
-            packed_rows.append((name, plain(packed.metrics, "perplexity", 2), *lean(packed)))
+            packed_rows.append((name, format_metric(packed.metrics, "perplexity", 2), *lean(packed)))
     click.echo("\nruntime=packed:\n")
     row("ticket", "perplexity", "in memory", "decode")
     row(*["---"] * 4)
@@ -75,7 +75,7 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
 
 def lean(ticket: "Ticket") -> tuple[str, str]:
     """Resident bytes and speed of decoding, as shares of the dense model's."""
-    speed = ticket.metrics["decode_tok_s"] / ticket.found.dense["decode_tok_s"]
+    speed = ticket.metrics["decode_tok_s"] / ticket.measurement.dense["decode_tok_s"]
     return f"{ticket.metrics['weights_ratio']:.3f}", f"{speed:.2f}"
 
 

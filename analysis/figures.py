@@ -31,24 +31,24 @@ def main() -> None:
 
     from lottery.progress import quiet_libraries
     from lottery.registry import store
-    from lottery.report import answers, figures, results
+    from lottery.report import answers, figures, frames, heatmaps, images, rankings, results
 
     quiet_libraries()
-    client = store.connect(reading=True)
+    client = store.connect(read_only=True)
     found = {name: results.load(client, run_id) for name, run_id in runs.items()}
     budget = found["budget"]
-    places = answers.where(answers.rankings(results.records(budget.rows), budget.nll))
-    cliff = answers.how_much(results.records(found["cliff"].rows))
+    places = answers.answer_ranking(rankings.rank_targets(frames.records(budget.rows), budget.nll))
+    cliff = answers.answer_cliff(frames.records(found["cliff"].rows))
     drawn = {
-        "cliff": figures.cliff(found["cliff"].rows, crossings=cliff.data),
-        "locate": figures.places(found["locate"].rows),
-        "budget": figures.ranking(frame(places.data)),
-        "map": figures.layers(found["map"].rows),
+        "cliff": figures.plot_cliff(found["cliff"].rows, crossings=cliff.data),
+        "locate": heatmaps.plot_targets(found["locate"].rows),
+        "budget": figures.plot_ranking(frame(places.data)),
+        "map": heatmaps.plot_layers(found["map"].rows),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
-        (asked.out / f"{name}.svg").write_text(figures.svg(figure), encoding="utf-8")
-        (asked.out / f"{name}.png").write_bytes(figures.png(figure))
+        (asked.out / f"{name}.svg").write_text(images.to_svg(figure), encoding="utf-8")
+        (asked.out / f"{name}.png").write_bytes(images.to_png(figure))
         print(asked.out / f"{name}.svg")
     for answer in (cliff, places):
         print(f"\n{answer.question} {answer.sentence}\n{answer.sure}")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from lottery.progress import quiet_libraries
-from lottery.report import figures, results
+from lottery.report import figures, images, results
 
 quiet_libraries()
-tickets = results.tickets()
+tickets = results.search_tickets()
 print(f"{len(tickets)} tickets of {', '.join(tickets['base'].unique())}")
 print(tickets[["title", "base", "perplexity", "perplexity_ratio", "disk_ratio", "winner"]].to_string(max_rows=12))
 
@@ -31,10 +31,10 @@ table = mine.pivot_table("perplexity_ratio", "target", "sparsity", aggfunc="min"
 print(table.round(4).to_string(na_rep=""))
 
 # %% What a filter of MLflow's can do, the store does: "metrics.perplexity_ratio < 1.1 and params.target = 'late'".
-small: pd.DataFrame = results.tickets("metrics.disk_ratio < 0.9")
+small: pd.DataFrame = results.search_tickets("metrics.disk_ratio < 0.9")
 print(f"{len(small)} tickets are smaller than nine tenths of their base")
 
 # %% A figure is one function of a data frame.
-figure = figures.cliff(mine)
-Path("tickets.png").write_bytes(figures.png(figure))
+figure = figures.plot_cliff(mine)
+Path("tickets.png").write_bytes(images.to_png(figure))
 print("tickets.png")

@@ -46,15 +46,15 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
     mlflow = sys.modules.get("mlflow")
     if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
         return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
-    if is_of_memory(e):
-        elsewhere = "device=cpu, " if is_of_gpu_memory(e) else ""
+    if is_out_of_memory(e):
+        elsewhere = "device=cpu, " if is_gpu_out_of_memory(e) else ""
         return f"out of memory; give a smaller window, runtime=packed, {elsewhere}or measure=none", 1
-    if is_of_gpu(e):
+    if is_gpu_error(e):
         return f"the GPU failed ({' '.join(str(e).split())[:200]}); see lottery doctor, or give device=cpu", 1
     return None
 
 
-def is_of_memory(e: Exception) -> bool:
+def is_out_of_memory(e: Exception) -> bool:
     """Whether memory was exhausted, the machine's or a GPU's."""
     torch = sys.modules.get("torch")
     if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
@@ -64,12 +64,12 @@ def is_of_memory(e: Exception) -> bool:
     return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
 
 
-def is_of_gpu_memory(e: Exception) -> bool:
+def is_gpu_out_of_memory(e: Exception) -> bool:
     torch = sys.modules.get("torch")
     return bool(torch and isinstance(e, torch.OutOfMemoryError)) or "CUDA" in str(e) or "CUBLAS" in str(e)
 
 
-def is_of_gpu(e: Exception) -> bool:
+def is_gpu_error(e: Exception) -> bool:
     """Whether CUDA or a library of it failed."""
     torch = sys.modules.get("torch")
     if torch and isinstance(e, torch.AcceleratorError):
@@ -77,13 +77,13 @@ def is_of_gpu(e: Exception) -> bool:
     return isinstance(e, RuntimeError) and str(e).startswith(GPU_SAYS)
 
 
-def blame(e: OSError, line: str) -> InputError | MachineError:
+def path_error(e: OSError, line: str) -> InputError | MachineError:
     """A full or broken disk is the machine's fault, anything else about a path that of who gave it."""
     broken = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM)
     return MachineError(line) if broken else InputError(line)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The known words, near ones alone where there are some: the way out of an unknown word."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) if len(known) > 4 else []

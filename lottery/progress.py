@@ -37,7 +37,7 @@ _listener: Callable[[str], None] | None = None
 
 
 @contextmanager
-def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+def redirect_progress(listener: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile the stages of the work are told to `listener`, which shows them in its own way, instead of printed."""
     global _listener
     before, _listener = _listener, listener
@@ -51,8 +51,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def mention(line: str) -> None:
-    """A stage that has no bar: a line, or what `told_to` makes of it."""
+def progress_line(line: str) -> None:
+    """A stage that has no bar: a line, or what `redirect_progress` makes of it."""
     if _listener is not None:
         _listener(line)
     else:
@@ -60,15 +60,15 @@ def mention(line: str) -> None:
 
 
 @contextmanager
-def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+def progress_bar(title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
     """One step of the work. Yields `advance(amount, note)`; `unit="bytes"` shows megabytes and their rate."""
     if _listener is not None:
         _listener(title)
-        yield told(title, total, unit, _listener)
+        yield listener_advance(title, total, unit, _listener)
         return
     if not sys.stderr.isatty():
         say(title)
-        yield plain_lines(title, total, unit)
+        yield printing_advance(title, total, unit)
         return
 
     from rich.console import Console
@@ -92,7 +92,7 @@ def stage(title: str, total: float | None = None, unit: str = "") -> Iterator[Ad
         yield lambda amount=1, note="": shown.update(task, advance=amount, note=note)
 
 
-def told(title: str, total: float | None, unit: str, listener: Callable[[str], None]) -> Advance:
+def listener_advance(title: str, total: float | None, unit: str, listener: Callable[[str], None]) -> Advance:
     """How far a stage is, for a listener: twice a second at most."""
     done, last, lock = 0.0, time.monotonic(), threading.Lock()
 
@@ -110,7 +110,7 @@ def told(title: str, total: float | None, unit: str, listener: Callable[[str], N
     return advance
 
 
-def plain_lines(title: str, total: float | None, unit: str) -> Advance:
+def printing_advance(title: str, total: float | None, unit: str) -> Advance:
     """What says, now and then, how far a stage is, how fast and for how long still."""
     begin = last = time.monotonic()
     done, lock = 0.0, threading.Lock()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lottery.errors import InputError, nearest
+from lottery.errors import InputError, did_you_mean
 
-FORMAT = 1  # of the ticket directory; part of every ticket's identity
+FORMAT_VERSION = 1  # of the ticket directory; part of every ticket's identity
 
 
 def parameter(default: Any, help: str, parse: Callable[[str, Any], Any], values: str) -> Any:
@@ -23,13 +23,13 @@ def one_of(*now: str, later: tuple[str, ...] = ()) -> dict[str, Any]:
         if word in later:
             raise InputError(f"{name}={word}: this version only takes {', '.join(now)}")
         if word not in now:
-            raise InputError(f"{name}={word}: {nearest(word, now)}")
+            raise InputError(f"{name}={word}: {did_you_mean(word, now)}")
         return word
 
     return {"parse": parse, "values": ", ".join(now) + (f" (later: {', '.join(later)})" if later else "")}
 
 
-def text(values: str) -> dict[str, Any]:
+def nonempty_text(values: str) -> dict[str, Any]:
     def parse(name: str, value: Any) -> str:
         if not (word := str(value).strip()):
             raise InputError(f"{name} is empty: give {values}")
@@ -38,7 +38,7 @@ def text(values: str) -> dict[str, Any]:
     return {"parse": parse, "values": values}
 
 
-def number(low: float, high: float) -> dict[str, Any]:
+def float_range(low: float, high: float) -> dict[str, Any]:
     def parse(name: str, value: Any) -> float:
         try:
             x = float(value)
@@ -53,7 +53,7 @@ def number(low: float, high: float) -> dict[str, Any]:
     return {"parse": parse, "values": f"{low:g} to {high:g}"}
 
 
-def whole(low: int, *, word: str | None = None) -> dict[str, Any]:
+def int_range(low: int, *, word: str | None = None) -> dict[str, Any]:
     """A whole number from `low`, or `word`."""
 
     def parse(name: str, value: Any) -> int | str:
@@ -80,7 +80,7 @@ def parse_measure(name: str, value: Any) -> str:
         return words[0]
     for word in words:
         if word not in MEASURES:
-            raise InputError(f"{name}={value}: {nearest(word, ('all', 'none', *MEASURES))}")
+            raise InputError(f"{name}={value}: {did_you_mean(word, ('all', 'none', *MEASURES))}")
     return ",".join(m for m in MEASURES if m in words)
 
 
@@ -91,14 +91,16 @@ class Spec:
     model: str = parameter(
         "builtin",
         "The model to prune: a base, or a ticket to prune further.",
-        **text("builtin, a local folder, a hub id (ORG/NAME, ORG/NAME@REVISION), models:/NAME/VERSION"),
+        **nonempty_text("builtin, a local folder, a hub id (ORG/NAME, ORG/NAME@REVISION), models:/NAME/VERSION"),
     )
     target: str = parameter(
         "all",
         "Which weights: all, attention, mlp, early, late, embeddings, lm_head, a projection; with @LAYERS; joined by +.",
-        **text("all, attention, mlp, early, late, embeddings, lm_head, q_proj, mlp@8-15, attention+lm_head, ..."),
+        **nonempty_text(
+            "all, attention, mlp, early, late, embeddings, lm_head, q_proj, mlp@8-15, attention+lm_head, ..."
+        ),
     )
-    sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **number(0, 1))
+    sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **float_range(0, 1))
     method: str = parameter("magnitude", "What goes first.", **one_of("magnitude", "random"))
     scope: str = parameter("layer", "Sparsity per tensor, or over all together.", **one_of("layer", "global"))
     pattern: str = parameter(
@@ -113,12 +115,14 @@ class Spec:
     dataset: str = parameter(
         "auto",
         "Evaluation text; auto: the embedded text for the embedded model, else wikitext2.",
-        **text("auto, builtin, wikitext2, or a .txt, .jsonl or .parquet file"),
+        **nonempty_text("auto, builtin, wikitext2, or a .txt, .jsonl or .parquet file"),
     )
     window: int | str = parameter(
-        "auto", "Tokens per window; auto: what the model takes, at most 2048.", **whole(2, word="auto")
+        "auto", "Tokens per window; auto: what the model takes, at most 2048.", **int_range(2, word="auto")
     )
-    limit: int | str = parameter("none", "Measure the first N windows only (never a winner).", **whole(1, word="none"))
+    limit: int | str = parameter(
+        "none", "Measure the first N windows only (never a winner).", **int_range(1, word="none")
+    )
     dtype: str = parameter(
         "auto", "Arithmetic of measuring and loading.", **one_of("auto", "source", "float16", "bfloat16", "float32")
     )
@@ -130,12 +134,12 @@ class Spec:
     measure: str = parameter(
         "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"
     )
-    control: int = parameter(0, "Random tickets of the same size to measure beside.", **whole(0))
-    tolerance: float = parameter(0.10, "What a winner may lose: ratio at most 1 + tolerance.", **number(0, 10))
-    seed: int = parameter(0, "Seed of what is drawn.", **whole(0))
+    control: int = parameter(0, "Random tickets of the same size to measure beside.", **int_range(0))
+    tolerance: float = parameter(0.10, "What a winner may lose: ratio at most 1 + tolerance.", **float_range(0, 10))
+    seed: int = parameter(0, "Seed of what is drawn.", **int_range(0))
     device: str = parameter("auto", "Where to measure.", **one_of("auto", "cpu", "cuda"))
     register: str = parameter(
-        "auto", "Name of the registered model; auto: ticket-BASE.", **text("auto, none, or a name")
+        "auto", "Name of the registered model; auto: ticket-BASE.", **nonempty_text("auto, none, or a name")
     )
 
     @classmethod
@@ -147,7 +151,7 @@ class Spec:
         table = {f.name: f for f in fields(cls)}
         for name in given:
             if name not in table:
-                raise InputError(f"unknown parameter {name}: {nearest(name, table)}")
+                raise InputError(f"unknown parameter {name}: {did_you_mean(name, table)}")
         spec = cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
         if spec.pattern != "unstructured":
             if spec.sparsity != 0.5:
@@ -186,7 +190,7 @@ class Spec:
             words += [getattr(self, name)] if getattr(self, name) != default[name] else []
         return " ".join(words)
 
-    def bytes_spec(self) -> dict[str, Any]:
+    def identity_params(self) -> dict[str, Any]:
         """The parameters that fix a ticket's bytes, beside its base and the tensors chosen."""
         names = ("sparsity", "method", "scope", "pattern", "quantize", "storage")
         drawn = {"seed": self.seed} if self.method == "random" else {}
@@ -196,7 +200,7 @@ class Spec:
         """Every parameter as MLflow records it."""
         return {name: str(value) for name, value in asdict(self).items()}
 
-    def agrees_with(self, params: Mapping[str, str]) -> str | None:
+    def first_difference(self, params: Mapping[str, str]) -> str | None:
         """The first recorded parameter that means another value (`0.50` means 0.5), None where all agree."""
         for name in self.params().keys() & params.keys():
             if getattr(Spec.parse(**{name: params[name]}), name) != getattr(self, name):
@@ -204,7 +208,7 @@ class Spec:
         return None
 
 
-def digest(what: Any) -> str:
+def json_sha256(what: Any) -> str:
     """sha256 (hex) of the canonical JSON of `what`."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -213,10 +217,16 @@ def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str],
     """12 hex digits that name a ticket's bytes: base (file name -> sha256), the ticket of it that was pruned further if
     one was, tensors chosen, and what was done to them."""
     further = {"source": source} if source else {}
-    fixed = {"format": FORMAT, "base": dict(base_files), "tensors": sorted(tensors), **further, **spec.bytes_spec()}
-    return digest(fixed)[:12]
+    fixed = {
+        "format": FORMAT_VERSION,
+        "base": dict(base_files),
+        "tensors": sorted(tensors),
+        **further,
+        **spec.identity_params(),
+    }
+    return json_sha256(fixed)[:12]
 
 
 def dense_id(base_files: Mapping[str, str]) -> str:
     """12 hex digits that name the dense base itself, as the baseline of its tickets."""
-    return digest({"format": FORMAT, "base": dict(base_files)})[:12]
+    return json_sha256({"format": FORMAT_VERSION, "base": dict(base_files)})[:12]

@@ -19,9 +19,9 @@ import torch
 def test_what_fails_on_a_gpu_is_one_line(error: Exception, said: str, code: int, tmp_path: Path) -> None:
     """Also where transformers was loading a model: it is then no fault of the model's files."""
     from lottery.errors import known_failure
-    from lottery.models.architecture import usable
+    from lottery.models.architecture import transformers_errors
 
-    with pytest.raises(type(error)) as caught, usable(tmp_path, "config.json"):
+    with pytest.raises(type(error)) as caught, transformers_errors(tmp_path, "config.json"):
         raise error
     line, exit_code = known_failure(caught.value) or ("", 0)
     assert line.startswith(said) and exit_code == code and "device=cpu" in line

@@ -24,8 +24,11 @@ def test_values_as_typed_and_as_python() -> None:
     assert Spec.parse(measure="speed,perplexity").measures == ("perplexity", "speed")
     assert Spec.parse(sparsity="0.3333333").params()["sparsity"] == "0.3333333"
     spec = Spec.parse(measure="speed,perplexity")
-    assert spec.agrees_with({"sparsity": "0.50", "measure": "speed, perplexity", "target": " all", "foo": "1"}) is None
-    assert spec.agrees_with({"sparsity": "0.51"}) == "sparsity"
+    assert (
+        spec.first_difference({"sparsity": "0.50", "measure": "speed, perplexity", "target": " all", "foo": "1"})
+        is None
+    )
+    assert spec.first_difference({"sparsity": "0.51"}) == "sparsity"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lottery.measuring.console import megabytes, render, spans
+from lottery.measuring.console import format_ranges, megabytes, render
 
 
 def plan_table(plan: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     for key, entries in groups.items():
         numel = sum(math.prod(e["shape"]) for e in entries)
         removed = numel - sum(e["kept"] for e in entries)
-        layers = spans([e["layer"] for e in entries if "layer" in e])
+        layers = format_ranges([e["layer"] for e in entries if "layer" in e])
         table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
     eight = sum("quantized" in e for e in plan["tensors"].values())
     untouched = sum("requested" not in e and "quantized" not in e for e in plan["tensors"].values())

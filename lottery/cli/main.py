@@ -17,12 +17,12 @@ from lottery import __version__
 from lottery.errors import InputError, MachineError, known_failure
 from lottery.progress import quiet_libraries
 from lottery.spec import Spec
-from lottery.study.slurm import Options
+from lottery.study.slurm import SlurmOptions
 
 LONGEST_NOTE = 500  # characters
 
 
-def options(
+def spec_options(
     *names: str, but: tuple[str, ...] = (), of: type = Spec
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """One option for each of these parameters of Spec (all: none named) with its default and help; or for all `but` some,
@@ -40,7 +40,7 @@ def options(
     return decorate
 
 
-def takes_ticket(command: Callable[..., Any]) -> Callable[..., Any]:
+def ticket_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """The ticket as the first word, or by --ticket."""
 
     @click.argument("where", metavar="TICKET", required=False)
@@ -62,7 +62,7 @@ base_option = click.option(
     show_default=True,
     help="Where the dense base lies, if not where it lay (tickets of masks).",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 
 
 class Lottery(click.Group):
@@ -103,9 +103,9 @@ def main() -> None:
 
 
 @main.command()
-@options()
+@spec_options()
 @click.option("--out", type=click.Path(), default=None, help="Keep the ticket directory here too.")
-@as_json
+@json_option
 def prune(out: str | None, as_json: bool, **parameters: str) -> None:
     """Prune a model, measure the ticket, register it.
 
@@ -114,14 +114,14 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
     Spec.parse(**parameters)  # a typo is answered before the seconds that the libraries take
     from lottery.jobs import run as job
 
-    show(job.prune(out, **parameters), as_json)
+    print_ticket(job.prune(out, **parameters), as_json)
 
 
 @main.command()
-@takes_ticket
+@ticket_argument
 @base_option
-@options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
-@as_json
+@spec_options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
+@json_option
 def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
     """Measure a ticket again, otherwise.
 
@@ -130,11 +130,11 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
     Spec.parse(**parameters)
     from lottery.jobs import evaluate as again
 
-    show(again.evaluate(ticket, base, **parameters), as_json)
+    print_ticket(again.evaluate(ticket, base, **parameters), as_json)
 
 
 @main.command()
-@takes_ticket
+@ticket_argument
 @click.option("--prompt", default="The meaning of life is", show_default=True)
 @click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
@@ -144,8 +144,8 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 )
 @click.option("--top_k", default=0, show_default=True, help="Draw from this many of the likeliest tokens; 0: from all.")
 @base_option
-@options("runtime")
-@as_json
+@spec_options("runtime")
+@json_option
 def generate(
     ticket: str,
     prompt: str,
@@ -175,8 +175,8 @@ def generate(
 
 
 @main.command()
-@options("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "seed")
-@as_json
+@spec_options("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "seed")
+@json_option
 def plan(as_json: bool, **parameters: str) -> None:
     """Show what would be pruned; write nothing.
 
@@ -191,9 +191,9 @@ def plan(as_json: bool, **parameters: str) -> None:
 
 
 @main.command()
-@takes_ticket
+@ticket_argument
 @base_option
-@as_json
+@json_option
 def verify(ticket: str, base: str, as_json: bool) -> None:
     """Read a whole ticket and check every hash.
 
@@ -211,7 +211,7 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 
 
 @main.command()
-@takes_ticket
+@ticket_argument
 @click.option("--to", required=True, type=click.Path(), help="The folder to write, a new one.")
 @click.option(
     "--format",
@@ -221,7 +221,7 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
     help="An ordinary model, or 8 bits as compressed-tensors has them.",
 )
 @base_option
-@as_json
+@json_option
 def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
     """Write a ticket as an ordinary model's folder.
 
@@ -238,37 +238,37 @@ def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--coherent", required=True, type=click.Choice(["yes", "no"]), help="Whether its text reads as language.")
 @click.option("--note", default=None, help="Why, in a few words.")
-@as_json
+@json_option
 def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
     """Record a person's judgement of a run's samples, on the run, its model and its versions.
 
     Example: lottery label 0653abf06bee492e9bc89cd452d11387 --coherent yes --note "reads well"
     """
-    from lottery.registry import store, verdicts
+    from lottery.registry import labels, store
 
     if note and len(note) > LONGEST_NOTE:
         raise InputError(f"note: it has {len(note)} characters; give at most {LONGEST_NOTE}")
     tags = {"coherent": coherent, "note": note or ""}  # a new judgement does not keep the old one's reason
-    tagged = verdicts.label(store.connect(reading=True), run, tags)
+    tagged = labels.label_run(store.connect(read_only=True), run, tags)
     click.echo(json.dumps({"tags": tags, "tagged": tagged}) if as_json else f"coherent={coherent}: {', '.join(tagged)}")
 
 
 @main.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path())
-@as_json
+@json_option
 def publish(folders: tuple[str, ...], as_json: bool) -> None:
     """Record in MLflow what a run has kept on disk because its tracking store was away. Once, however often it is called.
 
     Example: lottery publish ~/.cache/lottery/unfinished/b8e18a35979a-1f0c2d3e
     """
-    from lottery.files.home import resolved
-    from lottery.registry import publishing, store
+    from lottery.files.home import resolve_path
+    from lottery.registry import publishing, recovery, store
 
     client = store.connect()
     done, failed = [], []
     for folder in folders:
         try:
-            run_id, uri, sent = publishing.publish(client, resolved(folder, "dir"))
+            run_id, uri, sent = publishing.publish(client, resolve_path(folder, "dir"))
         except (InputError, MachineError) as e:  # the others are published all the same
             failed.append(e)
             click.echo(f"Error: {e}", err=True)
@@ -282,7 +282,7 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"published": done}))
     if failed:
         sys.exit(2 if all(isinstance(e, InputError) for e in failed) else 1)
-    publishing.close_dead(client)
+    recovery.close_killed_runs(client)
 
 
 @main.command()
@@ -291,7 +291,7 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--budget", default=None, help="Remove this share of all parameters from every target, e.g. 0.05; or none."
 )
-@options(but=("model", "target", "sparsity"))
+@spec_options(but=("model", "target", "sparsity"))
 @click.option("--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--fresh", is_flag=True, help="Make every ticket again; the dense baseline stays.")
@@ -303,8 +303,8 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
     "--out", type=click.Path(), default=None, help="Folder of the report; none: no report.  [default: in LOTTERY_HOME]"
 )
 @click.option("--slurm", "on_slurm", is_flag=True, help="Have a Slurm cluster make it, one task a ticket.")
-@options(of=Options)
-@as_json
+@spec_options(of=SlurmOptions)
+@json_option
 def study(
     name: str | None,
     models: str | None,
@@ -329,7 +329,7 @@ def study(
 
     if name is None:
         raise InputError(f"study: none is given; known: {', '.join(design.presets())}, or a YAML file")
-    options = Options.parse(**{f.name: parameters.pop(f.name) for f in fields(Options)})
+    options = SlurmOptions.parse(**{f.name: parameters.pop(f.name) for f in fields(SlurmOptions)})
     given = given_options()
     check_together(name, given)
     asked = None
@@ -340,7 +340,7 @@ def study(
             return
     from lottery.cli import study as commands
 
-    commands.study(
+    commands.run_study(
         name,
         asked,
         dry_run=dry_run,
@@ -349,7 +349,7 @@ def study(
         part=part,
         slurm=options if on_slurm else None,
         out=out,
-        said=shlex.join(["lottery", "study", name, *given]),
+        command_line=shlex.join(["lottery", "study", name, *given]),
         as_json=as_json,
     )
 
@@ -377,7 +377,7 @@ def check_together(name: str, given: list[str]) -> None:
         raise InputError(
             f"{min(no_report)}: no report is written here; leave --out away, `lottery report --out` writes one"
         )
-    of_slurm = {f"--{f.name}" for f in fields(Options)} & set(words)
+    of_slurm = {f"--{f.name}" for f in fields(SlurmOptions)} & set(words)
     if of_slurm and "--slurm" not in words:
         raise InputError(f"{', '.join(sorted(of_slurm))}: only with --slurm; add it, or leave this out")
 
@@ -392,7 +392,7 @@ def check_together(name: str, given: list[str]) -> None:
     type=click.Choice(["version", "sparsity", "perplexity", "ratio", "size"]),
     help="The least first.",
 )
-@as_json
+@json_option
 def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> None:
     """The registered tickets, one line each.
 
@@ -400,7 +400,7 @@ def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> Non
     """
     from lottery.registry import listing, store
 
-    found = listing.rows(store.connect(reading=True), query, name, order)
+    found = listing.search_versions(store.connect(read_only=True), query, name, order)
     click.echo(json.dumps({"tickets": [asdict(row) for row in found]}) if as_json else listing.list_table(found))
 
 
@@ -414,20 +414,20 @@ def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> Non
 @click.option(
     "--out", type=click.Path(), default="report", show_default=True, help="A folder, new or an earlier report's."
 )
-@as_json
+@json_option
 def report(study: str, query: str, out: str, as_json: bool) -> None:
     """Write a study's report: a page that stands alone, figures, tables.
 
     Example: lottery report --study locate --out report
     """
-    from lottery.report import page
+    from lottery.report import writing
 
-    found = page.report("" if study == "newest" else study, out, query)
-    click.echo(json.dumps(found) if as_json else page.text(found))
+    found = writing.write_report("" if study == "newest" else study, out, query)
+    click.echo(json.dumps(found) if as_json else writing.summary_text(found))
 
 
 @main.command()
-@as_json
+@json_option
 def doctor(as_json: bool) -> None:
     """Check this machine: torch, GPU, store, disk.
 
@@ -441,8 +441,8 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-def show(ticket: Any, as_json: bool) -> None:
+def print_ticket(ticket: Any, as_json: bool) -> None:
     from lottery.measuring.console import ticket_table
 
-    shown = ticket_table(ticket.found, ticket.model_uri, ticket.path, ticket.page)
+    shown = ticket_table(ticket.measurement, ticket.model_uri, ticket.path, ticket.page)
     click.echo(json.dumps(ticket.json()) if as_json else shown)

@@ -51,7 +51,7 @@ def close_all(*fds: int) -> None:
             os.close(fd)
 
 
-class File:
+class DirectReader:
     """A file of which large parts are read: out of the page cache where they lie there, else straight off the disk."""
 
     def __init__(self, path: Path) -> None:
@@ -106,7 +106,7 @@ def in_flight(largest: int) -> int:
     return max(largest, min(2 * largest, IN_FLIGHT))
 
 
-def held() -> int:
+def rss_bytes() -> int:
     """Bytes of anonymous memory of this process: before its first tensor, the libraries'."""
     try:
         line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("RssAnon:"))
@@ -118,7 +118,7 @@ def held() -> int:
 def request_bytes(largest: int) -> int:
     """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside what is held
     now, the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
-    left = (2 * largest + 500e6 - held() - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
+    left = (2 * largest + 500e6 - rss_bytes() - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
     return int(max(min(left, largest / 8, 16 * HUGE_PAGE), HUGE_PAGE)) // PAGE * PAGE
 
 
@@ -126,7 +126,7 @@ def space_for(nbytes: int) -> int:
     return page_up(nbytes) + 2 * PAGE
 
 
-class Pool:
+class BufferPool:
     """Buffers that are used again, of so many bytes in all; one that is asked for is waited for."""
 
     def __init__(self, budget: int) -> None:
@@ -166,7 +166,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Part:
+class ByteRange:
     """So many bytes of a file, from an offset on."""
 
     path: Path
@@ -174,23 +174,23 @@ class Part:
     nbytes: int
 
 
-def stream(parts: Sequence[Part], budget: int) -> Iterator[tuple[memoryview, Callable[[], None]]]:
+def prefetch(parts: Sequence[ByteRange], budget: int) -> Iterator[tuple[memoryview, Callable[[], None]]]:
     """(bytes, how to give their memory back) of each part in turn, read ahead of the caller by a thread of its own.
 
     So many bytes are in memory at most, or the largest part. What is never given back is not read into again; the reader
     then waits. Raises OSError.
     """
-    pool = Pool(max(budget, space_for(max((p.nbytes for p in parts), default=0))))
+    pool = BufferPool(max(budget, space_for(max((p.nbytes for p in parts), default=0))))
     ready: queue.SimpleQueue[tuple[memoryview, memoryview] | BaseException] = queue.SimpleQueue()
 
     def read_ahead() -> None:
-        files: dict[Path, File] = {}
+        files: dict[Path, DirectReader] = {}
         try:
             for part in parts:
                 buffer = pool.take(space_for(part.nbytes))
                 if buffer is None:
                     return
-                file = files.get(part.path) or files.setdefault(part.path, File(part.path))
+                file = files.get(part.path) or files.setdefault(part.path, DirectReader(part.path))
                 ready.put((file.read(part.offset, part.nbytes, buffer), buffer))
         except BaseException as e:
             ready.put(e)
@@ -211,22 +211,22 @@ def stream(parts: Sequence[Part], budget: int) -> Iterator[tuple[memoryview, Cal
 
 
 class Appender:
-    """A file written front to back, `kept` bytes at its front left free for `close`. A thread of its own writes it.
+    """A file written front to back, `reserved` bytes at its front left free for `close`. A thread of its own writes it.
 
     `large`: past the page cache, where the file system can. `chunk`: bytes of a request, a multiple of a page; twice as
     many are held in memory.
     """
 
-    def __init__(self, path: Path, kept: int, large: bool, chunk: int = HUGE_PAGE) -> None:
+    def __init__(self, path: Path, reserved: int, large: bool, chunk: int = HUGE_PAGE) -> None:
         self.fd = self.direct_fd = -1
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="lottery-append")
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         if large and DIRECT:
             with contextlib.suppress(OSError):
                 self.direct_fd = os.open(path, os.O_WRONLY | DIRECT)
-        self.size = kept  # so many bytes so far
-        self.at = kept // PAGE * PAGE  # where the buffer will be written
-        self.used = kept - self.at
+        self.size = reserved  # so many bytes so far
+        self.at = reserved // PAGE * PAGE  # where the buffer will be written
+        self.used = reserved - self.at
         self.chunk, self.buffer, self.spare = chunk, new_buffer(chunk), new_buffer(chunk)
         self.writing: Future[None] | None = None
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lottery.errors import InputError, MachineError
-from lottery.files.home import home, make_folder, write_file
-from lottery.progress import stage
+from lottery.files.atomic import atomic_write
+from lottery.files.home import home, make_folder
+from lottery.progress import progress_bar
 
 LARGE = 64 * 2**20  # bytes: files from here on are worth remembering
 READ_BYTES = 4 * 2**20
@@ -28,22 +29,22 @@ def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
     known = remembered(memory)
     found, unknown = {}, []
     for path in paths:
-        sha256 = blob_name(path) or known.get(key(path))
+        sha256 = blob_name(path) or known.get(file_fingerprint(path))
         if sha256:
             found[path.name] = sha256
         else:
             unknown.append(path)
-    before = {path: key(path) for path in unknown}
-    found |= computed(unknown)
+    before = {path: file_fingerprint(path) for path in unknown}
+    found |= compute_hashes(unknown)
     fresh = {
         before[path]: found[path.name]
         for path in unknown
-        if path.stat().st_size >= LARGE and key(path) == before[path]  # not one that changed meanwhile
+        if path.stat().st_size >= LARGE and file_fingerprint(path) == before[path]  # not one that changed meanwhile
     }
     if fresh:
         with contextlib.suppress(OSError, InputError, MachineError):  # then it is computed again the next time
             make_folder(memory.parent, "LOTTERY_HOME")
-            write_file(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
+            atomic_write(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
     return {path.name: found[path.name] for path in paths}
 
 
@@ -54,7 +55,7 @@ def blob_name(path: Path) -> str | None:
     return real.name if is_blob else None
 
 
-def key(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
     about = path.stat()
     return f"{path.resolve()}:{about.st_size}:{about.st_mtime_ns}:{about.st_ctime_ns}:{about.st_ino}"
 
@@ -67,12 +68,12 @@ def remembered(memory: Path) -> dict[str, str]:
     return content if isinstance(content, dict) else {}
 
 
-def computed(paths: Sequence[Path]) -> dict[str, str]:
+def compute_hashes(paths: Sequence[Path]) -> dict[str, str]:
     """Several files at once: one core hashes slower than a disk reads."""
     total = sum(path.stat().st_size for path in paths)
     if total < LARGE:
         return {path.name: file_sha256(path) for path in paths}
-    with stage("hash the base", total, "bytes") as advance, ThreadPoolExecutor(4) as pool:
+    with progress_bar("hash the base", total, "bytes") as advance, ThreadPoolExecutor(4) as pool:
 
         def one(path: Path) -> str:
             sha, block = hashlib.sha256(), bytearray(READ_BYTES)

@@ -6,27 +6,27 @@ from functools import partial
 
 from lottery.errors import MachineError
 from lottery.jobs.job import Job
-from lottery.measuring.baseline import KEPT, measure_dense
-from lottery.measuring.measurement import Measured
-from lottery.registry import finding, publishing, runs, store
+from lottery.measuring.baseline import REUSED_MEASURES, measure_dense
+from lottery.measuring.measurement import ModelResult
+from lottery.registry import lookup, publishing, runs, store
 from lottery.spec import dense_id
 
 
-def run_dense(job: Job, study: str, within: Mapping[str, str]) -> tuple[Measured, str | None, bool]:
+def run_dense(job: Job, study: str, extra_tags: Mapping[str, str]) -> tuple[ModelResult, str | None, bool]:
     """The dense base of a ticket alone, measured and recorded if no run of the store holds it under this protocol: (what
     was found, its run, whether it was measured now)."""
     client = store.connect()
-    files, params = job.source.origin["files"], job.spec.params()
-    find_known = partial(finding.find_dense, client)
-    dense, _, to_record = measure_dense(job.base, job.setup, files, params, job.shared, find_known)
-    if to_record is None:
-        wants = KEPT & set(job.setup.wants)
-        known = finding.find_dense_run(client, dense_id(files), job.setup.protocol_id, wants)
+    files, params = job.source.base_record["files"], job.spec.params()
+    find_baseline = partial(lookup.load_dense_run, client)
+    dense, _, new_baseline = measure_dense(job.base, job.setup, files, params, job.cache, find_baseline)
+    if new_baseline is None:
+        measures = REUSED_MEASURES & set(job.setup.measures)
+        known = lookup.find_dense_run(client, dense_id(files), job.setup.protocol_id, measures)
         return dense, known.info.run_id if known else None, False
-    tags = to_record.tags | {"study": study} | dict(within)
+    tags = new_baseline.tags | {"study": study} | dict(extra_tags)
     try:
-        with runs.open_run(client, to_record.id, to_record.name, to_record.params, tags) as run:
-            publishing.record(run, replace(to_record, tags=tags), to_record.tags["base"], None, {})
+        with runs.open_run(client, new_baseline.id, new_baseline.name, new_baseline.params, tags) as run:
+            publishing.log_measurement(run, replace(new_baseline, tags=tags), new_baseline.tags["base"], None, {})
             return dense, run.id, True
     except store.STORE_ERRORS as e:
         raise MachineError(

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from lottery.files.home import home, make_folder
-from lottery.jobs.resolve import find_base_here, find_ticket, licence_of
+from lottery.jobs.resolve import find_local_base, find_ticket, licence_of
 from lottery.jobs.result import Ticket, identity_tags, verdict_tags, with_sizes
 from lottery.measuring.baseline import measure_pair
+from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.setup import make_setup
-from lottery.measuring.shared import Shared
-from lottery.registry import finding, publishing, runs, store
+from lottery.registry import lookup, publishing, recovery, runs, store
 from lottery.runtime import load
 from lottery.spec import Spec
 from lottery.ticket.opening import open_ticket
@@ -26,13 +26,13 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     spec = Spec.parse(**parameters)
     where = find_ticket(ticket)
     stored = open_ticket(where.folder, base)
-    load.check(stored, stored.tensors)
-    about = stored.origin
-    shared = Shared()
-    setup = make_setup(stored, spec, about["id"], stored.record["spec"]["quantize"], shared)
-    dense_base = stored.base or find_base_here(stored, base)
+    load.check_loadable(stored, stored.tensors)
+    about = stored.base_record
+    cache = Cache()
+    setup = make_setup(stored, spec, about["id"], stored.record["spec"]["quantize"], cache)
+    dense_base = stored.base or find_local_base(stored, base)
     client = store.connect()
-    publishing.close_dead(client)
+    recovery.close_killed_runs(client)
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
     params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
     tags = identity_tags("evaluation", stored.id, about["id"], setup)
@@ -40,9 +40,9 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
     with runs.open_run(client, measuring, title, params, tags) as run:
-        find_known = partial(finding.find_dense, client)
+        find_baseline = partial(lookup.load_dense_run, client)
         measured, dense, dense_run = measure_pair(
-            stored, dense_base, setup, about["files"], spec.params(), shared, find_known
+            stored, dense_base, setup, about["files"], spec.params(), cache, find_baseline
         )
         measured = with_sizes(measured, stored, {})
         found = Measurement(
@@ -58,7 +58,7 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
             nll_N=measured.nll_N,
             samples=measured.samples,
             quantize=made_by.quantize,
-            base=dense_base.place if dense_base else None,
+            base=dense_base.name_or_path if dense_base else None,
             licence=licence_of(stored),
             store=store.store_digest(),
             model_id=where.model_id,
@@ -66,8 +66,8 @@ def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
             id=measuring,
         )
         found.save(make_folder(folder, "LOTTERY_HOME"))
-        with publishing.kept(folder):
-            person = publishing.record_evaluation(run, found)
+        with publishing.explain_store_errors(folder):
+            person = publishing.log_evaluation(run, found)
             run.finish()
     shutil.rmtree(folder, ignore_errors=True)
     found = replace(found, tags=found.tags | person)

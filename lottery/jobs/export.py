@@ -7,7 +7,7 @@ from lottery.errors import InputError
 from lottery.jobs.resolve import find_ticket
 from lottery.measuring.measurement import read_measurement
 from lottery.registry import cards
-from lottery.runtime.load import check
+from lottery.runtime.load import check_loadable
 from lottery.ticket.export import check_destination, export
 from lottery.ticket.opening import open_ticket
 
@@ -26,5 +26,5 @@ def export_ticket(ticket: str, to: str | Path, format: str = "dense", base: str 
             f"take it away"
         )
     check_destination(stored, to)
-    check(stored, stored.tensors)
-    return export(stored, to, format, cards.of_export(measured, stored.record, format) if measured else None)
+    check_loadable(stored, stored.tensors)
+    return export(stored, to, format, cards.export_readme(measured, stored.record, format) if measured else None)

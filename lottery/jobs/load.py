@@ -5,7 +5,7 @@ from typing import Any
 
 from lottery.jobs.resolve import find_ticket
 from lottery.models import architecture, devices
-from lottery.runtime.load import build
+from lottery.runtime.load import load_model
 from lottery.spec import Spec
 from lottery.ticket.opening import open_ticket
 
@@ -21,5 +21,7 @@ def load(
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
     stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
     where = devices.pick_device(spec.device)
-    model = build(stored, stored.tensors, devices.arithmetic(spec.dtype, stored.dtype, where), where, spec.runtime)
+    model = load_model(
+        stored, stored.tensors, devices.pick_compute_dtype(spec.dtype, stored.dtype, where), where, spec.runtime
+    )
     return model, architecture.read_tokenizer(stored.folder)

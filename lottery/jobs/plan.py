@@ -6,8 +6,8 @@ from typing import Any
 from lottery.jobs.resolve import resolve
 from lottery.models.checkpoint import Base
 from lottery.models.families import PRUNABLE
-from lottery.models.targets import notes
-from lottery.pruning.stream import planned
+from lottery.models.targets import tied_head_notes
+from lottery.pruning.plan import plan_ticket
 from lottery.spec import Spec
 
 
@@ -17,21 +17,21 @@ def plan(**parameters: Any) -> dict[str, Any]:
     A folder with config.json alone will do: shapes then come from the transformers class.
     """
     spec = Spec.parse(**parameters)
-    source, chosen, _ = resolve(spec, outline=True)
-    bare = isinstance(source, Base) and source.is_outline
-    found = planned(source, spec, chosen, identified=not bare)
+    source, chosen, _ = resolve(spec, config_only=True)
+    bare = isinstance(source, Base) and source.is_config_only
+    found = plan_ticket(source, spec, chosen, with_ticket_id=not bare)
     total = sum(source.info(p.name).numel for p in source.places)
     shares = {
         role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
     }
     return {
-        "base": source.id if isinstance(source, Base) else source.origin["id"],
+        "base": source.id if isinstance(source, Base) else source.base_record["id"],
         "target": spec.target,
         "sparsity": spec.sparsity,
         "parameters": total,
         "shares": {role: share for role, share in shares.items() if share},
         "tied": source.tied_head is not None,
-        "notes": notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
+        "notes": tied_head_notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
         "disk_bytes_before": source.disk_bytes,
         **found,
     }

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lottery.measuring.measurement import Measured, Measurement
+from lottery.measuring.measurement import Measurement, ModelResult
 from lottery.measuring.setup import Setup
 from lottery.spec import Spec
 from lottery.ticket.record import sparsities
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Ticket:
     model_uri: str | None
     metrics: dict[str, float]
     tags: dict[str, str]
-    found: Measurement = field(repr=False)
+    measurement: Measurement = field(repr=False)
     page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
 
     def json(self) -> dict[str, Any]:
@@ -30,14 +30,14 @@ class Ticket:
 
 
 def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
-    protocol = {"protocol": setup.protocol_id} if setup.wants else {}
+    protocol = {"protocol": setup.protocol_id} if setup.measures else {}
     if setup.protocol:
         protocol["arithmetic"] = setup.protocol.arithmetic
     about = {"device": setup.device, "hardware": setup.hardware, "family": setup.family}
     return {"kind": kind, "ticket": ticket, "base": base, **about, **protocol}
 
 
-def verdict_tags(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]:
+def verdict_tags(measured: ModelResult, spec: Spec, setup: Setup) -> dict[str, str]:
     """The tags that judge: `winner` where the interval of the ratio is known, `limited`, `outcome`."""
     tags = {"outcome": measured.outcome} if measured.outcome else {}
     if setup.protocol and spec.limit != "none":
@@ -50,11 +50,11 @@ def verdict_tags(measured: Measured, spec: Spec, setup: Setup) -> dict[str, str]
     return tags
 
 
-def with_sizes(measured: Measured, stored: Stored, more: Mapping[str, float]) -> Measured:
+def with_sizes(measured: ModelResult, stored: StoredTicket, more: Mapping[str, float]) -> ModelResult:
     sizes = {
         **sparsities(stored.record),
         "disk_bytes": stored.disk_bytes,
-        "disk_ratio": stored.disk_bytes / stored.origin["disk_bytes"],
+        "disk_ratio": stored.disk_bytes / stored.base_record["disk_bytes"],
         "parameters": sum(
             math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e
         ),  # the base's

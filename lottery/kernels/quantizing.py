@@ -12,10 +12,11 @@ from numba import njit
 
 from lottery.kernels import avx512
 from lottery.kernels.avx512 import compress, expand
-from lottery.kernels.select import _bit, avx512_lanes, blocks, row_counts, unpack_row
+from lottery.kernels.bitmask import _bit, avx512_lanes, survivors_per_row, unpack_row
+from lottery.kernels.parallel import parallel_for
 
 # quantize= -> safetensors' name of its codes, and the code of a row's greatest weight
-CODES = {"int8": ("I8", 127), "fp8": ("F8_E4M3", 448)}
+QUANTIZED_DTYPES = {"int8": ("I8", 127), "fp8": ("F8_E4M3", 448)}
 BF16, F16, F32, I8, F8 = range(5)
 FORMS = {"BF16": BF16, "F16": F16, "F32": F32, "I8": I8, "F8_E4M3": F8}
 
@@ -138,13 +139,13 @@ def quantize(
         _quantize(bits_OI, mask_OB, masked, first, last, FORMS[dtype], kind == "fp8", wide, flat, scale_O, ends)
         pieces[first] = flat[first * columns * bits_OI.itemsize : int(ends[0])], int(ends[1])
 
-    blocks(rows, work, bits_OI.size)
+    parallel_for(rows, work, bits_OI.size)
     found = [pieces[first] for first in sorted(pieces)]
     return [piece for piece, _ in found], scale_O, sum(lost for _, lost in found)
 
 
 @njit(nogil=True, cache=True)
-def _widen(bitmask_OB, masked, first, last, start_O, values, form, step_O, wide, bfloat, row_I, out_OI):
+def _unpack_weights(bitmask_OB, masked, first, last, start_O, values, form, step_O, wide, bfloat, row_I, out_OI):
     columns = out_OI.shape[1]
     bits_I = np.empty(columns, np.uint32)
     for r in range(first, last):
@@ -178,27 +179,27 @@ def _widen(bitmask_OB, masked, first, last, start_O, values, form, step_O, wide,
                 out_I[c] = bits_I[c]
 
 
-def steps(scale_O: np.ndarray, kind: str) -> np.ndarray:
+def step_sizes(scale_O: np.ndarray, kind: str) -> np.ndarray:
     """What a code of each row is multiplied by; float32 [O]."""
-    return scale_O / np.float32(CODES[kind][1])
+    return scale_O / np.float32(QUANTIZED_DTYPES[kind][1])
 
 
-def starts(bitmask_OB: np.ndarray) -> np.ndarray:
+def row_offsets(bitmask_OB: np.ndarray) -> np.ndarray:
     """Where the survivors of each row begin; int64 [O]."""
-    kept_O = row_counts(bitmask_OB)
+    kept_O = survivors_per_row(bitmask_OB)
     return np.cumsum(kept_O) - kept_O
 
 
-def chunk_starts(bitmask_OB: np.ndarray, chunk: int) -> np.ndarray:
+def chunk_offsets(bitmask_OB: np.ndarray, chunk: int) -> np.ndarray:
     """Where the survivors of every `chunk` columns (a multiple of 8) of each row begin; int32 [O, C], int64 where that is
     too little."""
     rows, width = bitmask_OB.shape
     whole_OB = np.pad(bitmask_OB, ((0, 0), (0, -width % (chunk // 8))))
-    start_OC = starts(whole_OB.reshape(-1, chunk // 8)).reshape(rows, -1)
+    start_OC = row_offsets(whole_OB.reshape(-1, chunk // 8)).reshape(rows, -1)
     return start_OC.astype(np.int32) if not start_OC.size or start_OC[-1, -1] < 2**31 else start_OC
 
 
-def widen(
+def unpack_weights(
     bitmask_OB: np.ndarray | None,
     start_O: np.ndarray | None,
     values_K: np.ndarray,
@@ -210,7 +211,7 @@ def widen(
     """The dense matrix in `out_OI`, bits of float32 (uint32) or of bfloat16 (uint16), zeros where the mask says so.
 
     `values_K`: the survivors' bits, or uint8 codes to be multiplied by `step_O`; `form`: safetensors' name of their type.
-    Without a mask they are the whole matrix. `start_O` as of `starts`; mask and values must belong together.
+    Without a mask they are the whole matrix. `start_O` as of `row_offsets`; mask and values must belong together.
     """
     rows, columns = out_OI.shape
     masked = bitmask_OB is not None
@@ -221,8 +222,8 @@ def widen(
 
     def work(first: int, last: int) -> None:
         row_I = np.empty(columns, values_K.dtype)
-        _widen(
+        _unpack_weights(
             mask_OB, masked, first, last, start_O, values_K, FORMS[form], step_O, wide, bfloat, row_I, out_OI
         )  # fmt: skip
 
-    blocks(rows, work, out_OI.size)
+    parallel_for(rows, work, out_OI.size)

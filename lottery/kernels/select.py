@@ -9,37 +9,16 @@ allow, so that the loops over them vectorize. The kernels release the GIL and ru
 the result does not depend on how many.
 """
 
-import hashlib
-import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from numba import config, njit
+from numba import njit
 
-from lottery.files.home import home
-from lottery.kernels import avx512
-from lottery.kernels.avx512 import compress, expand
+from lottery.kernels.bitmask import apply_mask, compact, unpack
+from lottery.kernels.parallel import THREADS, parallel_for
 
-# Compiled once a machine; anew when the intrinsics change, which numba itself does not look at.
-INTRINSICS = hashlib.sha256(Path(avx512.__file__).read_bytes()).hexdigest()[:8]
-config.CACHE_DIR = str(Path(os.environ.get("NUMBA_CACHE_DIR") or home() / "kernels") / INTRINSICS)
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="lottery-kernels")
 MAGNITUDE = {np.dtype(np.uint16): 0x7FFF, np.dtype(np.uint32): 0x7FFFFFFF}  # every bit but the sign
 BINS = 1 << 16
-SMALL = 1 << 15  # weights: below, one thread is quicker than waking several
-
-
-def blocks(rows: int, work: Callable[[int, int], None], weights: int = SMALL) -> None:
-    """Run work(first, last) over blocks of rows, a block a thread."""
-    edges = np.linspace(0, rows, min(THREADS, max(rows, 1)) + 1).astype(np.int64)
-    if len(edges) == 2 or weights < SMALL:
-        return work(0, rows)
-    for done in [POOL.submit(work, int(a), int(b)) for a, b in itertools.pairwise(edges)]:
-        done.result()
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -62,7 +41,7 @@ def _row_keys(row_I, index, magnitude, draw, seed, keys_I):
 
 
 @njit(nogil=True, cache=True)
-def _scan(flat, magnitude, infinity, out):
+def _count_zeros_and_nonfinite(flat, magnitude, infinity, out):
     zeros, broken = 0, 0
     for i in range(flat.size):
         low = flat[i] & magnitude
@@ -149,152 +128,16 @@ def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, gr
             bitmask_OB[r, b] = (flags_B[b] * np.uint64(0x0102040810204080)) >> np.uint64(56)
 
 
-@njit(nogil=True, cache=True)
-def _row_counts(bitmask_OB, first, last, kept_O):
-    for r in range(first, last):
-        kept = 0
-        for b in range(bitmask_OB.shape[1]):
-            byte = bitmask_OB[r, b]
-            byte = byte - ((byte >> 1) & 0x55)
-            byte = (byte & 0x33) + ((byte >> 2) & 0x33)
-            kept += (byte + (byte >> 4)) & 0x0F
-        kept_O[r] = kept
-
-
-@njit(nogil=True, inline="always")
-def _bit(byte, j):
-    return np.uint64((byte >> np.uint8(j)) & np.uint8(1))
-
-
-avx512_lanes = njit(inline="always")(avx512.lanes)
-
-
-@njit(nogil=True, cache=True)
-def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
-    # Written always, kept only where the weight lives: no branch to mispredict. By hand eight at a time: as an inner
-    # loop it takes twice as long.
-    columns = bits_OI.shape[1]
-    for r in range(first, last):
-        at = np.uint64(0)
-        bits_I, mask_B = bits_OI[r], bitmask_OB[r]
-        for b in range(columns >> 3):
-            byte, eight = mask_B[b], bits_I[8 * b : 8 * b + 8]
-            row_I[at] = eight[0]
-            at += _bit(byte, 0)
-            row_I[at] = eight[1]
-            at += _bit(byte, 1)
-            row_I[at] = eight[2]
-            at += _bit(byte, 2)
-            row_I[at] = eight[3]
-            at += _bit(byte, 3)
-            row_I[at] = eight[4]
-            at += _bit(byte, 4)
-            row_I[at] = eight[5]
-            at += _bit(byte, 5)
-            row_I[at] = eight[6]
-            at += _bit(byte, 6)
-            row_I[at] = eight[7]
-            at += _bit(byte, 7)
-        for c in range(columns & ~7, columns):
-            row_I[at] = bits_I[c]
-            at += _bit(mask_B[c >> 3], c & 7)
-        kept = np.int64(at)
-        start = start_O[r - first]
-        values_K[start : start + kept] = row_I[:kept]
-
-
-@njit(nogil=True, cache=True)
-def _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat):
-    # In place. A vector is written whole, its end beyond the survivors: that ends before the first weight not yet read.
-    columns = bits_OI.shape[1]
-    step = avx512_lanes(bits_OI.itemsize)
-    for r in range(first, last):
-        at = np.uint64(start_O[r - first])
-        bits_I, mask_B = bits_OI[r], bitmask_OB[r]
-        for c in range(0, columns - step + 1, step):
-            at += compress(bits_I, np.uint64(c), mask_B, np.uint64(c >> 3), flat, at)
-        for c in range(columns - columns % step, columns):
-            if _bit(mask_B[c >> 3], c & 7):
-                flat[at] = bits_I[c]
-                at += np.uint64(1)
-
-
-@njit(nogil=True, cache=True)
-def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
-    columns = out_OI.shape[1]
-    step = avx512_lanes(out_OI.itemsize)
-    for r in range(first, last):
-        at = np.uint64(start_O[r])
-        mask_B, out_I = bitmask_OB[r], out_OI[r]
-        for c in range(0, columns - step + 1, step):
-            at += expand(values_K, at, mask_B, np.uint64(c >> 3), out_I, np.uint64(c))
-        for c in range(columns - columns % step, columns):
-            out_I[c] = 0
-            if _bit(mask_B[c >> 3], c & 7):
-                out_I[c] = values_K[at]
-                at += np.uint64(1)
-
-
-@njit(nogil=True, cache=True, inline="always")
-def unpack_row(mask_B, values_K, start, out_I):
-    """One row, without a branch: every weight is written, times its bit."""
-    columns, one = out_I.size, values_K.dtype.type
-    at = np.uint64(start)
-    whole = columns >> 3 if start + columns < values_K.size else 0  # else a read might pass the last survivor
-    for b in range(whole):
-        byte, eight = mask_B[b], out_I[8 * b : 8 * b + 8]
-        eight[0] = values_K[at] * one(_bit(byte, 0))
-        at += _bit(byte, 0)
-        eight[1] = values_K[at] * one(_bit(byte, 1))
-        at += _bit(byte, 1)
-        eight[2] = values_K[at] * one(_bit(byte, 2))
-        at += _bit(byte, 2)
-        eight[3] = values_K[at] * one(_bit(byte, 3))
-        at += _bit(byte, 3)
-        eight[4] = values_K[at] * one(_bit(byte, 4))
-        at += _bit(byte, 4)
-        eight[5] = values_K[at] * one(_bit(byte, 5))
-        at += _bit(byte, 5)
-        eight[6] = values_K[at] * one(_bit(byte, 6))
-        at += _bit(byte, 6)
-        eight[7] = values_K[at] * one(_bit(byte, 7))
-        at += _bit(byte, 7)
-    for c in range(8 * whole, columns):
-        out_I[c] = 0
-        if _bit(mask_B[c >> 3], c & 7):
-            out_I[c] = values_K[at]
-            at += np.uint64(1)
-
-
-@njit(nogil=True, cache=True)
-def _unpack(bitmask_OB, first, last, start_O, values_K, out_OI):
-    for r in range(first, last):
-        unpack_row(bitmask_OB[r], values_K, start_O[r], out_OI[r])
-
-
-@njit(nogil=True, cache=True)
-def _masked(bits_OI, bitmask_OB, first, last, out_OI):
-    columns, one = bits_OI.shape[1], bits_OI.dtype.type
-    for r in range(first, last):
-        bits_I, mask_B, out_I = bits_OI[r], bitmask_OB[r], out_OI[r]
-        for b in range(columns >> 3):
-            byte = np.uint32(mask_B[b])
-            for j in range(8):
-                out_I[8 * b + j] = bits_I[8 * b + j] * one((byte >> np.uint32(j)) & np.uint32(1))
-        for c in range(columns & ~7, columns):
-            out_I[c] = bits_I[c] * one(_bit(mask_B[c >> 3], c & 7))
-
-
-def warm(dtype: np.dtype) -> None:
+def compile_kernels(dtype: np.dtype) -> None:
     """Compile, or fetch the compiled kernels, for bits of this type: work on a real matrix can then be timed."""
     tiny = np.arange(16, dtype=dtype).reshape(2, 8)
-    scan(tiny, 100)
+    count_zeros_and_nonfinite(tiny, 100)
     for bitmask_OB in (select(tiny, 3), select(tiny, 3, 1), select_groups(tiny, 2, 4)):
         unpack(bitmask_OB, np.concatenate(compact(tiny, bitmask_OB)), 8)
-        masked(tiny, bitmask_OB)
+        apply_mask(tiny, bitmask_OB)
 
 
-def scan(bits: np.ndarray, infinity: int) -> tuple[int, int]:
+def count_zeros_and_nonfinite(bits: np.ndarray, infinity: int) -> tuple[int, int]:
     """(zeros, NaN or infinite) among the weights with these bits; `infinity` is the type's own bit pattern of it."""
     flat = bits.reshape(-1)
     magnitude = flat.dtype.type(MAGNITUDE[flat.dtype])
@@ -303,9 +146,9 @@ def scan(bits: np.ndarray, infinity: int) -> tuple[int, int]:
 
     def work(first: int, last: int) -> None:
         for t in range(first, last):
-            _scan(flat[edges[t] : edges[t + 1]], magnitude, flat.dtype.type(infinity), out[t])
+            _count_zeros_and_nonfinite(flat[edges[t] : edges[t + 1]], magnitude, flat.dtype.type(infinity), out[t])
 
-    blocks(THREADS, work, flat.size)
+    parallel_for(THREADS, work, flat.size)
     zeros, broken = out.sum(0)
     return int(zeros), int(broken)
 
@@ -323,7 +166,7 @@ class Keys:
 
     def run(self, kernel: Callable[..., None], *more: object) -> None:
         columns = self.bits_OI.shape[1]
-        blocks(
+        parallel_for(
             len(self.bits_OI),
             lambda a, b: kernel(self.bits_OI, a, b, *self.arguments, np.empty(columns, self.dtype), *more),
             self.size,
@@ -338,11 +181,11 @@ class Keys:
             kernel(self.bits_OI, first, last, *self.arguments, np.empty(columns, self.dtype), which, counts)
             parts.append(counts)
 
-        blocks(len(self.bits_OI), work, self.size)
+        parallel_for(len(self.bits_OI), work, self.size)
         return np.stack(parts).sum(0, dtype=np.int64)
 
 
-class Search:
+class ThresholdSearch:
     """The exact threshold of the k smallest keys among any number of matrices, of which one at a time is in memory.
 
     Histograms add: call `add` for every matrix, then `step`, and all of it again while `step` says so (keys of more
@@ -409,7 +252,7 @@ def select_below(bits_OI: np.ndarray, limit: int, ties: int, seed: int | None = 
 
 def select(bits_OI: np.ndarray, k: int, seed: int | None = None) -> np.ndarray:
     """bitmask_OB of what lives when the k smallest keys go. Of equal keys the earlier in row-major order goes."""
-    search = Search(k)
+    search = ThresholdSearch(k)
     if k > 0:
         search.add(bits_OI, seed)
         if search.step():
@@ -431,54 +274,3 @@ def select_groups(bits_OI: np.ndarray, keep: int, group: int, seed: int | None =
 
     Keys(bits_OI, seed).run(kernel)
     return bitmask_OB
-
-
-def row_counts(bitmask_OB: np.ndarray) -> np.ndarray:
-    """How many weights of each row live; int64 [O]."""
-    kept_O = np.empty(len(bitmask_OB), np.int64)
-    blocks(len(bitmask_OB), lambda a, b: _row_counts(bitmask_OB, a, b, kept_O), 8 * bitmask_OB.size)
-    return kept_O
-
-
-def compact(bits_OI: np.ndarray, bitmask_OB: np.ndarray, wide: bool = avx512.AVAILABLE) -> list[np.ndarray]:
-    """The survivors in row order, 1-D pieces to be put one behind the other. They lie in the memory of `bits_OI`, which
-    is overwritten: fresh memory would take longer than the work itself."""
-    columns, flat = bits_OI.shape[1], bits_OI.reshape(-1)
-    kept_O = row_counts(bitmask_OB)
-    pieces: dict[int, np.ndarray] = {}
-
-    def work(first: int, last: int) -> None:
-        start_O = first * columns + np.cumsum(kept_O[first:last]) - kept_O[first:last]
-        if wide:
-            _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat)
-        else:
-            _compact(bits_OI, bitmask_OB, first, last, start_O, np.empty(columns + 1, bits_OI.dtype), flat)
-        pieces[first] = flat[first * columns : first * columns + int(kept_O[first:last].sum())]
-
-    blocks(len(bits_OI), work, bits_OI.size)
-    return [pieces[first] for first in sorted(pieces)]
-
-
-def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: bool = avx512.AVAILABLE) -> np.ndarray:
-    """The dense bits again, zeros where the mask says so. Raises ValueError where mask and values do not belong together."""
-    rows = len(bitmask_OB)
-    kept_O = row_counts(bitmask_OB)
-    if bitmask_OB.shape[1] != -(-columns // 8) or int(kept_O.sum()) != len(values_K):
-        raise ValueError("bitmask and values do not belong together")
-    if not len(values_K):
-        return np.zeros((rows, columns), values_K.dtype)
-    start_O = np.cumsum(kept_O) - kept_O
-    out_OI = np.empty((rows, columns), values_K.dtype)
-    kernel = _unpack_wide if wide else _unpack
-    blocks(rows, lambda a, b: kernel(bitmask_OB, a, b, start_O, values_K, out_OI), out_OI.size)
-    return out_OI
-
-
-def masked(bits_OI: np.ndarray, bitmask_OB: np.ndarray, out_OI: np.ndarray | None = None) -> np.ndarray:
-    """The bits with zeros where the mask says so, in `out_OI` (the bits themselves will do) or a new array. Raises ValueError where mask and matrix do not belong together."""
-    rows, columns = bits_OI.shape
-    if bitmask_OB.shape != (rows, -(-columns // 8)):
-        raise ValueError("bitmask and matrix do not belong together")
-    out = np.empty_like(bits_OI) if out_OI is None else out_OI
-    blocks(rows, lambda a, b: _masked(bits_OI, bitmask_OB, a, b, out), out.size)
-    return out

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def widen(
+def unpack_kernel(
     mask, start, values, step, out, columns, mask_columns, chunks, MASKED: tl.constexpr, FORM: tl.constexpr, WARPS: tl.constexpr
 ):  # fmt: skip
     """A warp widens a chunk, a lane a byte of its mask. Where a lane's survivors lie: the chunk's start, a sum over

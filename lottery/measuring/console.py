@@ -26,7 +26,7 @@ def megabytes(value: float | None) -> str:
     return "" if value is None else f"{value / 1e6:,.2f}"
 
 
-def with_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
+def format_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
     if name not in metrics:
         return ""
     text = f"{metrics[name]:,.{digits}f}"
@@ -35,7 +35,7 @@ def with_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
     return text
 
 
-def plain(metrics: Mapping[str, float], name: str, digits: int) -> str:
+def format_metric(metrics: Mapping[str, float], name: str, digits: int) -> str:
     return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
 
 
@@ -44,16 +44,16 @@ def result_table(found: Measurement) -> Table:
     table = Table(box=box.MARKDOWN)
     columns = {
         "": lambda title, m: title,
-        "perplexity [95%]": lambda title, m: with_interval(m, "perplexity", 2),
+        "perplexity [95%]": lambda title, m: format_interval(m, "perplexity", 2),
         "ratio to dense [95%]": lambda title, m: (
-            "1" if m is found.dense and "perplexity" in m else with_interval(m, "perplexity_ratio", 4)
+            "1" if m is found.dense and "perplexity" in m else format_interval(m, "perplexity_ratio", 4)
         ),
-        "bits/byte": lambda title, m: plain(m, "bits_per_byte", 4),
+        "bits/byte": lambda title, m: format_metric(m, "bits_per_byte", 4),
         "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
         "in memory MB": lambda title, m: megabytes(m.get("weights_bytes")),
-        "prefill tok/s": lambda title, m: plain(m, "prefill_tok_s", 0),
-        "decode tok/s [quartiles]": lambda title, m: with_interval(m, "decode_tok_s", 0),
-        "floor tok/s": lambda title, m: plain(m, "decode_floor_tok_s", 0),
+        "prefill tok/s": lambda title, m: format_metric(m, "prefill_tok_s", 0),
+        "decode tok/s [quartiles]": lambda title, m: format_interval(m, "decode_tok_s", 0),
+        "floor tok/s": lambda title, m: format_metric(m, "decode_floor_tok_s", 0),
     }
     rows = [("dense", found.dense)] if found.dense else []
     rows.append((found.title, found.metrics))
@@ -66,7 +66,7 @@ def result_table(found: Measurement) -> Table:
     return table
 
 
-def in_memory(quantize: str, runtime: str) -> str:
+def runtime_note(quantize: str, runtime: str) -> str:
     """What a run's figures of speed and memory are about."""
     if runtime == "packed":
         return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
@@ -79,7 +79,7 @@ def in_memory(quantize: str, runtime: str) -> str:
     return "stored sparse, runs dense: the zeros save disk, not time or memory"
 
 
-def findings(found: Measurement) -> list[str]:
+def summary_lines(found: Measurement) -> list[str]:
     """What one measuring says beside its figures: sizes, protocol, control, verdict; a line each."""
     m, tags = found.metrics, found.tags
     lines = []
@@ -90,16 +90,16 @@ def findings(found: Measurement) -> list[str]:
             f"the file is {m['disk_ratio']:.3f} of the base's"
         )
     if found.protocol:
-        lines.append(f"protocol {found.protocol.id}: {found.protocol.line()}")
+        lines.append(f"protocol {found.protocol.id}: {found.protocol.describe()}")
     if "rounding_zeros" in m:
         lines.append(f"{m['rounding_zeros']:,.0f} more weights became zero by rounding to 8 bits")
     if found.kind != "dense" and ("decode_tok_s" in m or "weights_bytes" in m):
-        lines.append(in_memory(found.quantize, found.params.get("runtime", "dense")))
+        lines.append(runtime_note(found.quantize, found.params.get("runtime", "dense")))
     if "control_perplexity" in m:
         lines.append(
-            f"control: random tickets of the same size have {plain(m, 'control_perplexity', 2)}, from "
-            f"{plain(m, 'control_perplexity_lo', 2)} to {plain(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
-            f"{with_interval(m, 'control_ratio', 4)}: beats them: {tags.get('beats_control', 'not known')}"
+            f"control: random tickets of the same size have {format_metric(m, 'control_perplexity', 2)}, from "
+            f"{format_metric(m, 'control_perplexity_lo', 2)} to {format_metric(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
+            f"{format_interval(m, 'control_ratio', 4)}: beats them: {tags.get('beats_control', 'not known')}"
         )
     if "winner" in tags:
         limited = f"; measured on {tags['limited']} windows only" if "limited" in tags else ""
@@ -132,7 +132,7 @@ def label_line(tags: Mapping[str, str]) -> str:
 
 
 def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
-    lines = findings(found)
+    lines = summary_lines(found)
     if found.samples:
         lines.append(f"sample: {found.samples[0]['text']!r}")
         if "dense" in found.samples[0]:
@@ -146,7 +146,7 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None, page: st
     return render(result_table(found), *lines)
 
 
-def spans(numbers: list[int]) -> str:
+def format_ranges(numbers: list[int]) -> str:
     """0, 1, 2, 5 -> 0-2, 5"""
     parts: list[list[int]] = []
     for n in sorted(numbers):

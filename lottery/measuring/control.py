@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from lottery.errors import blame
+from lottery.errors import path_error
 from lottery.files.home import home, make_folder
-from lottery.measuring.measurement import Measured
+from lottery.measuring.measurement import ModelResult
 from lottery.measuring.model import measure_model
-from lottery.measuring.perplexity import exp, finite, ratio_metrics
+from lottery.measuring.perplexity import exp, finite_metrics, ratio_metrics
 from lottery.measuring.setup import Setup
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.progress import say
 from lottery.pruning.stream import prune_source
 from lottery.spec import Spec
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 
 
 def measure_controls(
-    source: Source, spec: Spec, chosen: Sequence[Place], stored: Stored, setup: Setup
+    source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup
 ) -> np.ndarray | None:
     """Mean NLL per window of `spec.control` random tickets, float64 [C, N]; None where none is asked for,
     or where nothing is removed: a random ticket would be the same one.
@@ -41,7 +41,7 @@ def measure_controls(
         )
         return None
     survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
-    only = replace(setup, wants=("perplexity",))
+    only = replace(setup, measures=("perplexity",))
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
     found = []
@@ -51,10 +51,10 @@ def measure_controls(
         what = f"control {i} of {spec.control}"
         try:
             prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
-            ticket = Stored(folder)
+            ticket = StoredTicket(folder)
             measured, _ = measure_model(what, ticket, list(ticket.tensors), only, source_bytes)
         except OSError as e:
-            raise blame(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
+            raise path_error(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         assert measured.nll_N is not None
@@ -66,7 +66,7 @@ def kept_whole(entry: Mapping[str, Any]) -> bool:
     return bool(entry["kept"] == math.prod(entry["shape"]))
 
 
-def control_metrics(ticket: Measured, nll_CN: np.ndarray | None) -> dict[str, float]:
+def control_metrics(ticket: ModelResult, nll_CN: np.ndarray | None) -> dict[str, float]:
     """`control_perplexity` (the median control, and the least and the greatest), and `control_ratio`: the ticket's
     perplexity to the controls' geometric mean, with its paired interval over windows. What overflowed is left out, aloud."""
     if nll_CN is None or ticket.nll_N is None:
@@ -83,4 +83,6 @@ def control_metrics(ticket: Measured, nll_CN: np.ndarray | None) -> dict[str, fl
         "control_perplexity_hi": max(perplexities),
     }
     against = ratio_metrics(ticket.nll_N, sound_CN.mean(0))
-    return finite(metrics | {f"control_{name.removeprefix('perplexity_')}": value for name, value in against.items()})
+    return finite_metrics(
+        metrics | {f"control_{name.removeprefix('perplexity_')}": value for name, value in against.items()}
+    )

@@ -25,7 +25,7 @@ def expanded_tail(windows: int) -> float:
 
 
 @cache
-def draws(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resample_counts(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each window is drawn in each resample, [S, N]: as many as there are, with replacement."""
     rng = np.random.default_rng((seed, windows))
     return rng.multinomial(windows, np.full(windows, 1 / windows), size=resamples).astype(np.float64)
@@ -36,11 +36,11 @@ def difference_interval(difference_N: np.ndarray) -> tuple[float, float]:
     if len(difference_N) < 2:
         return -math.inf, math.inf
     low = expanded_tail(len(difference_N))
-    lo, hi = np.quantile(draws(len(difference_N)) @ difference_N / len(difference_N), [low, 1 - low])
+    lo, hi = np.quantile(resample_counts(len(difference_N)) @ difference_N / len(difference_N), [low, 1 - low])
     return float(lo), float(hi)
 
 
-def order(nll_NT: np.ndarray) -> np.ndarray:
+def significant_order(nll_NT: np.ndarray) -> np.ndarray:
     """Which of two targets certainly loses less: the paired 95% interval of their difference does not hold 0."""
     count_T = nll_NT.shape[1]
     order_TT = np.zeros((count_T, count_T), np.int8)
@@ -48,7 +48,7 @@ def order(nll_NT: np.ndarray) -> np.ndarray:
     pairs = np.array(list(combinations(range(count_T), 2)))
     for first in range(0, len(pairs), PAIRS_AT_ONCE):
         a_P, b_P = pairs[first : first + PAIRS_AT_ONCE].T
-        sum_SP = draws(len(nll_NT)) @ (nll_NT[:, a_P] - nll_NT[:, b_P])
+        sum_SP = resample_counts(len(nll_NT)) @ (nll_NT[:, a_P] - nll_NT[:, b_P])
         lo_P, hi_P = np.quantile(sum_SP, [low, 1 - low], axis=0)
         order_TT[a_P, b_P] = (hi_P < 0).astype(np.int8) - (lo_P > 0)
     return order_TT - order_TT.T

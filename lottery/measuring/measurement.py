@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from lottery.errors import InputError
-from lottery.files.home import write_file
-from lottery.measuring.text import Protocol
-from lottery.models.checkpoint import read_json
+from lottery.files.atomic import atomic_write
+from lottery.files.reading import read_json
+from lottery.measuring.protocol import EvalProtocol
 from lottery.ticket.record import MEASUREMENTS
 
 KINDS = ("ticket", "dense", "evaluation")
@@ -39,7 +39,7 @@ class Measurement:
     run_tags: dict[str, str] = field(default_factory=dict)  # further ones, of its run alone
     metrics: dict[str, float] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)  # the dense base's metrics, measured beside
-    protocol: Protocol | None = None
+    protocol: EvalProtocol | None = None
     nll_N: np.ndarray | None = None
     control_CN: np.ndarray | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
@@ -57,30 +57,30 @@ class Measurement:
         plain = {k: v for k, v in self.__dict__.items() if k not in ("nll_N", "control_CN", "protocol", "dense_run")}
         return plain | {
             "protocol": self.protocol.record() if self.protocol else None,
-            "nll_per_window": numbers(self.nll_N),
-            "control_nll_per_window": numbers(self.control_CN),
+            "nll_per_window": to_json_numbers(self.nll_N),
+            "control_nll_per_window": to_json_numbers(self.control_CN),
             "dense_run": self.dense_run.json() if self.dense_run else None,
         }
 
     def save(self, folder: Path) -> None:
         content = json.dumps(self.json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-        write_file(folder / MEASUREMENTS, content.encode())
+        atomic_write(folder / MEASUREMENTS, content.encode())
 
 
-def numbers(array: np.ndarray | None) -> Any:
+def to_json_numbers(array: np.ndarray | None) -> Any:
     """As JSON has them: lists, with null for what is not finite."""
     if array is None:
         return None
     if array.ndim > 1:
-        return [numbers(row) for row in array]
+        return [to_json_numbers(row) for row in array]
     return [x if math.isfinite(x) else None for x in array.tolist()]
 
 
-def from_numbers(found: Any) -> np.ndarray | None:
+def from_json_numbers(found: Any) -> np.ndarray | None:
     return None if found is None else np.array(found, np.float64)  # null becomes NaN
 
 
-def beside(folder: Path) -> dict[str, Any]:
+def read_raw_measurements(folder: Path) -> dict[str, Any]:
     """What lies beside a ticket, as it is: by whatever version of lottery, edited or not."""
     return read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {}
 
@@ -107,9 +107,9 @@ def from_json(found: Mapping[str, Any]) -> Measurement:
     nll, control = given.pop("nll_per_window"), given.pop("control_nll_per_window")
     result = Measurement(
         **given,
-        protocol=Protocol(**{k: v for k, v in protocol.items() if k != "protocol"}) if protocol else None,
-        nll_N=from_numbers(nll),
-        control_CN=from_numbers(control),
+        protocol=EvalProtocol(**{k: v for k, v in protocol.items() if k != "protocol"}) if protocol else None,
+        nll_N=from_json_numbers(nll),
+        control_CN=from_json_numbers(control),
         dense_run=from_json(dense_run) if dense_run else None,
     )
     for name, kind in (
@@ -141,7 +141,7 @@ def from_json(found: Mapping[str, Any]) -> Measurement:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelResult:
     metrics: dict[str, float] = field(default_factory=dict)
     nll_N: np.ndarray | None = None
     samples: list[dict[str, str]] = field(default_factory=list)

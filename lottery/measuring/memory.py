@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from lottery.runtime.layers import resident
+from lottery.runtime.layers import resident_tensors
 
 
 def weights_bytes(model: Any) -> int:
     """Parameters and buffers as they lie on the device, a shared one once; the buffer of packed layers too."""
-    return sum(tensor.nbytes for tensor in resident(model).values())
+    return sum(tensor.nbytes for tensor in resident_tensors(model).values())
 
 
 def reset_peak(device: str) -> None:

@@ -4,44 +4,44 @@ import gc
 from collections.abc import Sequence
 
 from lottery.measuring import memory, perplexity, samples, speed
-from lottery.measuring.measurement import Measured
+from lottery.measuring.measurement import ModelResult
 from lottery.measuring.setup import Setup
-from lottery.progress import mention, stage
+from lottery.progress import progress_bar, progress_line
 from lottery.runtime import load
 
 
 def measure_model(
     what: str,
-    source: load.Tensors,
+    source: load.TensorSource,
     names: Sequence[str],
     setup: Setup,
     source_bytes: int,
-    score: Measured | None = None,
-) -> tuple[Measured, float | None]:
+    score: ModelResult | None = None,
+) -> tuple[ModelResult, float | None]:
     """Load the model anew from its files, and measure it; beside, its NLL of the samples that `score` holds."""
-    if "speed" in setup.wants:
+    if "speed" in setup.measures:
         speed.memory_bandwidth(setup.device)  # its half gigabyte is no part of the peak
     gc.collect()
     memory.reset_peak(setup.device)
-    with stage(f"{what}: load"):
-        model, load_s = speed.timed(lambda: load.build(source, names, setup.dtype, setup.device, setup.runtime))
-    metrics = memory.memory_metrics(model, source_bytes) if "memory" in setup.wants else {}
+    with progress_bar(f"{what}: load"):
+        model, load_s = speed.timed(lambda: load.load_model(source, names, setup.dtype, setup.device, setup.runtime))
+    metrics = memory.memory_metrics(model, source_bytes) if "memory" in setup.measures else {}
     took: dict[str, float] = {"load_s": load_s}
     nll_N, outcome, found = None, None, []
     if setup.ids_NT is not None and setup.protocol is not None:
-        with stage(f"{what}: perplexity over {len(setup.ids_NT)} windows", len(setup.ids_NT)) as advance:
+        with progress_bar(f"{what}: perplexity over {len(setup.ids_NT)} windows", len(setup.ids_NT)) as advance:
             ids_NT = setup.ids_NT
             nll_N, took["evaluate_s"] = speed.timed(lambda: perplexity.nll_per_window(model, ids_NT, advance))
         metrics |= perplexity.perplexity_metrics(nll_N, setup.protocol.tokens, setup.protocol.utf8_bytes)
         outcome = None if "perplexity" in metrics else "overflow"
-    if "samples" in setup.wants:
-        with stage(f"{what}: samples", len(samples.PROMPTS)) as advance:
-            found = samples.samples(model, setup.tokenizer, advance)
+    if "samples" in setup.measures:
+        with progress_bar(f"{what}: samples", len(samples.PROMPTS)) as advance:
+            found = samples.generate_samples(model, setup.tokenizer, advance)
         metrics |= samples.text_metrics(found, setup.tokenizer)
-    if "speed" in setup.wants:
-        mention(f"{what}: speed")  # no bar: its thread would take part in what is timed
+    if "speed" in setup.measures:
+        progress_line(f"{what}: speed")  # no bar: its thread would take part in what is timed
         metrics |= speed.speed_metrics(model, setup.tokenizer, setup.eager)
-    if "memory" in setup.wants:
+    if "memory" in setup.measures:
         metrics["peak_bytes"] = memory.peak_bytes(setup.device)
-    scored = samples.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None
-    return Measured(perplexity.finite(metrics | took), nll_N, found, outcome), scored
+    sample_nll = samples.text_nll(model, setup.tokenizer, score.samples) if score and score.samples else None
+    return ModelResult(perplexity.finite_metrics(metrics | took), nll_N, found, outcome), sample_nll

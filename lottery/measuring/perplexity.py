@@ -20,7 +20,7 @@ LEAST_POSITIONS = 256  # at a large vocabulary: with fewer, reading the head's w
 BATCH_TOKENS = 8192
 
 
-def token_bytes(config: Any) -> int:
+def activation_bytes_per_token(config: Any) -> int:
     """About what one token's activations take at once inside a layer, in float32."""
     config = config.get_text_config()
     hidden = config.hidden_size
@@ -39,10 +39,10 @@ def logit_bytes(config: Any) -> int:
     return 8 * positions_of(config) * config.get_text_config().vocab_size
 
 
-def batch_of(config: Any, window: int, device: str) -> int:
+def batch_size(config: Any, window: int, device: str) -> int:
     """How many windows to take at once: as many as fit into a small part of the memory at hand."""
     room = min(devices.free_bytes(device) // 8, 4 * 2**30 if device == "cuda" else 2**28)
-    return max(1, min(room // (token_bytes(config) * window), BATCH_TOKENS // window))
+    return max(1, min(room // (activation_bytes_per_token(config) * window), BATCH_TOKENS // window))
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def nll_per_window(model: Any, ids_NT: np.ndarray, advance: Advance) -> np.ndarr
     Logits are widened to float32 for the cross-entropy. A window that overflows comes out NaN or infinite.
     """
     count, window = ids_NT.shape
-    batch = batch_of(model.config, window, model.device.type)
+    batch = batch_size(model.config, window, model.device.type)
     nll_N = np.empty(count)
     for first in range(0, count, batch):
         ids = torch.from_numpy(ids_NT[first : first + batch]).to(model.device)
@@ -109,7 +109,7 @@ def perplexity_metrics(nll_N: np.ndarray, tokens: int, utf8_bytes: int) -> dict[
     metrics = {"perplexity": exp(mean), "bits_per_byte": mean * tokens / (math.log(2) * utf8_bytes)}
     if found := bootstrap_interval(nll_N):
         metrics |= {"perplexity_lo": exp(found[0]), "perplexity_hi": exp(found[1])}
-    return finite(metrics)
+    return finite_metrics(metrics)
 
 
 def ratio_metrics(nll_N: np.ndarray, dense_N: np.ndarray) -> dict[str, float]:
@@ -120,12 +120,12 @@ def ratio_metrics(nll_N: np.ndarray, dense_N: np.ndarray) -> dict[str, float]:
     metrics = {"perplexity_ratio": exp(float(difference_N.mean()))}
     if found := bootstrap_interval(difference_N):
         metrics |= {"perplexity_ratio_lo": exp(found[0]), "perplexity_ratio_hi": exp(found[1])}
-    return finite(metrics)
+    return finite_metrics(metrics)
 
 
 def exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def finite(metrics: dict[str, float]) -> dict[str, float]:
+def finite_metrics(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -22,11 +22,11 @@ PROMPTS = (
 NEW_TOKENS = 50
 
 
-def samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
+def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
     """The fixed prompts, continued greedily by 50 tokens."""
     found = []
     for prompt in PROMPTS:
-        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, exactly=True)[0]})
+        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})
         advance(1)
     return found
 

@@ -7,26 +7,27 @@ import numpy as np
 
 from lottery.errors import InputError
 from lottery.measuring import perplexity
-from lottery.measuring.shared import Shared
-from lottery.measuring.text import Protocol, pick_window, windows
+from lottery.measuring.cache import Cache
+from lottery.measuring.protocol import EvalProtocol
+from lottery.measuring.text import pick_window, tokenize_windows
 from lottery.models import architecture, devices
 from lottery.models.checkpoint import Base
 from lottery.progress import say
 from lottery.runtime import load
 from lottery.runtime.layers import check_int8
-from lottery.spec import Spec, digest
+from lottery.spec import Spec, json_sha256
 
 
 @dataclass(frozen=True)
 class Setup:
     """How models are measured in one run: the same for the ticket and for its dense base."""
 
-    wants: tuple[str, ...]
+    measures: tuple[str, ...]
     tokenizer: Any
     dtype: str
     device: str
     ids_NT: np.ndarray | None
-    protocol: Protocol | None
+    protocol: EvalProtocol | None
     runtime: str
     eager: bool = False  # the ticket decodes without a graph on a GPU: then the dense base does, too
     family: str = ""  # of architectures, by config.json
@@ -35,23 +36,23 @@ class Setup:
     @property
     def protocol_id(self) -> str:
         """Without a data set, what is left of a protocol: arithmetic, runtime, device."""
-        return self.protocol.id if self.protocol else digest([self.dtype, self.runtime, self.device])[:12]
+        return self.protocol.id if self.protocol else json_sha256([self.dtype, self.runtime, self.device])[:12]
 
 
-def dataset_of(spec: Spec, base_id: str) -> str:
+def resolve_dataset(spec: Spec, base_id: str) -> str:
     """What `auto` means."""
     return spec.dataset if spec.dataset != "auto" else "builtin" if base_id == "builtin" else "wikitext2"
 
 
-def make_setup(source: load.Tensors, spec: Spec, base_id: str, quantize: str, shared: Shared) -> Setup:
+def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: str, cache: Cache) -> Setup:
     """Read and tokenize once what will be measured on. Everything that may be refused is refused here. `quantize`: the
     ticket's.
 
     Raises InputError for a device, window, data set or tokenizer that cannot serve, or where memory will not do.
     """
     device = devices.pick_device(spec.device)
-    dtype = devices.arithmetic(spec.dtype, source.dtype, device)
-    tokenizer = shared.once(("tokenizer", source.folder), lambda: architecture.read_tokenizer(source.folder))
+    dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, device)
+    tokenizer = cache.get_or_compute(("tokenizer", source.folder), lambda: architecture.read_tokenizer(source.folder))
     config = architecture.read_config(source.folder)
     window = pick_window(spec.window, architecture.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
@@ -64,10 +65,12 @@ def make_setup(source: load.Tensors, spec: Spec, base_id: str, quantize: str, sh
             source, config, spec, base_id, dtype, device, quantize, window if "perplexity" in spec.measures else 0
         )
     if "perplexity" in spec.measures:
-        dataset = dataset_of(spec, base_id)
+        dataset = resolve_dataset(spec, base_id)
         words = config.get_text_config().vocab_size
         how = (dataset, words, window, spec.limit, dtype, spec.runtime, device)
-        ids_NT, protocol = shared.once(("windows", source.folder, *how), lambda: windows(dataset, tokenizer, *how[1:]))
+        ids_NT, protocol = cache.get_or_compute(
+            ("windows", source.folder, *how), lambda: tokenize_windows(dataset, tokenizer, *how[1:])
+        )
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         if protocol.windows < 2:
@@ -75,7 +78,7 @@ def make_setup(source: load.Tensors, spec: Spec, base_id: str, quantize: str, sh
             say(f"warning: {what}: of a single window no interval is known, and no winner; give {way_out}")
     eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
     return Setup(
-        wants=spec.measures,
+        measures=spec.measures,
         tokenizer=tokenizer,
         dtype=dtype,
         device=device,
@@ -89,7 +92,7 @@ def make_setup(source: load.Tensors, spec: Spec, base_id: str, quantize: str, sh
 
 
 def check_memory(
-    source: load.Tensors,
+    source: load.TensorSource,
     config: Any,
     spec: Spec,
     base_id: str,
@@ -105,12 +108,14 @@ def check_memory(
     def takes(dtype: str, device: str, lean: bool) -> int:
         # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the
         # process; a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
-        mapped = device == "cpu" and devices.arithmetic("source", source.dtype, device) == dtype
+        mapped = device == "cpu" and devices.pick_compute_dtype("source", source.dtype, device) == dtype
         return numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
 
     weights = takes(dtype, device, lean)
     if weights > free:
-        own, on_cpu = (devices.arithmetic(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu")))
+        own, on_cpu = (
+            devices.pick_compute_dtype(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu"))
+        )
         ways = []
         if takes(own, device, lean) <= free:
             ways.append("dtype=source")
@@ -128,7 +133,7 @@ def check_memory(
         )
     if not window:
         return
-    a_token, logits = perplexity.token_bytes(config), perplexity.logit_bytes(config)
+    a_token, logits = perplexity.activation_bytes_per_token(config), perplexity.logit_bytes(config)
     if weights + logits + a_token * window > free:
         fits = max(0, free - weights - logits) // a_token
         way_out = f"give window={min(window, 2 ** (fits.bit_length() - 1))}" if fits > 1 else "give measure=none"

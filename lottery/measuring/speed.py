@@ -44,7 +44,7 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
         for _ in range(NEW_TOKENS - 1):
             token_11 = decoder.next(token_11)
         last = clock(model)
-        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, exactly=True)
+        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, fixed_length=True)
         end = clock(model)
         if repeat:  # the first warms up
             prefill.append(first - begin)
@@ -57,12 +57,12 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
         "decode_tok_s": float(middle),
         "decode_tok_s_lo": float(low),
         "decode_tok_s_hi": float(high),
-        "decode_floor_tok_s": memory_bandwidth(model.device.type) / read_bytes(model),
+        "decode_floor_tok_s": memory_bandwidth(model.device.type) / bytes_read_per_token(model),
         "generate_tok_s": float(np.median(whole)),
     }
 
 
-def read_bytes(model: Any) -> int:
+def bytes_read_per_token(model: Any) -> int:
     """Bytes of weights that one decoded token reads: all, but of an embedding matrix that is not the head a single row."""
     table = model.get_input_embeddings().weight
     tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has none

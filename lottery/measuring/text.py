@@ -2,28 +2,27 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lottery.errors import InputError
+from lottery.measuring.protocol import EvalProtocol
 from lottery.models import hub
 from lottery.models.architecture import encode
-from lottery.spec import digest
 
-EMBEDDED = Path(__file__).parent.parent / "assets" / "evaluation.txt"
-LONGEST = 2048  # tokens: the window of the GPTQ protocol, which wanda's and sparsegpt's tables use
+BUILTIN_TEXT = Path(__file__).parent.parent / "assets" / "evaluation.txt"
+MAX_WINDOW = 2048  # tokens: the window of the GPTQ protocol, which wanda's and sparsegpt's tables use
 
 
-def read_text(dataset: str) -> tuple[str, str]:
+def read_dataset(dataset: str) -> tuple[str, str]:
     """(name, the whole text as one string). Raises InputError where there is no such data set."""
     if dataset == "builtin":
-        return "builtin", EMBEDDED.read_text(encoding="utf-8")
+        return "builtin", BUILTIN_TEXT.read_text(encoding="utf-8")
     if dataset == "wikitext2":
         return "wikitext2", "\n\n".join(
-            hub.dataset_rows(f"dataset={dataset}", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
+            hub.load_dataset_column(f"dataset={dataset}", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
         )
     path = Path(dataset).expanduser()
     if not path.is_file():
@@ -54,71 +53,23 @@ def read_text(dataset: str) -> tuple[str, str]:
         ) from e
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What fixes a measured number, beside the model: the record stored with it. Tokens and windows as evaluated."""
-
-    dataset: str
-    text_sha256: str
-    utf8_bytes: int
-    tokens: int
-    windows: int
-    window: int
-    limit: int | str
-    bos: str
-    dtype: str
-    runtime: str
-    device: str
-    int8_arithmetic: str = (
-        "none"  # of a ticket quantized so: w8a8 (activations are rounded too) or w8a16; goes with runtime
-    )
-
-    @property
-    def id(self) -> str:
-        """12 hex digits. The data set counts by content, so a copy under another name is the same protocol."""
-        fixed = ("text_sha256", "window", "limit", "bos", "dtype", "runtime", "device")
-        return digest({name: getattr(self, name) for name in fixed})[:12]
-
-    @property
-    def dataset_digest(self) -> str:
-        """Of the text, and of all that was recorded with it: MLflow keeps what it is first told of a name and a digest."""
-        return f"{self.text_sha256[:12]}-{digest(self.record())[:12]}"
-
-    @property
-    def arithmetic(self) -> str:
-        """What was multiplied: the type, and for int8 codes whether activations were rounded, too."""
-        return self.dtype + (f", {self.int8_arithmetic}" if self.int8_arithmetic != "none" else "")
-
-    def record(self) -> dict[str, Any]:
-        return {"protocol": self.id, **asdict(self)}
-
-    def line(self) -> str:
-        one = "window" if self.limit != "none" else "1 window"
-        counted = one if self.windows == 1 else f"{self.windows} windows"
-        first = "the first " if self.limit != "none" else ""
-        return (
-            f"{self.dataset}: {self.tokens:,} tokens, {first}{counted} of {self.window}, BOS {self.bos}, "
-            f"{self.dtype} on {self.device}{f', int8 as {self.int8_arithmetic}' if self.int8_arithmetic != 'none' else ''}"
-        )
-
-
 def pick_window(window: int | str, context: int) -> int:
     if window == "auto":
-        return min(LONGEST, context)
+        return min(MAX_WINDOW, context)
     if int(window) > context:
         raise InputError(f"window={window}: this model takes at most {context} tokens; give no more")
     return int(window)
 
 
-def windows(
+def tokenize_windows(
     dataset: str, tokenizer: Any, words: int, window: int, limit: int | str, dtype: str, runtime: str, device: str
-) -> tuple[np.ndarray, Protocol]:
+) -> tuple[np.ndarray, EvalProtocol]:
     """(ids_NT int64, the protocol): the text tokenized once, with the tokenizer's own special tokens, cut into
     non-overlapping windows of `window` tokens, the tail dropped. `words`: the size of the model's vocabulary.
 
     Raises InputError for a text shorter than one window, or a tokenizer that is not the model's.
     """
-    name, text = read_text(dataset)
+    name, text = read_dataset(dataset)
     ids = np.asarray(encode(tokenizer, text), np.int64)
     if len(ids) and ids.max() >= words:
         raise InputError(
@@ -132,7 +83,7 @@ def windows(
         )
     if limit != "none":
         count = min(count, int(limit))
-    protocol = Protocol(
+    protocol = EvalProtocol(
         dataset=name,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
         utf8_bytes=len(text.encode()),

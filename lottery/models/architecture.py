@@ -8,28 +8,29 @@ from typing import Any
 import torch
 import transformers
 
-from lottery.errors import InputError, MachineError, is_of_gpu, is_of_memory
-from lottery.models.checkpoint import DTYPES, TOKENIZER_FILES, TensorInfo
+from lottery.errors import InputError, MachineError, is_gpu_error, is_out_of_memory
+from lottery.models.checkpoint import TOKENIZER_FILES
+from lottery.models.tensors import DTYPES, TensorInfo
 
 MOST_LAYERS = 1000  # of any model there is, and more: a config.json may say what it likes
 
 
 @contextmanager
-def usable(folder: Path, what: str) -> Iterator[None]:
+def transformers_errors(folder: Path, what: str) -> Iterator[None]:
     """Whatever transformers raises over a file of the user's is an InputError: it has no class of its own for that."""
     try:
         yield
     except (InputError, MachineError):
         raise
     except Exception as e:  # KeyError, ZeroDivisionError, a validation class of its own: anything, over a bad file
-        if is_of_memory(e) or is_of_gpu(e):
+        if is_out_of_memory(e) or is_gpu_error(e):
             raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
 
 
 def read_config(folder: Path) -> Any:
-    with usable(folder, "config.json"):
+    with transformers_errors(folder, "config.json"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if not 0 < layers <= MOST_LAYERS:
@@ -43,25 +44,25 @@ def is_tied(folder: Path) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-def skeleton(config: Any, folder: Path) -> Any:
+def build_meta_model(config: Any, folder: Path) -> Any:
     """The model that a config describes, without weights."""
-    with usable(folder, "config.json"), torch.device("meta"):
+    with transformers_errors(folder, "config.json"), torch.device("meta"):
         return model_class(config, folder)(config)
 
 
-def outline(folder: Path) -> dict[str, TensorInfo]:
+def tensors_from_config(folder: Path) -> dict[str, TensorInfo]:
     """Name -> shape and type of every parameter of the model that config.json describes, a tied one once; no weights."""
     config = read_config(folder)
     dtype = config.dtype if config.dtype in DTYPES.values() else torch.float32
     name_of_dtype = next(name for name, known in DTYPES.items() if known == dtype)
-    model = skeleton(config, folder)
+    model = build_meta_model(config, folder)
     return {name: TensorInfo("", name_of_dtype, tuple(p.shape)) for name, p in model.named_parameters()}
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[str, str]]:
     """What a checkpoint may call each linear layer of the model that config.json describes -> (its path in memory, the
     name of its class). Checkpoints of some families leave out the first part of the path."""
-    model = skeleton(read_config(folder), folder)
+    model = build_meta_model(read_config(folder), folder)
     found = {path: kind(m) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     short = {path.removeprefix(f"{model.base_model_prefix}."): path for path in found}
     return {name: (path, found[path]) for name, path in [*short.items(), *((path, path) for path in found)]}
@@ -76,7 +77,7 @@ def read_tokenizer(folder: Path) -> Any | None:
     """The folder's tokenizer, None where it has none. Never runs code out of the folder."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
         return None
-    with usable(folder, "its tokenizer"):
+    with transformers_errors(folder, "its tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 

@@ -1,24 +1,20 @@
 """A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
 
-import errno
-import json
-import mmap
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from lottery.errors import InputError, MachineError
 from lottery.files import disk
 from lottery.files.hashes import sha256_of_files
+from lottery.files.reading import read_json
 from lottery.models import hub
 from lottery.models.families import Place, classify, head_name
-from lottery.models.hub import INDEX, WHOLE
+from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from lottery.models.tensors import TensorInfo, shard_headers, tensor_from_buffer
 
 BUILTIN = Path(__file__).parent.parent / "assets" / "builtin"
 TOKENIZER_FILES = (
@@ -33,124 +29,6 @@ TOKENIZER_FILES = (
 )
 SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)  # carried into the ticket as they are
 
-# safetensors' name of a type -> torch's; of the types a weight may have, the integer type of its bits and its infinity
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "BOOL": torch.bool,
-}
-BITS = {"BF16": (torch.uint16, 0x7F80), "F16": (torch.uint16, 0x7C00), "F32": (torch.uint32, 0x7F800000)}
-
-# Python has the name from 3.13 on; the number is that of Linux on x86 and ARM
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: there is no such file") from e
-    except (ValueError, OSError) as e:
-        raise InputError(f"{path}: not readable as JSON ({e})") from e
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content
-
-
-def plain_name(name: str, where: Path) -> str:
-    """A file name out of a file: it must name something in the same folder. Raises InputError otherwise."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise InputError(f"{where}: it names the file {name!r}, which lies outside of its folder")
-    return name
-
-
-def open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")  # for its header: torch's would map the file as memory that is reserved
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: there is no such file") from e
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"{path}: truncated or not a safetensors file ({e}); fetch it again") from e
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a shard's header says of a tensor; `dtype` by safetensors' name."""
-
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int = 0  # of its first byte in the file
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].itemsize
-
-
-def from_memory(data: memoryview, info: TensorInfo) -> torch.Tensor:
-    """The tensor whose bytes lie there; not copied, unless it begins at an odd address."""
-    dtype = DTYPES[info.dtype]
-    if not info.nbytes:
-        return torch.empty(info.shape, dtype=dtype)
-    if info.offset % dtype.itemsize:
-        data = memoryview(bytearray(data))
-    return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A file that is mapped when its first tensor is asked for. Who writes to a tensor gets a page of his own; none is
-    reserved before: the kernel would refuse that of a file larger than the memory."""
-
-    path: Path
-
-    @cached_property
-    def data(self) -> memoryview:
-        with open(self.path, "rb") as f:
-            flags, prot = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-            try:
-                return memoryview(mmap.mmap(f.fileno(), 0, flags=flags, prot=prot))
-            except OSError as e:
-                if e.errno != errno.ENOMEM:
-                    raise
-                raise MemoryError(f"{self.path} cannot be mapped") from e  # not the fault of a disk, as others are
-
-    def tensor(self, info: TensorInfo) -> torch.Tensor:
-        """Raises OSError and MemoryError."""
-        return from_memory(self.data[info.offset : info.offset + info.nbytes], info)
-
-
-def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Mapped], dict[str, TensorInfo]]:
-    """The shards by file name, none of them mapped yet, and every tensor in them, in file order."""
-    files: dict[str, Mapped] = {}
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        header = open_shard(folder / shard)
-        files[shard] = Mapped(folder / shard)
-        with open(folder / shard, "rb") as f:
-            at = 8 + int.from_bytes(f.read(8), "little")  # tensors follow the header without a gap
-        for name in header.offset_keys():
-            view = header.get_slice(name)
-            if view.get_dtype() not in DTYPES:
-                raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
-            if name in tensors:
-                raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
-            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
-            at += tensors[name].nbytes
-    return files, tensors
-
 
 class Source(Protocol):
     """What a ticket can be made of: a dense base, or another ticket."""
@@ -162,7 +40,7 @@ class Source(Protocol):
         """The ticket that it is; None of a base."""
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def base_record(self) -> dict[str, Any]:
         """The record of the dense base: id, revision, dtype, disk_bytes, files with their sha256."""
 
     @property
@@ -231,14 +109,16 @@ class Base:
             raise InputError(f"model={id}: it holds no weight matrix; give a causal language model")
 
     def _check_index(self, tensors: Mapping[str, TensorInfo]) -> None:
-        if (self.folder / WHOLE).exists():
+        if (self.folder / SAFE_WEIGHTS_NAME).exists():
             return
-        for name, shard in read_json(self.folder / INDEX)["weight_map"].items():
+        for name, shard in read_json(self.folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].items():
             if name not in tensors or tensors[name].shard != shard:
-                raise InputError(f"model={self.id}: {INDEX} says that {name!r} is in {shard}, where it is not")
-        if strangers := sorted(tensors.keys() - read_json(self.folder / INDEX)["weight_map"].keys()):
+                raise InputError(
+                    f"model={self.id}: {SAFE_WEIGHTS_INDEX_NAME} says that {name!r} is in {shard}, where it is not"
+                )
+        if strangers := sorted(tensors.keys() - read_json(self.folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].keys()):
             raise InputError(
-                f"model={self.id}: {tensors[strangers[0]].shard} holds {strangers[0]!r}, which {INDEX} does not know"
+                f"model={self.id}: {tensors[strangers[0]].shard} holds {strangers[0]!r}, which {SAFE_WEIGHTS_INDEX_NAME} does not know"
             )
 
     def _check_tied(self, places: Sequence[Place], heads: Sequence[Place], tensors: Mapping[str, TensorInfo]) -> None:
@@ -282,17 +162,17 @@ class Base:
         return sha256_of_files([self.folder / name for name in sorted([*self._shards, *self.small_files])])
 
     @property
-    def is_outline(self) -> bool:
+    def is_config_only(self) -> bool:
         return not self._shards
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def base_record(self) -> dict[str, Any]:
         """What a ticket records of its base."""
         about = {"id": self.id, "revision": self.revision, "dtype": self.dtype, "disk_bytes": self.disk_bytes}
         return about | {"files": self.files}
 
     @property
-    def place(self) -> str:
+    def name_or_path(self) -> str:
         """What opens it again from anywhere on this machine; also from code without the embedded model, as tickets carry it."""
         return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
 
@@ -314,10 +194,10 @@ class Base:
 
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         infos = [self.tensors[name] for name in names]
-        parts = [disk.Part(self.folder / info.shard, info.offset, info.nbytes) for info in infos]
+        parts = [disk.ByteRange(self.folder / info.shard, info.offset, info.nbytes) for info in infos]
         try:
-            for info, (data, give_back) in zip(infos, disk.stream(parts, budget), strict=True):
-                yield from_memory(data, info), give_back
+            for info, (data, give_back) in zip(infos, disk.prefetch(parts, budget), strict=True):
+                yield tensor_from_buffer(data, info), give_back
         except OSError as e:
             raise MachineError(f"model={self.folder}: its files cannot be read ({e.strerror or e})") from e
 
@@ -333,13 +213,13 @@ def shard_names(folder: Path, what: str) -> list[str]:
 
     Raises InputError, beginning with `what`, where there are none in safetensors.
     """
-    if (folder / WHOLE).exists():
-        return [WHOLE]
-    if (folder / INDEX).exists():
-        return hub.shard_names(what, folder / INDEX)
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        return [SAFE_WEIGHTS_NAME]
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
+        return hub.indexed_shards(what, folder / SAFE_WEIGHTS_INDEX_NAME)
     if any(folder.glob("*.bin")):
         raise InputError(
             f"{what}: it holds pickled weights (.bin) only, which are never read; "
             f"convert them to safetensors first, or take a revision that has them"
         )
-    raise InputError(f"{what}: it has no {WHOLE} and no {INDEX}")
+    raise InputError(f"{what}: it has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lottery.errors import InputError
-from lottery.models.checkpoint import DTYPES
+from lottery.models.tensors import DTYPES
 from lottery.progress import say
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -63,7 +63,7 @@ def computes_bfloat16(device: str) -> bool:
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
-def arithmetic(dtype: str, source: str, device: str) -> str:
+def pick_compute_dtype(dtype: str, source: str, device: str) -> str:
     """The type to compute in, `source`'s own where the device computes it well; names as torch has them."""
     own = str(DTYPES[source]).removeprefix("torch.")
     if dtype not in ("auto", "source"):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lottery.errors import InputError, MachineError, blame
-from lottery.progress import Advance, say, stage
+from lottery.errors import InputError, MachineError, path_error
+from lottery.progress import Advance, progress_bar, say
 
-WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SAFE_WEIGHTS_NAME = "model.safetensors"
+SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 CARD = "README.md"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 LOGIN = "set HF_TOKEN or run `hf auth login`"
@@ -39,7 +39,7 @@ def is_id(model: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\S+)?", model, re.ASCII) is not None
 
 
-def fetch(
+def fetch_snapshot(
     model: str,
     small_files: Sequence[str],
     check_config: CheckConfig | None = None,
@@ -60,7 +60,7 @@ def fetch(
     unreached = None
     if not (local_only or is_offline_mode()):
         try:
-            with reached(what, repo, revision):
+            with hub_errors(what, repo, revision):
                 info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         except MachineError as e:
             unreached = e
@@ -90,10 +90,10 @@ def in_cache(what: str, repo: str, revision: str, weights: bool = True) -> tuple
         path = try_to_load_from_cache(repo, name, revision=revision)
         return Path(path) if isinstance(path, str) else None
 
-    config, index = find("config.json"), find(INDEX)
+    config, index = find("config.json"), find(SAFE_WEIGHTS_INDEX_NAME)
     missing = [] if config else ["config.json"]
-    if weights and not find(WHOLE):
-        missing += [name for name in shard_names(what, index) if not find(name)] if index else [WHOLE]
+    if weights and not find(SAFE_WEIGHTS_NAME):
+        missing += [name for name in indexed_shards(what, index) if not find(name)] if index else [SAFE_WEIGHTS_NAME]
     return config.parent if config else Path(), missing
 
 
@@ -110,18 +110,20 @@ def download(
     from huggingface_hub import constants, hf_hub_download
 
     def get(name: str, revision: str, **more: Any) -> Any:
-        with reached(what, repo, revision):
+        with hub_errors(what, repo, revision):
             return hf_hub_download(repo, name, revision=revision, **more)
 
     if "config.json" not in names:
         raise InputError(f"{what}: {repo} has no config.json; give a model in the layout of transformers")
-    if WHOLE not in names and INDEX not in names:
+    if SAFE_WEIGHTS_NAME not in names and SAFE_WEIGHTS_INDEX_NAME not in names:
         if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
             raise InputError(
                 f"{what}: {repo} has its weights only as pytorch_model*.bin, which is never read: a pickle can run "
                 f"code; convert it to safetensors, or give as @REVISION one that has them (often refs/pr/N)"
             )
-        raise InputError(f"{what}: {repo} has neither {WHOLE} nor {INDEX}; give a model that has")
+        raise InputError(
+            f"{what}: {repo} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; give a model that has"
+        )
 
     # By the branch's name: only so does the library note, for offline use, at which commit the branch is.
     folder = Path(get("config.json", revision)).parent
@@ -130,9 +132,15 @@ def download(
         check_config(read_json(what, folder / "config.json"))
     if not weights:
         return folder
-    shards = [WHOLE] if WHOLE in names else shard_names(what, Path(get(INDEX, commit)))
+    shards = (
+        [SAFE_WEIGHTS_NAME]
+        if SAFE_WEIGHTS_NAME in names
+        else indexed_shards(what, Path(get(SAFE_WEIGHTS_INDEX_NAME, commit)))
+    )
     if absent := [name for name in shards if name not in names]:
-        raise InputError(f"{what}: {INDEX} names {', '.join(absent)}, which {repo} lacks; give another revision")
+        raise InputError(
+            f"{what}: {SAFE_WEIGHTS_INDEX_NAME} names {', '.join(absent)}, which {repo} lacks; give another revision"
+        )
 
     # The weights last: once they are in the cache, so is the rest, whenever a download was cut off.
     wanted = [*(name for name in small_files if name in names), *shards]
@@ -144,9 +152,9 @@ def download(
             f"make room, or set HF_HOME to a larger disk"
         )
     if new:
-        with stage(f"download {repo}", coming, "bytes") as advance:
+        with progress_bar(f"download {repo}", coming, "bytes") as advance:
             for file in new:  # one after the other: Ctrl-C ends it at once, and hf_xet is parallel within a file
-                get(file.filename, commit, tqdm_class=forward(advance))
+                get(file.filename, commit, tqdm_class=tqdm_class_for(advance))
     return folder
 
 
@@ -160,7 +168,7 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def shard_names(what: str, index: Path) -> list[str]:
+def indexed_shards(what: str, index: Path) -> list[str]:
     """The files that the index spreads the weights over. Raises InputError for any but plain safetensors names."""
     weight_map = read_json(what, index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
@@ -168,13 +176,13 @@ def shard_names(what: str, index: Path) -> list[str]:
         plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
         if not plain or not name.endswith(".safetensors"):
             raise InputError(
-                f"{what}: the weight_map of its {INDEX} names {name!r}, not a safetensors file beside it; "
+                f"{what}: the weight_map of its {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, not a safetensors file beside it; "
                 f"give another model or revision"
             )
     return sorted(set(names))
 
 
-def forward(advance: Advance) -> type:
+def tqdm_class_for(advance: Advance) -> type:
     """A class for hf_hub_download to use as tqdm's: the bytes that arrive go to `advance`."""
     from huggingface_hub.utils.tqdm import silent_tqdm
 
@@ -192,7 +200,7 @@ def forward(advance: Advance) -> type:
 
 
 @contextmanager
-def reached(what: str, repo: str, revision: str = "main", repo_type: str = "model") -> Iterator[None]:
+def hub_errors(what: str, repo: str, revision: str = "main", repo_type: str = "model") -> Iterator[None]:
     """Around calls of the hub's libraries: whatever they raise becomes one line that begins with `what`.
 
     InputError where the hub refuses what was asked for; MachineError where it, the network or the disk fails.
@@ -235,7 +243,7 @@ def failure(e: Exception, what: str, repo: str, revision: str, repo_type: str) -
                 pass  # of hf_xet or datasets, which say no more
             case OSError() if cause.strerror:
                 where, way_out = cause.filename or constants.HF_HUB_CACHE, "set HF_HOME to a folder with room to write"
-                return blame(cause, f"{what}: {where}: {cause.strerror.lower()}; {way_out}")
+                return path_error(cause, f"{what}: {where}: {cause.strerror.lower()}; {way_out}")
         cause = cause.__cause__ or cause.__context__
     reason = " ".join(str(e).split())[:200]
     return MachineError(f"{what}: {repo} did not come from {hub} ({type(e).__name__}: {reason}); try again")
@@ -266,7 +274,7 @@ def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> Inpu
     return InputError(f"{what}: {hub} refuses {repo} ({status}); check the name, the revision and HF_ENDPOINT")
 
 
-def licence(folder: Path) -> str | None:
+def read_licence(folder: Path) -> str | None:
     """The licence that a model's card states in its header, else the first line of its licence file; None without both."""
     import yaml
     from huggingface_hub import metadata_load
@@ -285,7 +293,7 @@ def licence(folder: Path) -> str | None:
     return " ".join(words)[:100] or None
 
 
-def dataset_rows(what: str, repo: str, config: str, split: str, column: str) -> list[str]:
+def load_dataset_column(what: str, repo: str, config: str, split: str, column: str) -> list[str]:
     """One column of a data set of the hub's, by `datasets`; from its cache where the hub cannot be reached."""
     import datasets
     from huggingface_hub import HfApi, constants
@@ -299,12 +307,14 @@ def dataset_rows(what: str, repo: str, config: str, split: str, column: str) -> 
     unreached = None
     if not (offline := datasets.config.HF_HUB_OFFLINE):
         try:
-            with reached(what, repo, repo_type="dataset"):  # load_dataset tries for half a minute, and does not say why
+            with hub_errors(
+                what, repo, repo_type="dataset"
+            ):  # load_dataset tries for half a minute, and does not say why
                 HfApi().dataset_info(repo, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         except MachineError as e:
             unreached = e
         else:
-            with reached(what, repo, repo_type="dataset"):
+            with hub_errors(what, repo, repo_type="dataset"):
                 return load()
 
     instead = f"give dataset=builtin, or its {split} parquet file as dataset=FILE"

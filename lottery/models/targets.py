@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lottery.errors import InputError, nearest
+from lottery.errors import InputError, did_you_mean
 from lottery.models.families import PRUNABLE, Place, projection_names
 
 
@@ -24,7 +24,7 @@ def layer_range(term: str, layers: str, count: int) -> range:
     )
 
 
-def choose(target: str, places: Sequence[Place], tied_head: str | None = None) -> list[Place]:
+def resolve_target(target: str, places: Sequence[Place], tied_head: str | None = None) -> list[Place]:
     """The prunable tensors that a target expression means, in checkpoint order, each once.
 
     `tied_head` is the name that the head would have if it were not the embedding matrix itself. Chosen without the
@@ -51,7 +51,7 @@ def choose(target: str, places: Sequence[Place], tied_head: str | None = None) -
             raise InputError(f"target={target}: {component} takes no @LAYERS; give a component, as in mlp@{component}")
         else:
             known = ("all", "early", "late", *PRUNABLE, *(name for name in projections if "." not in name))
-            raise InputError(f"target={target}: {component!r} is unknown; {nearest(component, known)}")
+            raise InputError(f"target={target}: {component!r} is unknown; {did_you_mean(component, known)}")
         if at:
             inside = layer_range(term, layers, count)
             found = [p for p in found if p.layer is not None and p.layer in inside]
@@ -62,7 +62,7 @@ def choose(target: str, places: Sequence[Place], tied_head: str | None = None) -
     return [p for p in (*places, *copies) if p.name in chosen]
 
 
-def notes(chosen: Sequence[Place], tied_head: str | None) -> list[str]:
+def tied_head_notes(chosen: Sequence[Place], tied_head: str | None) -> list[str]:
     """What a person should know of a choice that touches a head which is the embedding matrix itself."""
     if not tied_head:
         return []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lottery.measuring.console import LABEL, findings, label_line, render, result_table, spans
+from lottery.measuring.console import LABEL, format_ranges, label_line, render, result_table, summary_lines
 from lottery.measuring.measurement import Measurement
 
 LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # characters that MLflow's tables take
@@ -18,20 +18,20 @@ LIMITS = (
 )
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """As plain text inside a line of Markdown: a model's own text, a name, a file's word."""
     plain = html.escape(" ".join(text.split()), quote=False)  # MLflow's pages take HTML, and no backslash before it
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", plain)
 
 
-def code(text: str) -> str:
+def code_span(text: str) -> str:
     """Text of a model in a code span, line breaks shown."""
     return "`" + " \u21b5 ".join(text.replace("`", "'").splitlines()) + "`"
 
 
 def result(found: Measurement) -> list[str]:
     lines = [render(result_table(found)), ""] if found.metrics else []
-    return [*lines, *(f"- {escaped(line)}" for line in findings(found))]
+    return [*lines, *(f"- {escape_markdown(line)}" for line in summary_lines(found))]
 
 
 def samples(found: Measurement, most: int) -> list[str]:
@@ -40,10 +40,10 @@ def samples(found: Measurement, most: int) -> list[str]:
     lines = ["", "### Samples", "", "Greedy, 50 new tokens.", ""]
     for sample in found.samples[:most]:
         lines += [
-            f"- {escaped(sample.get('prompt', ''))} ...",
-            f"    - {escaped(found.title)}: {code(sample.get('text', ''))}",
+            f"- {escape_markdown(sample.get('prompt', ''))} ...",
+            f"    - {escape_markdown(found.title)}: {code_span(sample.get('text', ''))}",
         ]
-        lines += [f"    - dense: {code(sample['dense'])}"] if "dense" in sample else []
+        lines += [f"    - dense: {code_span(sample['dense'])}"] if "dense" in sample else []
     return lines
 
 
@@ -55,33 +55,33 @@ def summary(found: Measurement, base: str) -> str:
         about = f"{base} as it is, the dense baseline"
     perplexity = f": perplexity {m['perplexity']:,.2f}" if "perplexity" in m else ""
     ratio = f", {m['perplexity_ratio']:.4f} of dense" if perplexity and "perplexity_ratio" in m else ""
-    return escaped(f"{about}{perplexity}{ratio}.")
+    return escape_markdown(f"{about}{perplexity}{ratio}.")
 
 
 def with_label(text: str, tags: Mapping[str, str]) -> str:
     """A description with a person's judgement after what was found, in the place of an earlier one."""
     lines = [line for line in text.split("\n") if not line.startswith(f"- {LABEL}")]
     ends = (i for i, line in enumerate(lines) if i and lines[i - 1].startswith("- ") and not line.startswith("- "))
-    lines.insert(next(ends, len(lines)), f"- {escaped(label_line(tags))}")
+    lines.insert(next(ends, len(lines)), f"- {escape_markdown(label_line(tags))}")
     return "\n".join(lines)
 
 
-def of_run(found: Measurement, base: str) -> str:
+def run_description(found: Measurement, base: str) -> str:
     """A run's description: the table, the dense row first, the samples and the protocol."""
     return "\n".join([summary(found, base), "", *result(found), *samples(found, 4)])[:LONGEST_TAG]
 
 
-def of_model(base: str, licence: str | None) -> str:
+def model_description(base: str, licence: str | None) -> str:
     """A registered model's description: what its versions have in common."""
     return (
-        f"Tickets of **{escaped(base)}** (licence: {escaped(licence or 'not stated')}): each version is what is left of that "
+        f"Tickets of **{escape_markdown(base)}** (licence: {escape_markdown(licence or 'not stated')}): each version is what is left of that "
         f"model after pruning, self-contained or as masks over it. The alias `winner` is the winning ticket with the most "
         f"zeros, by the default protocol: perplexity at most 10% over the dense model's, by the upper end of the ratio's "
         f"95% interval."
     )[:LONGEST_DESCRIPTION]
 
 
-def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str:
+def version_description(found: Measurement, record: dict[str, Any], model_id: str) -> str:
     """The card of one ticket: what was cut, of which base, with which result, how to load it, its licence and limits.
 
     `record`: what ticket.json holds.
@@ -96,7 +96,7 @@ def of_version(found: Measurement, record: dict[str, Any], model_id: str) -> str
     return card(found, record, use)[:LONGEST_DESCRIPTION]
 
 
-def of_export(found: Measurement, record: dict[str, Any], format: str) -> str:
+def export_readme(found: Measurement, record: dict[str, Any], format: str) -> str:
     """README.md of an exported folder, with the header that the hub reads."""
     base = record["base"]
     header = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lottery", "pruned"]}
@@ -120,20 +120,29 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
     lines = [summary(found, base["id"]), "", *result(found), "", "### What was cut", ""]
     for role in dict.fromkeys(entry["role"] for entry in chosen.values()):
         entries = [entry for entry in chosen.values() if entry["role"] == role]
-        lines.append(f"- {role}: {counts(entries)}")
+        lines.append(f"- {role}: {removed_line(entries)}")
     how = [f"method {spec['method']}", f"scope {spec['scope']}", f"pattern {spec['pattern']}"]
     how += [f"quantized to {spec['quantize']}"] if spec["quantize"] != "none" else []
-    lines += [f"- {', '.join(how)}; stored {spec['storage']}", *(f"- {escaped(note)}" for note in further(record))]
+    lines += [
+        f"- {', '.join(how)}; stored {spec['storage']}",
+        *(f"- {escape_markdown(note)}" for note in extra_notes(record)),
+    ]
     revision = f" at revision {base['revision']}" if base["revision"] else ""
-    files = [f"{escaped(name)} {sha256[:12]}" for name, sha256 in base["files"].items()]
+    files = [f"{escape_markdown(name)} {sha256[:12]}" for name, sha256 in base["files"].items()]
     shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-    licence = f"licence, as the base states it: {escaped(found.licence or 'not stated')}; it holds for this ticket, too"
-    lines += ["", "### Base", "", f"- {escaped(base['id'])}{revision}; sha256 of its files: {shown}", f"- {licence}"]
+    licence = f"licence, as the base states it: {escape_markdown(found.licence or 'not stated')}; it holds for this ticket, too"
+    lines += [
+        "",
+        "### Base",
+        "",
+        f"- {escape_markdown(base['id'])}{revision}; sha256 of its files: {shown}",
+        f"- {licence}",
+    ]
     lines += ["", "### Use it", "", "```python", *use, "```", "", "### Limits", "", LIMITS, *samples(found, 1)]
     return "\n".join(lines)
 
 
-def counts(entries: Sequence[dict[str, Any]]) -> str:
+def removed_line(entries: Sequence[dict[str, Any]]) -> str:
     """14 matrices of the layers 4-7, 1,234 of 2,468 weights removed"""
     removed = total = 0
     for entry in entries:
@@ -143,12 +152,12 @@ def counts(entries: Sequence[dict[str, Any]]) -> str:
         total += numel
         removed += numel - entry["kept"]
     layers = sorted({entry["layer"] for entry in entries if "layer" in entry})
-    where = f" of the layer{'s' if len(layers) > 1 else ''} {spans(layers)}" if layers else ""
+    where = f" of the layer{'s' if len(layers) > 1 else ''} {format_ranges(layers)}" if layers else ""
     matrices = "matrix" if len(entries) == 1 else "matrices"
     return f"{len(entries)} {matrices}{where}, {removed:,} of {total:,} weights removed"
 
 
-def further(record: dict[str, Any]) -> list[str]:
+def extra_notes(record: dict[str, Any]) -> list[str]:
     """What else one should know of the files."""
     notes = []
     if any("kept" in entry and "requested" not in entry for entry in record["tensors"].values()):

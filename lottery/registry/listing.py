@@ -11,16 +11,17 @@ from rich import box
 from rich.table import Table
 
 from lottery.errors import InputError
-from lottery.measuring.console import megabytes, render, with_interval
+from lottery.measuring.console import format_interval, megabytes, render
+from lottery.registry.logged_models import logged_model_id
 from lottery.registry.store import Client, every_page
-from lottery.registry.versions import JUDGED_BY, logged_model_id
+from lottery.registry.verdicts import JUDGED_BY
 
 ORDERS = ("version", "sparsity", "perplexity", "ratio", "size")
 COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "storage")
 
 
 @dataclass(frozen=True)
-class Row:
+class VersionRow:
     """One version: what it is, and the figures and the verdict of one run: the one that judged it, else (a version of
     before, or one that none judged) the first that measured it. What others measured is in MLflow."""
 
@@ -38,7 +39,7 @@ class Row:
     aliases: tuple[str, ...]
 
 
-def rows(client: Client, filter: str, name: str | None, order: str) -> list[Row]:
+def search_versions(client: Client, filter: str, name: str | None, order: str) -> list[VersionRow]:
     """The registered tickets whose logged model fulfils `filter` (in MLflow's words: `metrics.perplexity_ratio < 1.1 and
     params.target = 'late'`), of the registered model `name` or of all.
 
@@ -64,14 +65,14 @@ def rows(client: Client, filter: str, name: str | None, order: str) -> list[Row]
     except MlflowException as e:
         raise InputError(f"filter={filter}: {' '.join(str(e).split())[:300]}") from e
     found = [
-        row(version, model, tuple(sorted(aliases[version.name, str(version.version)])))
+        version_row(version, model, tuple(sorted(aliases[version.name, str(version.version)])))
         for model in models
         for version in versions[model.model_id]
     ]
-    return sorted(found, key=partial(place, order))
+    return sorted(found, key=partial(sort_key, order))
 
 
-def place(order: str, row: Row) -> tuple[Any, ...]:
+def sort_key(order: str, row: VersionRow) -> tuple[Any, ...]:
     """Where a row stands; those without the figure last."""
     name, version = row.uri.removeprefix("models:/").rsplit("/", 1)
     figure = {
@@ -84,13 +85,13 @@ def place(order: str, row: Row) -> tuple[Any, ...]:
     return (value is None, value if value is not None else 0.0, name, int(version))
 
 
-def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
+def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRow:
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
     tags, judged_by = version.tags, version.tags.get(JUDGED_BY)
     measured = [m for m in metrics if m.key == "perplexity"]
     first = next((m for m in measured if m.run_id == judged_by), None if judged_by else next(iter(measured), None))
     run_id = judged_by or (first.run_id if first else model.source_run_id)
-    return Row(
+    return VersionRow(
         uri=f"models:/{version.name}/{version.version}",
         model_id=model.model_id,
         ticket=tags["ticket"],
@@ -106,18 +107,18 @@ def row(version: Any, model: Any, aliases: tuple[str, ...]) -> Row:
     )
 
 
-def list_table(rows: Sequence[Row]) -> str:
+def list_table(rows: Sequence[VersionRow]) -> str:
     """One line a version. What is the same in all and unremarkable (the default method, ...) gets no column."""
     if not rows:
         return "no ticket is registered that fits"
     several = len({r.arithmetic for r in rows} - {""}) > 1
-    columns: dict[str, Callable[[Row], str]] = {
+    columns: dict[str, Callable[[VersionRow], str]] = {
         "ticket": lambda r: r.uri.removeprefix("models:/"),
         "target": lambda r: r.params.get("target", ""),
         "sparsity": lambda r: f"{100 * float(r.params['sparsity']):g}%" if "sparsity" in r.params else "",
         **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
-        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2) or r.outcome or "",
-        "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
+        "perplexity [95%]": lambda r: format_interval(r.metrics, "perplexity", 2) or r.outcome or "",
+        "ratio to dense [95%]": lambda r: format_interval(r.metrics, "perplexity_ratio", 4),
         "on": lambda r: r.dataset or "",
         "arithmetic": lambda r: r.arithmetic if several else "",
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
@@ -142,5 +143,5 @@ def list_table(rows: Sequence[Row]) -> str:
     return render(table)
 
 
-def column(name: str) -> Callable[[Row], str]:
+def column(name: str) -> Callable[[VersionRow], str]:
     return lambda row: row.params.get(name, "")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import Param
 from mlflow.tracking import MlflowClient
 
-from lottery.files.home import alone
+from lottery.files.locks import process_lock
 from lottery.registry.runs import LONGEST_NAME
 from lottery.registry.store import every_page
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs do
     pass
 
 
-def find_study(client: MlflowClient, id: str) -> Any | None:
+def find_study_run(client: MlflowClient, id: str) -> Any | None:
     """The newest run of a study; None where the store has none."""
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.kind = 'study' and tags.study_id = '{id}'"
@@ -41,10 +41,10 @@ def find_parts(client: MlflowClient, key: str, part: str = "") -> list[Any]:
     return [run for run in found if not part or part in parts_of(run, key)]
 
 
-def count_in(client: MlflowClient, key: str, part: str, run_ids: Collection[str]) -> None:
+def set_part_runs(client: MlflowClient, key: str, part: str, run_ids: Collection[str]) -> None:
     """These runs, and no earlier ones, are what a study has of a part: one, or of a search several."""
     for run_id in dict.fromkeys([*run_ids, *(run.info.run_id for run in find_parts(client, key, part))]):
-        with alone(f"parts-{run_id}"):  # tasks that have found the same ticket say so one after the other
+        with process_lock(f"parts-{run_id}"):  # tasks that have found the same ticket say so one after the other
             parts = parts_of(client.get_run(run_id), key)
             said = [p for p in parts if p != part] + ([part] if run_id in run_ids else [])
             if said and sorted(said) != sorted(parts):
@@ -53,7 +53,7 @@ def count_in(client: MlflowClient, key: str, part: str, run_ids: Collection[str]
                 client.delete_tag(run_id, key)
 
 
-def failed_run(
+def ensure_failed_run(
     client: MlflowClient,
     name: str,
     params: Mapping[str, str],

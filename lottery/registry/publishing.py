@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lottery.errors import InputError, MachineError
-from lottery.files.hashes import file_sha256
-from lottery.files.home import alone, home, left_behind
+from lottery.files.home import home
+from lottery.files.locks import process_lock
 from lottery.measuring.measurement import Measurement, read_measurement
-from lottery.progress import say, stage
-from lottery.registry import cards, finding, runs, store, verdicts, versions
-from lottery.ticket.record import MEASUREMENTS, RECORD
-from lottery.ticket.stored import Stored
+from lottery.progress import progress_bar
+from lottery.registry import cards, labels, lookup, runs, store, verdicts, versions
+from lottery.registry.recovery import recover_logged_model
+from lottery.ticket.record import MEASUREMENTS
+from lottery.ticket.stored import StoredTicket
 
 
 def artifacts(found: Measurement) -> dict[str, Any]:
@@ -33,62 +34,64 @@ def artifacts(found: Measurement) -> dict[str, Any]:
     return files
 
 
-def record(run: runs.Run, found: Measurement, base: str, model_id: str | None, files: dict[str, Any]) -> None:
+def log_measurement(run: runs.Run, found: Measurement, base: str, model_id: str | None, files: dict[str, Any]) -> None:
     """Everything that one run holds: tags, description, data set, metrics tied to the logged model, small artifacts."""
     run.log_params(found.params)
-    run.tag(found.tags | found.run_tags | {"mlflow.note.content": cards.of_run(found, base)})
+    run.set_tags(found.tags | found.run_tags | {"mlflow.note.content": cards.run_description(found, base)})
     if found.protocol:
         run.log_dataset(found.protocol)
     run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
     run.log_files(artifacts(found) | files)
 
 
-def record_dense(run: runs.Run, dense: Measurement) -> None:
+def log_dense(run: runs.Run, dense: Measurement) -> None:
     """A run of its own for the dense base, beside the one that needed it, where the next ticket finds it."""
-    with runs.beside(run, dense.id, dense.name, {"kind": "dense", "ticket": dense.ticket}) as own:
+    with runs.open_sibling_run(run, dense.id, dense.name, {"kind": "dense", "ticket": dense.ticket}) as own:
         if own is not None:
-            record(own, dense, dense.tags["base"], None, {})
+            log_measurement(own, dense, dense.tags["base"], None, {})
 
 
-def record_ticket(
-    run: runs.Run, found: Measurement, stored: Stored, name: str | None, resumed: bool = False
+def log_ticket(
+    run: runs.Run, found: Measurement, stored: StoredTicket, name: str | None, resumed: bool = False
 ) -> tuple[str | None, dict[str, str]]:
     """A ticket's run, and its version of the registered model `name` (None: no version). (URI, tags by a person).
 
     `resumed`: an earlier try may have sent a part of it.
     """
-    client, about = run.client, stored.origin
+    client, about = run.client, stored.base_record
     if found.dense_run:
-        record_dense(run, found.dense_run)
-    known = versions.registered_before(client, name, stored.id) if name else None
+        log_dense(run, found.dense_run)
+    known = versions.find_version(client, name, stored.id) if name else None
     uri, model_id = known or (None, None)
     if model_id:
-        versions.use_model(run, model_id)
+        versions.log_input_model(run, model_id)
     elif name:
-        model_id = begun(run, stored) if resumed else None
+        model_id = recover_logged_model(run, stored) if resumed else None
         if model_id is None:
-            with stage(f"register {name}"):
+            with progress_bar(f"register {name}"):
                 model_id = versions.log_model(run, stored, found.title, found.params, found.tags)
-    person = verdicts.labels(client, found.tags, model_id if known else None)
+    person = labels.find_labels(client, found.tags, model_id if known else None)
     found = replace(found, tags=found.tags | person)
     targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
-    record(run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}})
+    log_measurement(
+        run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}}
+    )
     if not name or not model_id:
         return None, person
-    card, judged = cards.of_version(found, stored.record, model_id), dict(found.tags)
+    card, judged = cards.version_description(found, stored.record, model_id), dict(found.tags)
     if judged.keys() & {"winner", "outcome"}:
-        judged[versions.JUDGED_BY] = run.id
+        judged[verdicts.JUDGED_BY] = run.id
     if uri is None:
-        of_model = cards.of_model(about["id"], found.licence)
+        of_model = cards.model_description(about["id"], found.licence)
         uri, first_id = versions.register(client, model_id, name, of_model, judged, card)
         if first_id != model_id:  # another machine's, of the same ticket
             model_id = first_id
-            versions.use_model(run, model_id)
+            versions.log_input_model(run, model_id)
             run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
     elif may_judge(client, uri, found) and is_newest(client, model_id, found):
-        versions.tag_version(client, uri, model_id, judged, card)
+        verdicts.tag_version(client, uri, model_id, judged, card)
     if "winner" in found.tags:
-        verdicts.crown(client, name)
+        verdicts.set_winner_alias(client, name)
     return uri, person
 
 
@@ -99,7 +102,7 @@ def may_judge(client: store.Client, uri: str, found: Measurement) -> bool:
         return False
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     have = client.get_model_version(name, version).tags
-    return verdicts.counts(found.tags, found.params) or "winner" not in have or "limited" in have
+    return verdicts.is_eligible(found.tags, found.params) or "winner" not in have or "limited" in have
 
 
 def is_newest(client: store.Client, model_id: str, found: Measurement) -> bool:
@@ -108,30 +111,16 @@ def is_newest(client: store.Client, model_id: str, found: Measurement) -> bool:
     return max(times, default=0) <= found.time_ms
 
 
-def begun(run: runs.Run, stored: Stored) -> str | None:
-    """The whole logged model that an earlier try of this run has left without a version; half ones are dropped."""
-    whole, sha256 = None, file_sha256(stored.folder / RECORD)
-    for model in versions.unregistered(run.client, run.client.get_run(run.id)):
-        here = versions.local_path(model.artifact_location)
-        if str(model.status) == "READY" and (
-            here is None or versions.holds(here / "data" / "ticket", stored.id, sha256)
-        ):
-            whole = model.model_id
-        else:
-            versions.drop(run.client, model.model_id)
-    return whole
-
-
-def record_evaluation(run: runs.Run, found: Measurement) -> dict[str, str]:
+def log_evaluation(run: runs.Run, found: Measurement) -> dict[str, str]:
     """The run of a ticket that was measured again: beside what its logged model has, if it is registered, never over it.
     The tags that a person gave it."""
     if found.dense_run:
-        record_dense(run, found.dense_run)
+        log_dense(run, found.dense_run)
     if found.model_id:
-        versions.use_model(run, found.model_id)
-    person = verdicts.labels(run.client, found.tags, found.model_id)
+        versions.log_input_model(run, found.model_id)
+    person = labels.find_labels(run.client, found.tags, found.model_id)
     found = replace(found, tags=found.tags | person)
-    record(run, found, found.tags["base"], found.model_id, {})
+    log_measurement(run, found, found.tags["base"], found.model_id, {})
     return person
 
 
@@ -144,7 +133,7 @@ def publish(client: store.Client, folder: Path) -> tuple[str, str | None, bool]:
     found = read_measurement(folder)
     if found is None or found.kind == "dense":
         raise InputError(f"dir={folder}: no {MEASUREMENTS} of a ticket there; give a folder that a run has kept")
-    with alone(found.ticket), kept(folder):
+    with process_lock(found.ticket), explain_store_errors(folder):
         return send(client, folder, found)
 
 
@@ -152,16 +141,16 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
     """As `publish`, for a process that is alone with the ticket already."""
     stored, name = None, None
     if found.kind == "ticket":
-        stored = Stored(folder)
+        stored = StoredTicket(folder)
         if stored.id != found.ticket:
             raise InputError(f"dir={folder}: its {MEASUREMENTS} is of the ticket {found.ticket}, not of {stored.id}")
         register = found.params.get("register", "auto")
-        name = versions.model_name(register, stored.origin["id"]) if register != "none" else None
-    before = finding.find_run(client, found.id)
+        name = versions.model_name(register, stored.base_record["id"]) if register != "none" else None
+    before = lookup.find_run(client, found.id)
     if before is not None and before.info.status == "FINISHED":
-        known = versions.registered_before(client, name, found.ticket) if name else None
+        known = versions.find_version(client, name, found.ticket) if name else None
         return before.info.run_id, known[0] if known else None, False
-    if stored is not None and not stored.is_mask:  # the hashes of masks cover the base, which need not be here
+    if stored is not None and not stored.is_mask_only:  # the hashes of masks cover the base, which need not be here
         stored.verify()
     uri = None
     resume = before.info.run_id if before is not None else None
@@ -170,16 +159,16 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
     )
     with opened as run:
         if stored is not None:
-            uri, _ = record_ticket(run, found, stored, name, resumed=before is not None)
+            uri, _ = log_ticket(run, found, stored, name, resumed=before is not None)
         else:
-            record_evaluation(run, found)
+            log_evaluation(run, found)
     if folder.parent == home() / "unfinished":
         shutil.rmtree(folder, ignore_errors=True)  # the registry has it
     return run.id, uri, True
 
 
 @contextlib.contextmanager
-def kept(folder: Path) -> Iterator[None]:
+def explain_store_errors(folder: Path) -> Iterator[None]:
     """What is to be said where the store fails while a measuring is being sent. Raises MachineError."""
     try:
         yield
@@ -188,41 +177,3 @@ def kept(folder: Path) -> Iterator[None]:
             f"{store.store_name()} did not take all of it ({store.first_line(e)}); nothing is lost: the ticket and its "
             f"measurements are in {folder}, `lottery publish {folder}` records them when the store is back"
         ) from e
-
-
-def close_dead(client: store.Client) -> None:
-    """Runs that processes of this home were in when they were killed are closed, and what they had begun to register goes.
-
-    Whether a process lives is known by a lock in LOTTERY_HOME: runs of other homes are left alone.
-    """
-    for id, life, about in left_behind():
-        if about.get("store") != store.store_digest():
-            continue
-        try:
-            run = finding.find_run(client, id, about.get("run"))
-            if run is not None and run.info.status == "RUNNING":
-                client.set_tag(run.info.run_id, "outcome", "killed")
-                client.set_tag(run.info.run_id, "reason", "its process, or its tracking store, went away")
-                client.set_terminated(run.info.run_id, "KILLED")
-                say(f"the run {run.info.run_id}, whose process was killed or had lost its store, is closed")
-            if run is not None and run.info.status != "FINISHED":
-                drop_begun(client, run)
-        except store.STORE_ERRORS as e:  # the next command tries again
-            say(f"warning: a run that was left behind cannot be closed: {store.first_line(e)}")
-            continue
-        life.unlink(missing_ok=True)
-
-
-def drop_begun(client: store.Client, run: Any) -> None:
-    """What a run had begun to register, and did not."""
-    for model in versions.unregistered(client, run):
-        versions.drop(client, model.model_id)
-
-
-def pending(client: store.Client, folder: Path) -> Measurement | None:
-    """What an earlier process has measured of the ticket in `folder` for this store, and the store does not have whole."""
-    found = read_measurement(folder) if (folder / RECORD).exists() else None
-    if found is None or found.store != store.store_digest():
-        return None
-    run = finding.find_run(client, found.id)
-    return None if run is not None and run.info.status == "FINISHED" else found

@@ -17,14 +17,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lottery.errors import InputError
-from lottery.files.home import alive
+from lottery.files.locks import run_lock
+from lottery.measuring.protocol import EvalProtocol
 from lottery.registry import views
-from lottery.registry.finding import find_run
+from lottery.registry.lookup import find_run
 from lottery.registry.store import STORE_ERRORS, few_retries, first_line, store_digest
-from lottery.spec import Spec, digest
+from lottery.spec import Spec, json_sha256
 
 if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
-    from lottery.measuring.text import Protocol
+    pass
 
 LONGEST_NAME = 250  # characters of a run's name that the stores' tables take
 JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
@@ -44,7 +45,7 @@ class Run:
         self.end(status)
         self.ended = True
 
-    def forget(self, tags: Mapping[str, str]) -> None:
+    def clear_outcome(self, tags: Mapping[str, str]) -> None:
         """What was said of an earlier try that failed."""
         for name in {"outcome", "reason"} & tags.keys():
             self.client.delete_tag(self.id, name)
@@ -55,18 +56,18 @@ class Run:
         Raises InputError where the run was opened with other values than `spec` has.
         """
         have = self.client.get_run(self.id).data.params
-        if spec and (name := spec.agrees_with(have)):
+        if spec and (name := spec.first_difference(have)):
             raise InputError(
                 f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
                 f"{have[name]!r}; unset MLFLOW_RUN_ID"
             )
         self.client.log_batch(self.id, params=[Param(k, v) for k, v in params.items() if k not in have])
 
-    def tag(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_metrics(
-        self, metrics: Mapping[str, float], protocol: "Protocol | None", model_id: str | None, time_ms: int
+        self, metrics: Mapping[str, float], protocol: "EvalProtocol | None", model_id: str | None, time_ms: int
     ) -> None:
         """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
         same time a second time change nothing."""
@@ -76,7 +77,7 @@ class Run:
         order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
         self.client.log_batch(self.id, [Metric(k, float(metrics[k]), time_ms, 0, **about) for k in order])
 
-    def log_dataset(self, protocol: "Protocol") -> None:
+    def log_dataset(self, protocol: "EvalProtocol") -> None:
         dataset = Dataset(
             name=dataset_name(protocol),
             digest=protocol.dataset_digest,
@@ -100,7 +101,7 @@ class Run:
             self.client.log_artifacts(self.id, folder)
 
 
-def dataset_name(protocol: "Protocol") -> str:
+def dataset_name(protocol: "EvalProtocol") -> str:
     limited = "" if protocol.limit == "none" else f"-first{protocol.windows}"
     return f"{protocol.dataset}-w{protocol.window}{limited}"
 
@@ -120,7 +121,7 @@ def open_run(
     the end FINISHED (where the block has not said so itself), FAILED with the reason, or KILLED."""
     adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
     about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
-    with alive(id, about) as life:
+    with run_lock(id, about) as life:
         if resume:
             run = Run(client, resume, lambda status: client.set_terminated(resume, status))
         else:
@@ -137,12 +138,12 @@ def open_run(
         try:
             if resume:
                 client.update_run(resume, status="RUNNING")
-                run.tag({**tags, "measurement": id})
+                run.set_tags({**tags, "measurement": id})
             found = client.get_run(run.id)
             uri = mlflow.get_tracking_uri()
             run.page = views.runs_url(uri, found.info.experiment_id) if uri.startswith("http") else None
             views.prepare_experiment(client, found.info.experiment_id)
-            run.forget(found.data.tags)
+            run.clear_outcome(found.data.tags)
             run.log_params(params, spec)
             yield run
             if not run.ending:
@@ -152,7 +153,7 @@ def open_run(
             raise
         except BaseException as e:
             with few_retries(), contextlib.suppress(*STORE_ERRORS):
-                run.tag({"outcome": "failed", "reason": first_line(e)})
+                run.set_tags({"outcome": "failed", "reason": first_line(e)})
             raise
         finally:
             # A store that is away must not hide what went wrong; a run that stays RUNNING is closed by the next one of this
@@ -177,14 +178,14 @@ def fail_adopted(reason: str) -> None:
 
 
 @contextlib.contextmanager
-def beside(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run | None]:
+def open_sibling_run(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run | None]:
     """A run of its own for the measuring `id`, in the same experiment, by the same user, while `run` is the process's open
     one; None where the store has it already."""
     before = find_run(run.client, id)
     if before is not None and before.info.status == "FINISHED":
         yield None
         return
-    with alive(id, {"store": store_digest(), "run": before.info.run_id if before is not None else None}) as life:
+    with run_lock(id, {"store": store_digest(), "run": before.info.run_id if before is not None else None}) as life:
         if before is None:
             opened = run.client.get_run(run.id)
             by = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "study")
@@ -193,13 +194,13 @@ def beside(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Ru
                 opened.info.experiment_id, run_name=name[:LONGEST_NAME], tags={**carried, **tags, "measurement": id}
             )
         own = Run(run.client, before.info.run_id, partial(run.client.set_terminated, before.info.run_id))
-        own.forget(before.data.tags)
+        own.clear_outcome(before.data.tags)
         yield own
         own.finish()
         life.unlink()
 
 
-def adopted() -> str | None:
+def pop_run_id() -> str | None:
     """The run that `mlflow run` has opened for this process; asked once."""
     return os.environ.pop("MLFLOW_RUN_ID", None)
 
@@ -207,4 +208,4 @@ def adopted() -> str | None:
 def metric_name(text: str) -> str:
     """A text as MLflow takes it for a metric's name."""
     name = re.sub(r"[^\w.\- /]", "-", text)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{digest(text)[:12]}"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{json_sha256(text)[:12]}"

@@ -11,15 +11,15 @@ from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INVALID_PARAMETER_VA
 
 from lottery.errors import InputError
 from lottery.models.architecture import read_tokenizer
-from lottery.models.devices import arithmetic, pick_device
+from lottery.models.devices import pick_compute_dtype, pick_device
 from lottery.runtime.decoding import generate
-from lottery.runtime.load import build
+from lottery.runtime.load import load_model
 from lottery.ticket.opening import open_ticket
 
 DEFAULTS = {"max_new_tokens": 50, "temperature": 0.0, "seed": 0, "top_p": 1.0, "top_k": 0}  # as in the signature
 
 
-class Refused(MlflowException):
+class BadRequestError(MlflowException):
     """Bad input, HTTP 400. Its message stays as it is: MLflow's server would put the whole request in front of it."""
 
     def __init__(self, reason: str) -> None:
@@ -35,7 +35,7 @@ class Refused(MlflowException):
         pass
 
 
-def patience() -> float:
+def request_timeout() -> float:
     """Seconds after which `mlflow models serve` answers 504, as it tells the processes that it starts; else no limit."""
     return float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "inf"))
 
@@ -46,7 +46,7 @@ class Served:
     def __init__(self, folder: Path) -> None:
         stored = open_ticket(folder)
         device = pick_device("auto")
-        self.model = build(stored, stored.tensors, arithmetic("auto", stored.dtype, device), device)
+        self.model = load_model(stored, stored.tensors, pick_compute_dtype("auto", stored.dtype, device), device)
         self.tokenizer = read_tokenizer(folder)
         self.lock = threading.Lock()  # a server calls predict from many threads
 
@@ -55,31 +55,32 @@ class Served:
 
         It ends with the server's patience: the client has its 504 by then, and others wait for their turn.
         """
-        until = time.monotonic() + patience()
+        deadline = time.monotonic() + request_timeout()
         prompts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
         given = DEFAULTS | {name: value for name, value in (params or {}).items() if value is not None}
         tokens, seed = int(given["max_new_tokens"]), int(given["seed"])
         if self.tokenizer is None:
-            raise Refused("this ticket has no tokenizer: it cannot read prompts")
+            raise BadRequestError("this ticket has no tokenizer: it cannot read prompts")
         if wrong := [p for p in prompts if not isinstance(p, str)]:
-            raise Refused(f"inputs: every prompt must be a string; one is {str(wrong[0])[:50]!r}")
+            raise BadRequestError(f"inputs: every prompt must be a string; one is {str(wrong[0])[:50]!r}")
         if tokens < 1:
-            raise Refused(f"max_new_tokens={tokens}: give a whole number from 1")
+            raise BadRequestError(f"max_new_tokens={tokens}: give a whole number from 1")
         if not 0 <= seed < 2**63:
-            raise Refused(f"seed={seed}: give a whole number from 0, below 2^63")
+            raise BadRequestError(f"seed={seed}: give a whole number from 0, below 2^63")
         sampling = (float(given["temperature"]), seed, float(given["top_p"]), int(given["top_k"]))
         try:
-            if not self.lock.acquire(timeout=min(patience(), threading.TIMEOUT_MAX)):
+            if not self.lock.acquire(timeout=min(request_timeout(), threading.TIMEOUT_MAX)):
                 raise TimeoutError
             try:
-                return generate(self.model, self.tokenizer, prompts, tokens, *sampling, until=until)
+                return generate(self.model, self.tokenizer, prompts, tokens, *sampling, deadline=deadline)
             finally:
                 self.lock.release()
         except InputError as e:
-            raise Refused(str(e)) from e
+            raise BadRequestError(str(e)) from e
         except TimeoutError as e:
             raise MlflowException(
-                f"not done within {patience():g} s; ask for fewer tokens or prompts", error_code=DEADLINE_EXCEEDED
+                f"not done within {request_timeout():g} s; ask for fewer tokens or prompts",
+                error_code=DEADLINE_EXCEEDED,
             ) from e
 
 

@@ -16,19 +16,17 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from lottery.errors import InputError, MachineError, hide_password
-from lottery.files.home import alone
-from lottery.spec import digest
+from lottery.files.locks import process_lock
+from lottery.spec import json_sha256
 
 if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
     pass
 
 Client: TypeAlias = MlflowClient
-
-
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
 
 
-def connect(reading: bool = False) -> MlflowClient:
+def connect(read_only: bool = False) -> MlflowClient:
     """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away.
 
     Only to read, none is made: InputError where there is none yet.
@@ -38,13 +36,13 @@ def connect(reading: bool = False) -> MlflowClient:
     move_password()
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
-    if reading and path != uri and not os.path.exists(path):
+    if read_only and path != uri and not os.path.exists(path):
         raise InputError(
             f"there is no tracking store {path}; run this in the folder of the project's mlflow.db, "
             f"or set MLFLOW_TRACKING_URI"
         )
     try:
-        with first_touch(uri), few_retries():
+        with schema_lock(uri), few_retries():
             client = MlflowClient()  # touches it already
             client.search_experiments(max_results=1)
     except STORE_ERRORS as e:
@@ -103,14 +101,14 @@ def first_line(e: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def first_touch(uri: str) -> Iterator[None]:
+def schema_lock(uri: str) -> Iterator[None]:
     """Processes that meet on a fresh SQLite file crash in each other's schema migration: let one go first, and the others
     wait until it is through. The file has its first tables long before that, so that they alone say nothing."""
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         yield
         return
-    with alone(digest(os.path.abspath(path))[:16]):
+    with process_lock(json_sha256(os.path.abspath(path))[:16]):
         if not has_schema(path):
             yield
             return
@@ -134,8 +132,8 @@ def store_digest() -> str:
     with contextlib.suppress(OSError, KeyError):
         folder = Path(os.environ["LOTTERY_SERVER"]).expanduser().resolve()
         if (folder / "address").read_text().strip().rstrip("/") == uri:
-            return digest(str(folder))[:16]
-    return digest(uri)[:16]
+            return json_sha256(str(folder))[:16]
+    return json_sha256(uri)[:16]
 
 
 def every_page(search: Callable[..., Any]) -> list[Any]:

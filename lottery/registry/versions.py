@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow.entities import LoggedModelInput, LoggedModelOutput
@@ -23,12 +21,13 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from lottery.errors import InputError
 from lottery.files.hashes import file_sha256
 from lottery.registry import views
+from lottery.registry.logged_models import delete_model, find_model, local_path, logged_model_id
 from lottery.registry.runs import Run
 from lottery.ticket.record import MEASUREMENTS, RECORD
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
-SERVING = (
+PIP_PACKAGES = (
     "mlflow",
     "torch",
     "transformers",
@@ -54,8 +53,6 @@ SIGNATURE = ModelSignature(
 )
 
 
-VERDICT = ("winner", "beats_control", "outcome", "limited")  # tags that one measuring gives
-JUDGED_BY = "judged_by"  # the tag of a version that names the run whose verdict it has
 LONGEST_NAME = 250  # characters that the stores' tables take
 FORBIDDEN = r"[/:@'\"\s]"
 
@@ -74,7 +71,7 @@ def model_name(register: str, base: str) -> str:
     return check_name("ticket-" + re.sub(FORBIDDEN, "-", base.split("/")[-1]) if register == "auto" else register)
 
 
-def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
+def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
     """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket; in a local store, still holds it."""
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
@@ -83,54 +80,17 @@ def registered_before(client: MlflowClient, name: str, ticket: str) -> tuple[str
         if model_id is None or model is None:
             continue
         here, sha256 = local_path(model.artifact_location), model.tags.get("sha256")
-        if sha256 and (here is None or holds(here / "data" / "ticket", ticket, sha256)):
+        if sha256 and (here is None or holds_ticket(here / "data" / "ticket", ticket, sha256)):
             return uri, model_id
     return None
 
 
-def find_model(client: MlflowClient, model_id: str) -> Any | None:
-    """The logged model; None where it was deleted under its version."""
-    try:
-        return client.get_logged_model(model_id)
-    except MlflowException as e:
-        if e.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def holds(folder: Path, ticket: str, sha256: str) -> bool:
+def holds_ticket(folder: Path, ticket: str, sha256: str) -> bool:
     """Whether the ticket lies there as it was registered; of its tensors the headers are checked."""
     try:
-        return Stored(folder).id == ticket and file_sha256(folder / RECORD) == sha256
+        return StoredTicket(folder).id == ticket and file_sha256(folder / RECORD) == sha256
     except InputError:
         return False
-
-
-def tag_version(client: MlflowClient, uri: str, model_id: str, tags: Mapping[str, str], description: str) -> None:
-    """The version and its logged model say what the newest full measuring found."""
-    name, version = uri.removeprefix("models:/").rsplit("/", 1)
-    client.set_logged_model_tags(model_id, dict(tags))
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
-    for key in set(VERDICT) - tags.keys():  # of an earlier measuring
-        with contextlib.suppress(MlflowException):
-            client.delete_logged_model_tag(model_id, key)
-        with contextlib.suppress(MlflowException):
-            client.delete_model_version_tag(name, version, key)
-    client.update_model_version(name, version, description)
-
-
-def logged_model_id(source: str | None) -> str | None:
-    match = re.fullmatch(r"models:/(m-[0-9a-f]+)", source or "")
-    return match[1] if match else None
-
-
-def local_path(location: str) -> Path | None:
-    """An artifact location as a path of this machine, None where it is behind a server."""
-    parsed = urlparse(location)
-    if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path) if parsed.scheme else location)
-    return None
 
 
 def link_or_copy(source: Path, dest: Path) -> None:
@@ -146,7 +106,7 @@ def plain_name(title: str) -> str:
     return re.sub(r"[/:.'\"]", "_", title.replace("%", ""))
 
 
-def log_model(run: Run, stored: Stored, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+def log_model(run: Run, stored: StoredTicket, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
     """The ticket as a logged model of the run, named as its row in a table is, without a second copy on a local disk: its id. Nothing is pickled.
 
     The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
@@ -176,7 +136,7 @@ def log_model(run: Run, stored: Stored, title: str, params: Mapping[str, str], t
                 loader_module="lottery.serve",
                 data_path=str(small),
                 code_paths=[str(code)],
-                pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in SERVING],
+                pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PIP_PACKAGES],
                 signature=SIGNATURE,
                 input_example=(["The meaning of life is"], {"max_new_tokens": 50}),
             )
@@ -216,28 +176,14 @@ def register(
     views.link_version(client, model_id, name, version.version)
     uri = f"models:/{name}/{version.version}"
     # Numbers are given in order, so of two the later one sees the earlier, which stays.
-    first = registered_before(client, name, tags["ticket"])
+    first = find_version(client, name, tags["ticket"])
     if first is None or first[0] == uri:
         return uri, model_id
     client.delete_model_version(name, version.version)
     if first[1] != model_id:  # the same one twice: a request that was answered too late, and sent again
-        drop(client, model_id)
+        delete_model(client, model_id)
     return first
 
 
-def unregistered(client: MlflowClient, run: Any) -> list[Any]:
-    """The logged models that a run (an MLflow entity) made and that no version is made of."""
-    made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    return [m for m in made if not client.search_model_versions(f"source_path = 'models:/{m.model_id}'")]
-
-
-def drop(client: MlflowClient, model_id: str) -> None:
-    """Delete a logged model that nothing points to. `mlflow gc` removes what is left of it behind a server."""
-    here = local_path(client.get_logged_model(model_id).artifact_location)
-    client.delete_logged_model(model_id)
-    if here is not None:
-        shutil.rmtree(here / "data", ignore_errors=True)
-
-
-def use_model(run: Run, model_id: str) -> None:
+def log_input_model(run: Run, model_id: str) -> None:
     run.client.log_inputs(run.id, models=[LoggedModelInput(model_id)])

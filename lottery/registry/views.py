@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 VIEW = "lottery"  # the key of the view, in the tag's name and in addresses
 MARK = "lottery.views"  # a tag of an experiment that was prepared once: what a person deletes there stays deleted
 EDITION = "1"  # its value; raise it, and a changed view replaces the old one in every experiment that gets another run
-NOTE = "mlflow.note.content"
+NOTE_TAG = "mlflow.note.content"
 COLUMNS = {  # of the runs table, in this order, with their width: all in sight where the window is 1,600 pixels wide
     "metrics.`perplexity`": 95,
     "metrics.`perplexity_ratio`": 120,
@@ -47,12 +47,12 @@ def prepare_experiment(client: MlflowClient, experiment_id: str) -> None:
         if tags.get(MARK) == EDITION:
             return
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", saved_view())
-        if NOTE not in tags:
-            client.set_experiment_tag(experiment_id, NOTE, note(experiment_id))
+        if NOTE_TAG not in tags:
+            client.set_experiment_tag(experiment_id, NOTE_TAG, experiment_description(experiment_id))
         client.set_experiment_tag(experiment_id, MARK, EDITION)
 
 
-def note(experiment_id: str) -> str:
+def experiment_description(experiment_id: str) -> str:
     """An experiment's description. MLflow's list of experiments shows its beginning, as it is written here."""
     table, chart = runs_url("", experiment_id), runs_url("", experiment_id, chart=True)
     return f"Pruned language models. All tickets: [table by perplexity]({table}), [charts against sparsity]({chart})."
@@ -98,10 +98,10 @@ def runs_url(server: str, experiment_id: str, chart: bool = False) -> str:
     query = {"workflowType": "machine_learning", "viewStateShareKey": VIEW} | (
         {"compareRunsMode": "CHART"} if chart else {}
     )
-    return f"{root(server)}#/experiments/{experiment_id}/runs?{urlencode(query)}"
+    return f"{browser_url(server)}#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def root(server: str) -> str:
+def browser_url(server: str) -> str:
     """A server's address for a browser: no password in it; "" stays "", for links from page to page."""
     return re.sub(r"//[^/@]*@", "//", server).rstrip("/") + "/" if server else ""
 

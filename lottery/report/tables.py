@@ -3,19 +3,17 @@
 A sheet's cells are for people; its CSV has the numbers as they were logged.
 """
 
-import csv
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from lottery.report.answers import Answer, count, number, percent, times
+from lottery.report.answers import Answer
+from lottery.report.grouping import number
+from lottery.report.rendering import Table
+from lottery.report.wording import format_ratio, percent, pluralize
 
 Row: TypeAlias = Mapping[str, Any]
-FIGURES = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "perplexity_ratio_lo",
+METRIC_COLUMNS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "perplexity_ratio_lo",
            "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable", "sparsity_model",
            "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio", "peak_bytes", "prefill_tok_s", "decode_tok_s",
@@ -24,23 +22,7 @@ ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "sco
          "runtime", "protocol", "hardware", "winner", "beats_control", "coherent", "note", "outcome", "run_id")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """`columns`: name -> whether it holds numbers, to the right. `marks`: of each row what it is (dense, winner, absent)."""
-
-    name: str  # of its files
-    title: str
-    columns: dict[str, bool]
-    rows: list[list[str]]
-    note: str = ""
-    marks: list[str] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
-
-    def mark(self, i: int) -> str:
-        return self.marks[i] if i < len(self.marks) else ""
-
-
-def sheet(
+def make_table(
     name: str,
     title: str,
     rows: Sequence[Row],
@@ -48,12 +30,12 @@ def sheet(
     note: str = "",
     marks: Sequence[str] = (),
     data: Sequence[Mapping[str, Any]] | None = None,
-) -> Sheet:
+) -> Table:
     """Columns that nothing has are left out."""
     cells = [[of(row) for _, of in columns.values()] for row in rows]
     used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
     names = list(columns.items())
-    return Sheet(
+    return Table(
         name,
         title,
         {names[i][0]: names[i][1][0] for i in used},
@@ -73,49 +55,51 @@ def interval(row: Row, name: str, digits: int) -> str:
     return text if low is None or high is None else f"{text} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
-def figure(row: Row, name: str, digits: int, factor: float = 1) -> str:
+def format_number(row: Row, name: str, digits: int, factor: float = 1) -> str:
     value = number(row, name)
     return "" if value is None else f"{factor * value:,.{digits}f}"
 
 
-def text(row: Row, name: str) -> str:
+def text_cell(row: Row, name: str) -> str:
     value = row.get(name)
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], note: str) -> Sheet:
+def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], note: str) -> Table:
     """One model under one protocol: the dense row first; what was planned and is not there stands where it would."""
 
     def perplexity(r: Row) -> str:
-        return "" if r.get("state") else interval(r, "perplexity", 2) or text(r, "outcome") or "not measured"
+        return "" if r.get("state") else interval(r, "perplexity", 2) or text_cell(r, "outcome") or "not measured"
 
     def ratio(r: Row) -> str:
         return "1" if r.get("kind") == "dense" and number(r, "perplexity") else interval(r, "perplexity_ratio", 4)
 
     def control(r: Row) -> str:
-        low, high = figure(r, "control_perplexity_lo", 1), figure(r, "control_perplexity_hi", 1)
-        return f"{figure(r, 'control_perplexity', 1)} ({low} to {high})" if low else ""
+        low, high = format_number(r, "control_perplexity_lo", 1), format_number(r, "control_perplexity_hi", 1)
+        return f"{format_number(r, 'control_perplexity', 1)} ({low} to {high})" if low else ""
 
     def removed(r: Row) -> str:
         share = number(r, "sparsity_model")
         return "" if share is None or r.get("kind") == "dense" else f"{share:.1%}"
 
     def coherent(r: Row) -> str:
-        return " ".join(w for w in (text(r, "coherent"), f"({text(r, 'note')})" if text(r, "note") else "") if w)
+        return " ".join(
+            w for w in (text_cell(r, "coherent"), f"({text_cell(r, 'note')})" if text_cell(r, "note") else "") if w
+        )
 
     columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
-        "ticket": (False, lambda r: text(r, "title") + (f": {text(r, 'state')}" if r.get("state") else "")),
+        "ticket": (False, lambda r: text_cell(r, "title") + (f": {text_cell(r, 'state')}" if r.get("state") else "")),
         "perplexity [95%]": (True, perplexity),
         "ratio to dense [95%]": (True, ratio),
-        "winner": (False, lambda r: text(r, "winner") + (" (limited)" if text(r, "limited") else "")),
+        "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
         "gone of all weights": (True, removed),
         "random controls (least to greatest)": (True, control),
         "ratio to them [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
-        "beats them": (False, lambda r: text(r, "beats_control")),
+        "beats them": (False, lambda r: text_cell(r, "beats_control")),
         "coherent, to a reader": (False, coherent),
-        "file MB": (True, lambda r: figure(r, "disk_bytes", 2, 1e-6)),
-        "of the base's": (True, lambda r: figure(r, "disk_ratio", 3)),
-        "in memory MB": (True, lambda r: figure(r, "weights_bytes", 2, 1e-6)),
+        "file MB": (True, lambda r: format_number(r, "disk_bytes", 2, 1e-6)),
+        "of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
+        "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
     }
     every = [*rows, *absent]
     dense = [r for r in every if r.get("kind") == "dense"]
@@ -135,11 +119,11 @@ def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], n
         m or ("winner" if r.get("winner") == "yes" else "overflow" if number(r, "perplexity") is None else "")
         for m, r in zip(marks, shown, strict=True)
     ]
-    data = [{k: r.get(k) for k in (*ABOUT[:2], "state", *ABOUT[2:], *FIGURES)} for r in shown]
-    return sheet(name, title, shown, columns, note, marks, data)
+    data = [{k: r.get(k) for k in (*ABOUT[:2], "state", *ABOUT[2:], *METRIC_COLUMNS)} for r in shown]
+    return make_table(name, title, shown, columns, note, marks, data)
 
 
-def speeds(name: str, machine: str, rows: Sequence[Row]) -> Sheet:
+def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
     """Of one machine. Beside each ticket the dense model as the same process measured it: what a speed is compared with."""
     several = len({r["base"] for r in rows}) > 1
 
@@ -148,48 +132,48 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Sheet:
         return f"{mine / dense:.2f}" if mine and dense else ""
 
     columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
-        "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text(r, "title")),
+        "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text_cell(r, "title")),
         "decode tok/s [quartiles]": (True, lambda r: interval(r, "decode_tok_s", 1)),
-        "dense, beside": (True, lambda r: figure(r, "beside_tok_s", 1)),
+        "dense, beside": (True, lambda r: format_number(r, "beside_tok_s", 1)),
         "of dense": (True, share),
-        "memory's limit": (True, lambda r: figure(r, "decode_floor_tok_s", 0)),
-        "prefill tok/s": (True, lambda r: figure(r, "prefill_tok_s", 0)),
-        "in memory MB": (True, lambda r: figure(r, "weights_bytes", 2, 1e-6)),
-        "peak MB": (True, lambda r: figure(r, "peak_bytes", 0, 1e-6)),
+        "memory's limit": (True, lambda r: format_number(r, "decode_floor_tok_s", 0)),
+        "prefill tok/s": (True, lambda r: format_number(r, "prefill_tok_s", 0)),
+        "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
+        "peak MB": (True, lambda r: format_number(r, "peak_bytes", 0, 1e-6)),
     }
-    data = [{k: r.get(k) for k in (*ABOUT, *FIGURES)} for r in rows]
+    data = [{k: r.get(k) for k in (*ABOUT, *METRIC_COLUMNS)} for r in rows]
     note = "At batch 1, the median of five. Zeros that are stored sparse and run dense save disk, not time."
-    return sheet(name, machine, rows, columns, note, data=data)
+    return make_table(name, machine, rows, columns, note, data=data)
 
 
-def absences(rows: Sequence[Row]) -> Sheet:
+def absences(rows: Sequence[Row]) -> Table:
     columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
-        "ticket": (False, lambda r: text(r, "title")),
-        "model": (False, lambda r: text(r, "base")),
-        "state": (False, lambda r: text(r, "state")),
-        "reason": (False, lambda r: text(r, "reason")),
-        "study": (False, lambda r: text(r, "study")),
-        "part": (False, lambda r: text(r, "part")),
+        "ticket": (False, lambda r: text_cell(r, "title")),
+        "model": (False, lambda r: text_cell(r, "base")),
+        "state": (False, lambda r: text_cell(r, "state")),
+        "reason": (False, lambda r: text_cell(r, "reason")),
+        "study": (False, lambda r: text_cell(r, "study")),
+        "part": (False, lambda r: text_cell(r, "part")),
     }
-    return sheet("absent", "Planned, and not there", rows, columns, marks=["absent"] * len(rows))
+    return make_table("absent", "Planned, and not there", rows, columns, marks=["absent"] * len(rows))
 
 
-def left_out(rows: Sequence[Row]) -> Sheet:
+def left_out(rows: Sequence[Row]) -> Table:
     columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
-        "target": (False, lambda r: text(r, "target")),
-        "model": (False, lambda r: text(r, "model")),
-        "reason": (False, lambda r: text(r, "reason")),
-        "study": (False, lambda r: text(r, "study")),
+        "target": (False, lambda r: text_cell(r, "target")),
+        "model": (False, lambda r: text_cell(r, "model")),
+        "reason": (False, lambda r: text_cell(r, "reason")),
+        "study": (False, lambda r: text_cell(r, "study")),
     }
-    return sheet("left_out", "Left out by the plan", rows, columns)
+    return make_table("left_out", "Left out by the plan", rows, columns)
 
 
-def of_answer(name: str, answer: Answer) -> Sheet | None:
+def answer_table(name: str, answer: Answer) -> Table | None:
     """What an answer rests on, one row a curve, target or pair; None where there is nothing to show."""
     if not answer.data:
         return None
     columns = {"cliff": CLIFFS, "where": RANKS, "agreement": AGREEMENTS, "eight_bits": EIGHT, "bigger": CLIFFS}[name]
-    return sheet(name, answer.question, list(answer.data), columns)
+    return make_table(name, answer.question, list(answer.data), columns)
 
 
 def ends(r: Row, lo: str = "lo", hi: str = "hi", digits: int = 4) -> str:
@@ -202,7 +186,7 @@ def share(r: Row, name: str, digits: int = 1) -> str:
     return "" if value is None else percent(value, digits)
 
 
-def at(r: Row) -> str:
+def format_cliff(r: Row) -> str:
     if number(r, "at") is None:
         return f"over {percent(r['most'])}"
     return f"{share(r, 'at')} [{share(r, 'lo') or '?'}, {share(r, 'hi') or '?'}]"
@@ -212,10 +196,10 @@ Columns: TypeAlias = dict[str, tuple[bool, Callable[[Row], str]]]
 CLIFFS: Columns = {
     "model": (False, lambda r: r["base"]),
     "target": (False, lambda r: f"{r['target']} {r['setting']}".strip()),
-    "cliff [band]": (True, at),
+    "cliff [band]": (True, format_cliff),
     "between tickets at": (True, lambda r: " and ".join(map(percent, r["bracket"])) if r["bracket"] else ""),
     "allowed": (True, lambda r: f"{1 + r['tolerance']:g}"),
-    "weights": (True, lambda r: figure(r, "parameters", 0)),
+    "weights": (True, lambda r: format_number(r, "parameters", 0)),
     "tickets": (True, lambda r: str(r["tickets"])),
 }
 RANKS: Columns = {
@@ -224,14 +208,14 @@ RANKS: Columns = {
     "at": (True, lambda r: r["at"]),
     "rank": (True, lambda r: str(r["rank"])),
     "target": (False, lambda r: r["target"]),
-    "ratio to dense [95%]": (True, lambda r: times(r["ratio"]) + ends(r)),
+    "ratio to dense [95%]": (True, lambda r: format_ratio(r["ratio"]) + ends(r)),
     "gone of all weights": (True, lambda r: share(r, "removed")),
     "certainly better than": (
         False,
         lambda r: (
             ", ".join(r["certain_better_than"])
             if len(r["certain_better_than"]) < 9
-            else count(len(r["certain_better_than"]), "other")
+            else pluralize(len(r["certain_better_than"]), "other")
         ),
     ),
 }
@@ -250,77 +234,10 @@ EIGHT: Columns = {
     "target": (False, lambda r: r["target"]),
     "zeros": (True, lambda r: percent(r["sparsity"])),
     "in 8 bits": (False, lambda r: r["arithmetic"]),
-    "perplexity in 8 / in 16 bits [95%]": (True, lambda r: times(r["ratio"]) + ends(r)),
-    "file, of the base's": (True, lambda r: figure(r, "disk_ratio", 3)),
-    "in 16 bits": (True, lambda r: figure(r, "disk_ratio_16", 3)),
+    "perplexity in 8 / in 16 bits [95%]": (True, lambda r: format_ratio(r["ratio"]) + ends(r)),
+    "file, of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
+    "in 16 bits": (True, lambda r: format_number(r, "disk_ratio_16", 3)),
 }
 
 
 # Forms
-
-
-def one_line(words: str) -> str:
-    """No line breaks or control characters: a cell is a line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in words).split())
-
-
-def markdown(table: Sheet) -> str:
-    def cell(words: str) -> str:
-        return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(one_line(words), quote=False))
-
-    lines = [f"### {cell(table.title)}", ""] + ([cell(table.note), ""] if table.note else [])
-    lines.append("| " + " | ".join(cell(name) for name in table.columns) + " |")
-    lines.append("|" + "|".join("---:" if right else "---" for right in table.columns.values()) + "|")
-    lines += ["| " + " | ".join(cell(c) for c in row) + " |" for row in table.rows]
-    return "\n".join(lines) + "\n"
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}",
-}  # fmt: skip
-
-
-def latex(table: Sheet) -> str:
-    """A plain tabular, of no package. A bracket at the beginning of a row would be taken for an argument of the row before."""
-
-    def cell(words: str) -> str:
-        return "".join(LATEX.get(c, c) for c in one_line(words))
-
-    form = "".join("r" if right else "l" for right in table.columns.values())
-    lines = [f"% {one_line(table.title)}", *([f"% {one_line(table.note)}"] if table.note else [])]
-    lines += [f"\\begin{{tabular}}{{{form}}}", "\\hline", " & ".join(map(cell, table.columns)) + r" \\", "\\hline"]
-    for i, row in enumerate(table.rows):
-        lines.append(" & ".join(map(cell, row)) + r" \\")
-        if table.mark(i) == "dense" and i + 1 < len(table.rows):
-            lines.append("\\hline")
-    return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
-
-
-def comma_separated(table: Sheet) -> str:
-    """Numbers in full. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
-
-    def cell(value: Any) -> Any:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        if isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
-        if isinstance(value, str):
-            value = one_line(value)
-            return f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
-        return value
-
-    out = io.StringIO()
-    columns = list(dict.fromkeys(k for row in table.data for k in row))
-    columns = [k for k in columns if any(cell(row.get(k)) != "" for row in table.data)]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[cell(row.get(k)) for k in columns] for row in table.data])
-    return out.getvalue()
-
-
-def files(tables: Iterable[Sheet]) -> dict[str, bytes]:
-    """path below the report's folder -> content"""
-    forms = {"md": markdown, "csv": comma_separated, "tex": latex}
-    return {f"tables/{t.name}.{form}": write(t).encode() for t in tables for form, write in forms.items()}

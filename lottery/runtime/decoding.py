@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from lottery.errors import InputError, is_of_gpu, is_of_memory
+from lottery.errors import InputError, is_gpu_error, is_out_of_memory
 from lottery.models.architecture import context_length, encode
 from lottery.progress import say
 from lottery.runtime.layers import is_int8
@@ -25,10 +25,10 @@ class Decoder:
         self.model, self.step = model, model
         self.static = cuda if static is None else static
         self.cache: Any = static_cache(model, tokens) if self.static else None
-        self.given: dict[str, torch.Tensor] = {}
+        self.model_kwargs: dict[str, torch.Tensor] = {}
         if self.static and model.config.model_type == "opt":
             # Without one it asks the GPU how long a mask to make, which no graph can hold.
-            self.given["attention_mask"] = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+            self.model_kwargs["attention_mask"] = torch.ones(1, tokens, dtype=torch.long, device=model.device)
         # bitsandbytes looks at the activations' values in between: no graph can hold that
         able = cuda and not any(map(is_int8, model.modules())) if graphs is None else graphs
         compiled = able and (not cuda or torch.cuda.get_device_capability() >= (8, 0))
@@ -57,13 +57,13 @@ class Decoder:
     def can_capture(self, ids_1T: torch.Tensor) -> bool:
         """Whether a step runs without waiting for the GPU, tried on the prompt: no graph can hold a step that waits, and a
         capture that fails leaves CUDA's allocator in disorder."""
-        token_11 = self.after(self.prefill(ids_1T))  # the first step of all waits: for kernels to be compiled
+        token_11 = self.decode_step(self.prefill(ids_1T))  # the first step of all waits: for kernels to be compiled
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            self.after(token_11)
+            self.decode_step(token_11)
         except RuntimeError as e:
-            if is_of_memory(e) or is_of_gpu(e):
+            if is_out_of_memory(e) or is_gpu_error(e):
                 raise
             say(
                 "warning: no CUDA graph: this model waits for the GPU in between; decoding step by step, launches included"
@@ -83,7 +83,7 @@ class Decoder:
                 self.graph.replay()
                 return self.said_11.clone()
             torch.compiler.cudagraph_mark_step_begin()
-            return self.after(token_11).clone()
+            return self.decode_step(token_11).clone()
         except (
             Exception
         ) as e:  # a compiler that is missing or at its limits, a layer that waits for the GPU: many kinds
@@ -91,10 +91,10 @@ class Decoder:
                 raise
             say(f"warning: no CUDA graph ({type(e).__name__}); decoding step by step, launches included")
             self.step, self.to_capture, self.graph = self.model, False, None
-            return self.after(token_11).clone()
+            return self.decode_step(token_11).clone()
 
-    def after(self, token_11: torch.Tensor) -> torch.Tensor:
-        given = dict(self.given)
+    def decode_step(self, token_11: torch.Tensor) -> torch.Tensor:
+        given = dict(self.model_kwargs)
         if given:
             given["position_ids"] = self.cache.get_seq_length().clone().view(1, 1)
         out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **given)
@@ -106,7 +106,7 @@ class Decoder:
         stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
-                self.said_11 = self.after(self.token_11)
+                self.said_11 = self.decode_step(self.token_11)
         except Exception:  # of whatever class, and raised again: a failed capture leaves its own stream behind
             torch.cuda.set_stream(stream)
             raise
@@ -172,20 +172,20 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     *,
-    exactly: bool = False,
-    until: float = math.inf,
+    fixed_length: bool = False,
+    deadline: float = math.inf,
 ) -> list[str]:
-    """One text a prompt, the prompt included, at most `tokens` new ones (`exactly`: no fewer); greedy at temperature 0.
+    """One text a prompt, the prompt included, at most `tokens` new ones (`fixed_length`: no fewer); greedy at temperature 0.
 
     One prompt after the other: each gets the text that it gets alone, in the memory of one. Raises InputError as
-    `check_sampling` and `prompt_ids` do, before anything is generated; TimeoutError at the time `until` of time.monotonic.
+    `check_sampling` and `prompt_ids` do, before anything is generated; TimeoutError at the time `deadline` of time.monotonic.
     """
     check_sampling(temperature, top_p, top_k)
     prompts_ids = [prompt_ids(model, tokenizer, prompt, tokens) for prompt in prompts]
     own = model.generation_config
     config = transformers.GenerationConfig(
         max_new_tokens=tokens,
-        min_new_tokens=tokens if exactly else None,
+        min_new_tokens=tokens if fixed_length else None,
         do_sample=temperature > 0,
         eos_token_id=own.eos_token_id,
         bos_token_id=own.bos_token_id,
@@ -194,13 +194,13 @@ def generate(
     )
     texts = []
     for prompt, ids in zip(prompts, prompts_ids, strict=True):
-        if until < math.inf:
-            config.max_time = until - time.monotonic()
+        if deadline < math.inf:
+            config.max_time = deadline - time.monotonic()
         ids_1T = torch.tensor([ids], device=model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             out_T = model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)[0]
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise TimeoutError
         # Decoded together, cut apart: alone, the first new word would lose its space in some tokenizers.
         before = tokenizer.decode(ids, skip_special_tokens=True)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lottery.errors import InputError, is_of_memory
+from lottery.errors import InputError, is_out_of_memory
 from lottery.kernels import cuda, quantizing
-from lottery.models.checkpoint import DTYPES
-from lottery.ticket.stored import Matrix
+from lottery.models.tensors import DTYPES
+from lottery.ticket.matrix import StoredMatrix
 
 THRESHOLD = 6.0  # of an activation that bitsandbytes keeps in 16 bits (LLM.int8(), section 3.2)
 
@@ -29,34 +29,36 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
 def starts(bitmask_OB: np.ndarray, device: str) -> np.ndarray:
     """Where survivors begin, as finely as the device's kernel asks for it."""
     if device.startswith("cuda"):
-        return quantizing.chunk_starts(bitmask_OB, cuda.CHUNK)
-    return quantizing.starts(bitmask_OB)
+        return quantizing.chunk_offsets(bitmask_OB, cuda.CHUNK)
+    return quantizing.row_offsets(bitmask_OB)
 
 
-class Scratch:
+class Workspace:
     """The one buffer of a model into which each packed layer is widened when its turn comes."""
 
     def __init__(self, numel: int, dtype: torch.dtype, device: str) -> None:
         self.buffer = torch.empty(numel, dtype=dtype, device=device)
-        self.turned: torch.Tensor | None = None  # a second one, where a Conv1D needs its matrix the other way around
+        self.transposed_buffer: torch.Tensor | None = (
+            None  # a second one, where a Conv1D needs its matrix the other way around
+        )
         self.lock = threading.Lock()
 
-    def of(self, rows: int, columns: int) -> torch.Tensor:
+    def view(self, rows: int, columns: int) -> torch.Tensor:
         return self.buffer[: rows * columns].view(rows, columns)
 
-    def turn(self, weight_OI: torch.Tensor) -> torch.Tensor:
+    def transpose(self, weight_OI: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return weight_OI.T.contiguous()
-        if self.turned is None:
+        if self.transposed_buffer is None:
             with torch.inference_mode(False):  # else nobody outside of that mode could use it again
-                self.turned = torch.empty_like(self.buffer)
-        return self.turned[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
+                self.transposed_buffer = torch.empty_like(self.buffer)
+        return self.transposed_buffer[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
 
 
 class PackedLinear(nn.Module):
     """y = x W' + b, with W as it is stored: bitmask and survivors, 8-bit codes with their scale, or both.
 
-    Widened whole into the scratch before each product, which is then the very one of the dense layer that it stands for:
+    Widened whole into the workspace before each product, which is then the very one of the dense layer that it stands for:
     the same bits. `product`: linear, conv1d (GPT-2's), or `bias after` (Falcon's). For inference alone.
     """
 
@@ -66,12 +68,17 @@ class PackedLinear(nn.Module):
     step_O: torch.Tensor | None
 
     def __init__(
-        self, matrix: Matrix, bias: torch.Tensor | None, scratch: Scratch, device: str, product: str = "linear"
+        self,
+        matrix: StoredMatrix,
+        bias: torch.Tensor | None,
+        workspace: Workspace,
+        device: str,
+        product: str = "linear",
     ) -> None:
         super().__init__()
         self.product = product
         self.out_features, self.in_features = matrix.rows, matrix.columns
-        self.form, self.scratch = matrix.form, scratch
+        self.values_dtype, self.workspace = matrix.values_dtype, workspace
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
@@ -82,8 +89,11 @@ class PackedLinear(nn.Module):
         mask_OB, scale_O = matrix.bitmask_OB, matrix.scale_O
         keep("bitmask_OB", mask_OB)
         keep("start", None if mask_OB is None else starts(mask_OB, device))
-        keep("values_K", matrix.flat, DTYPES[matrix.form])
-        keep("step_O", None if scale_O is None or not matrix.quantized else quantizing.steps(scale_O, matrix.quantized))
+        keep("values_K", matrix.flat, DTYPES[matrix.values_dtype])
+        keep(
+            "step_O",
+            None if scale_O is None or not matrix.quantized else quantizing.step_sizes(scale_O, matrix.quantized),
+        )
         self.fused = self.can_fuse()
 
     def can_fuse(self) -> bool:
@@ -91,25 +101,25 @@ class PackedLinear(nn.Module):
         if not self.values_K.is_cuda:
             return False
         index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
-        return cuda.has_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.scratch.buffer.dtype)
+        return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.buffer.dtype)
 
-    def widened(self) -> torch.Tensor:
-        """The dense matrix, in the scratch: good until the next layer's turn."""
+    def unpack_weight(self) -> torch.Tensor:
+        """The dense matrix, in the workspace: good until the next layer's turn."""
         if torch.compiler.is_compiling():
             # The compiler would copy all of a buffer that several layers write to; and a CUDA graph, any input it has.
-            like = self.scratch.buffer
+            like = self.workspace.buffer
             out_OI = torch.empty(self.out_features, self.in_features, dtype=like.dtype, device=like.device)
         else:
-            out_OI = self.scratch.of(self.out_features, self.in_features)
+            out_OI = self.workspace.view(self.out_features, self.in_features)
         if self.fused:
-            return cuda.widen(self.bitmask_OB, self.start, self.values_K, self.step_O, out_OI)
+            return cuda.unpack_weights(self.bitmask_OB, self.start, self.values_K, self.step_O, out_OI)
         if out_OI.is_cuda:
-            return cuda.widen_by_torch(self.bitmask_OB, self.values_K, self.step_O, out_OI)
+            return cuda.unpack_weights_with_torch(self.bitmask_OB, self.values_K, self.step_O, out_OI)
         bits = [None if t is None else t.numpy() for t in (self.bitmask_OB, self.start, self.step_O)]
         mask_OB, start_O, step_O = bits
         values_K = bits_of(self.values_K)
         if out_OI.dtype != torch.float16:
-            quantizing.widen(mask_OB, start_O, values_K, self.form, step_O, bits_of(out_OI))
+            quantizing.unpack_weights(mask_OB, start_O, values_K, self.values_dtype, step_O, bits_of(out_OI))
             return out_OI
         # float16 is at home on no CPU: through float32, some rows at a time
         for first in range(0, self.out_features, 256):
@@ -119,7 +129,7 @@ class PackedLinear(nn.Module):
                 values_K if mask_OB is not None else values_K[first * self.in_features : rows.stop * self.in_features]
             )
             cut = [None if array is None else array[rows] for array in (mask_OB, start_O, step_O)]
-            quantizing.widen(cut[0], cut[1], values, self.form, cut[2], bits_of(part))
+            quantizing.unpack_weights(cut[0], cut[1], values, self.values_dtype, cut[2], bits_of(part))
             out_OI[rows] = part
         return out_OI
 
@@ -130,13 +140,13 @@ class PackedLinear(nn.Module):
             )
         if torch.compiler.is_compiling():
             return self.multiply(x)
-        with self.scratch.lock:  # another thread's layer would widen into the same memory
+        with self.workspace.lock:  # another thread's layer would widen into the same memory
             return self.multiply(x)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        weight_OI = self.widened()
+        weight_OI = self.unpack_weight()
         if self.product == "conv1d" and self.bias is not None:
-            weight_IO = self.scratch.turn(weight_OI)
+            weight_IO = self.workspace.transpose(weight_OI)
             out = torch.addmm(self.bias, x.view(-1, x.shape[-1]), weight_IO)
             return out.view(*x.shape[:-1], self.out_features)
         if self.product == "bias after" and self.bias is not None:
@@ -145,7 +155,7 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves to a device; types stay."""
-        own = self.scratch.buffer.dtype
+        own = self.workspace.buffer.dtype
         if fn(torch.empty(0, dtype=own)).dtype != own:
             raise InputError(f"dtype: this ticket was loaded to compute in {own}; load it again with another dtype")
         device = fn(torch.empty(0, dtype=torch.uint8)).device
@@ -155,8 +165,8 @@ class PackedLinear(nn.Module):
             self._buffers[name] = None if buffer is None else buffer.to(device)
         if self.bias is not None:
             self.bias = nn.Parameter(self.bias.to(device), requires_grad=False)
-        if self.scratch.buffer.device != self.values_K.device:
-            self.scratch.buffer, self.scratch.turned = self.scratch.buffer.to(device), None
+        if self.workspace.buffer.device != self.values_K.device:
+            self.workspace.buffer, self.workspace.transposed_buffer = self.workspace.buffer.to(device), None
         self.fused = self.can_fuse()
         return self
 
@@ -165,18 +175,18 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         packed = "whole" if self.bitmask_OB is None else "packed"
-        return f"in_features={self.in_features}, out_features={self.out_features}, {packed} {self.form}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {packed} {self.values_dtype}"
 
 
 def check_int8(device: str) -> None:
     """Raises InputError where bitsandbytes does not compute on the device."""
     codes = np.eye(4, dtype=np.uint8)
     try:
-        layer = int8_linear(Matrix(4, 4, "F32", False, "int8", codes, None, np.ones(4, np.float32)), None, device)
+        layer = int8_linear(StoredMatrix(4, 4, "F32", False, "int8", codes, None, np.ones(4, np.float32)), None, device)
         with torch.inference_mode():
             layer(torch.ones(1, 4, dtype=torch.float16, device=device))
     except Exception as e:  # a library that loads compiled code of its own may fail in any way
-        if is_of_memory(e):
+        if is_out_of_memory(e):
             raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(
@@ -217,12 +227,12 @@ def is_int8(module: nn.Module) -> bool:
     return type(module).__name__ == "StoredInt8"  # no class is made, and nothing imported, to find that there is none
 
 
-def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Module:
+def int8_linear(matrix: StoredMatrix, bias: torch.Tensor | None, device: str) -> nn.Module:
     """bitsandbytes' layer over the stored codes: nothing is quantized again."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
     assert matrix.scale_O is not None
     codes_OI = (
-        torch.from_numpy(matrix.whole().flat.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
+        torch.from_numpy(matrix.unpack().flat.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
     )
     scale_O = torch.from_numpy(matrix.scale_O.copy()).to(device)
     layer = int8_class()(
@@ -239,13 +249,13 @@ def int8_linear(matrix: Matrix, bias: torch.Tensor | None, device: str) -> nn.Mo
     return layer
 
 
-def resident(model: Any) -> dict[int, torch.Tensor]:
-    """Every tensor that the model holds on its device, a shared one once: parameters, buffers, the scratch, and the
+def resident_tensors(model: Any) -> dict[int, torch.Tensor]:
+    """Every tensor that the model holds on its device, a shared one once: parameters, buffers, the workspace, and the
     scales that bitsandbytes keeps beside its parameters."""
     found = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            found += [t for t in (module.scratch.buffer, module.scratch.turned) if t is not None]
+            found += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
         elif state := getattr(module, "state", None):
             found += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
     return {tensor.data_ptr(): tensor for tensor in found if tensor.numel()}

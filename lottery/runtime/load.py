@@ -9,14 +9,14 @@ import torch
 import transformers
 
 from lottery.errors import InputError
-from lottery.models.architecture import model_class, read_config, usable
-from lottery.models.checkpoint import DTYPES, TensorInfo
+from lottery.models.architecture import model_class, read_config, transformers_errors
+from lottery.models.tensors import DTYPES, TensorInfo
 from lottery.progress import say
-from lottery.runtime.layers import PackedLinear, Scratch, check_int8, int8_linear
-from lottery.ticket.stored import Stored
+from lottery.runtime.layers import PackedLinear, Workspace, check_int8, int8_linear
+from lottery.ticket.stored import StoredTicket
 
 
-class Tensors(Protocol):
+class TensorSource(Protocol):
     """What a model is built from: a Base, or a Stored ticket."""
 
     @property
@@ -29,10 +29,10 @@ class Tensors(Protocol):
     def tensor(self, name: str) -> torch.Tensor: ...
 
 
-class Lazy:
+class LazyTensor:
     """One value of a state dict, read (and unpacked, and its hash checked) only when the loader asks for it."""
 
-    def __init__(self, source: Tensors, name: str) -> None:
+    def __init__(self, source: TensorSource, name: str) -> None:
         self.source, self.name = source, name
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -45,10 +45,10 @@ class Lazy:
         return self.source.info(self.name).dtype
 
 
-class Stub(Lazy):
+class PlaceholderTensor(LazyTensor):
     """In place of a matrix that will lie in a layer of our own: of its shape, in the memory of one number."""
 
-    def __init__(self, source: Tensors, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, source: TensorSource, name: str, dtype: torch.dtype) -> None:
         super().__init__(source, name)
         self.one = torch.empty(1, dtype=dtype)
 
@@ -56,7 +56,7 @@ class Stub(Lazy):
         return self.one.expand(self.source.info(self.name).shape)[index]
 
 
-class Shape(Lazy):
+class MetaTensor(LazyTensor):
     """A tensor without its values: enough to see whether the model wants it."""
 
     def __getitem__(self, index: Any) -> torch.Tensor:
@@ -64,39 +64,39 @@ class Shape(Lazy):
         return torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")[index]
 
 
-def check(source: Tensors, names: Iterable[str]) -> None:
+def check_loadable(source: TensorSource, names: Iterable[str]) -> None:
     """Whether the files make a model, found without reading a weight. Raises InputError as `build` does."""
-    assemble(source, {name: Shape(source, name) for name in names}, "float32", "meta")
+    assemble(source, {name: MetaTensor(source, name) for name in names}, "float32", "meta")
 
 
-def build(source: Tensors, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
+def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
     """The model with exactly the named tensors in it, in evaluation mode; how its matrices lie in memory as `runtime` says.
 
     Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
     with random numbers.
     """
-    lean = lean_matrices(source, runtime)
-    stubs = {name: Stub(source, name, getattr(torch, dtype)) for name in lean}
-    state = {name: stubs.get(name) or Lazy(source, name) for name in names}
-    if not stubs or not isinstance(source, Stored):
+    lean = packed_or_8_bit_matrices(source, runtime)
+    placeholders = {name: PlaceholderTensor(source, name, getattr(torch, dtype)) for name in lean}
+    state = {name: placeholders.get(name) or LazyTensor(source, name) for name in names}
+    if not placeholders or not isinstance(source, StoredTicket):
         return assemble(source, state, dtype, device)
     model = assemble(source, state, dtype, "cpu")
-    put_in_layers(model, source, stubs, device, runtime)
+    replace_linear_layers(model, source, placeholders, device, runtime)
     return model.to(device)
 
 
-def lean_matrices(source: Tensors, runtime: str) -> list[str]:
+def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
     """The tensors that lie in layers of ours: 8-bit ones, and with `runtime=packed` those that are packed in the file.
 
     Each is the weight of one linear layer: embeddings are looked up, and transformers holds all experts of a layer in one
     tensor; both are widened.
     """
-    if not isinstance(source, Stored):
+    if not isinstance(source, StoredTicket):
         return []
     found: list[str] = []
     widened: list[str] = []
     for name, entry in source.entries.items():
-        packed = runtime == "packed" and (entry.get("packed") or (source.is_mask and "kept" in entry))
+        packed = runtime == "packed" and (entry.get("packed") or (source.is_mask_only and "kept" in entry))
         if not packed and "quantized" not in entry:
             continue
         linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime == "packed")
@@ -111,9 +111,11 @@ def lean_matrices(source: Tensors, runtime: str) -> list[str]:
     return found
 
 
-def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device: str, runtime: str) -> None:
+def replace_linear_layers(
+    model: Any, source: StoredTicket, placeholders: Mapping[str, PlaceholderTensor], device: str, runtime: str
+) -> None:
     """Each stub's layer gives way to one over the stored matrix."""
-    waiting = {stub.one.data_ptr(): name for name, stub in stubs.items()}
+    waiting = {stub.one.data_ptr(): name for name, stub in placeholders.items()}
     homes = [
         (path, module, waiting.pop(weight.data_ptr()))
         for path, module in model.named_modules()
@@ -121,37 +123,37 @@ def put_in_layers(model: Any, source: Stored, stubs: Mapping[str, Stub], device:
     ]
     assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
     largest = max(source.info(name).numel for _, _, name in homes)
-    scratch = None
-    if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in stubs):
+    workspace = None
+    if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in placeholders):
         check_int8(device)
     for path, module, name in homes:
         matrix, bias = source.matrix(name), getattr(module, "bias", None)
         if runtime == "dense":
-            matrix = matrix.whole()
+            matrix = matrix.unpack()
         if matrix.quantized == "int8" and runtime == "dense":
             layer = int8_linear(matrix, bias, device)
         else:
-            scratch = scratch or Scratch(largest, model.dtype, device)
-            layer = PackedLinear(matrix, bias, scratch, device, PRODUCTS.get(type(module).__name__, "linear"))
+            workspace = workspace or Workspace(largest, model.dtype, device)
+            layer = PackedLinear(matrix, bias, workspace, device, PRODUCTS.get(type(module).__name__, "linear"))
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
     model.requires_grad_(False)
     if isinstance(head := model.get_output_embeddings(), torch.nn.Linear | PackedLinear):
-        head.register_forward_pre_hook(in_one_piece)
+        head.register_forward_pre_hook(make_input_contiguous)
     model.save_pretrained = cannot_save
 
 
-def in_one_piece(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """A part of a tensor times a weight without gradients is a batch of products for torch: for the last token of a prompt
     and the head of Mistral 7B, in bfloat16 on a CPU, 700 ms instead of 19."""
     return (given[0].clone(memory_format=torch.contiguous_format), *given[1:])
 
 
-def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str) -> Any:
+def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str) -> Any:
     config = read_config(source.folder)
     found_class = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
-    with usable(source.folder, "config.json"):
+    with transformers_errors(source.folder, "config.json"):
         model, found = found_class.from_pretrained(
             None,
             config=config,
@@ -170,7 +172,7 @@ def assemble(source: Tensors, state: Mapping[str, Lazy], dtype: str, device: str
     if device != "meta":
         choose_experts(model, source.folder)
     if (source.folder / "generation_config.json").is_file():
-        with usable(source.folder, "generation_config.json"):
+        with transformers_errors(source.folder, "generation_config.json"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder)
     return model.eval()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 
-def crossing(points: Mapping[float, float], limit: float) -> tuple[float, float]:
+def find_bracket(points: Mapping[float, float], limit: float) -> tuple[float, float]:
     """(below, above): between which two sparsities the ratio first exceeds `limit`. `points`: sparsity -> ratio.
 
     Where all do, below is 0; where none does, above is 1, since a model without weights says nothing.
@@ -16,7 +16,7 @@ def crossing(points: Mapping[float, float], limit: float) -> tuple[float, float]
     return below, 1.0
 
 
-def halfway(below: float, above: float, width: float) -> float | None:
+def next_sparsity(below: float, above: float, width: float) -> float | None:
     """The sparsity to try next, a multiple of `width` where one lies between; None where it is known well enough."""
     if above - below <= width * (1 + 1e-9):
         return None
@@ -26,4 +26,4 @@ def halfway(below: float, above: float, width: float) -> float | None:
 
 def is_done(points: Mapping[float, float], limit: float, width: float) -> bool:
     """Whether the crossing is known as well as was asked."""
-    return bool(points) and halfway(*crossing(points, limit), width) is None
+    return bool(points) and next_sparsity(*find_bracket(points, limit), width) is None

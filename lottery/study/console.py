@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lottery.measuring.console import megabytes, plain, render, with_interval
+from lottery.measuring.console import format_interval, format_metric, megabytes, render
 
 
 def study_table(result: Any, markdown: bool = False) -> str:
@@ -34,9 +34,9 @@ def rows_table(rows: Sequence[Any], models: bool) -> str:
         "model": lambda r: r.base if models else "",
         "": lambda r: r.title,
         "of all weights": lambda r: f"{m['sparsity_model']:.2%}" if "sparsity_model" in (m := r.metrics) else "",
-        "perplexity [95%]": lambda r: with_interval(r.metrics, "perplexity", 2) or overflow(r),
-        "ratio to dense [95%]": lambda r: with_interval(r.metrics, "perplexity_ratio", 4),
-        "controls": lambda r: plain(r.metrics, "control_perplexity", 2),
+        "perplexity [95%]": lambda r: format_interval(r.metrics, "perplexity", 2) or overflow(r),
+        "ratio to dense [95%]": lambda r: format_interval(r.metrics, "perplexity_ratio", 4),
+        "controls": lambda r: format_metric(r.metrics, "control_perplexity", 2),
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
         "winner": lambda r: r.tags.get("winner", ""),
         "coherent": lambda r: r.tags.get("coherent", ""),

@@ -9,18 +9,18 @@ from typing import Any
 
 import yaml
 
-from lottery.errors import InputError, nearest
-from lottery.spec import Spec, digest, number
+from lottery.errors import InputError, did_you_mean
+from lottery.spec import Spec, float_range, json_sha256
 
 PRESETS = Path(__file__).parent.parent / "assets" / "presets"
-OF_TICKETS = tuple(f.name for f in fields(Spec) if f.name != "model")  # what a study may say of its tickets
-USUAL = {f.name: (str(f.default),) for f in fields(Spec)}
+TICKET_PARAMS = tuple(f.name for f in fields(Spec) if f.name != "model")  # what a study may say of its tickets
+SPEC_DEFAULTS = {f.name: (str(f.default),) for f in fields(Spec)}
 KEYS = ("name", "question", "models", "budget", "grid")
 EACH_LAYER = "@*"  # in a target: one ticket for every layer
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One row of a grid: every combination of its values. `refine`: the sparsity at which the ratio to dense crosses 1 +
     tolerance is then searched, between the sparsities given, until it is known to so much."""
 
@@ -35,14 +35,14 @@ class Study:
     name: str
     question: str
     models: tuple[str, ...]
-    grid: tuple[Row, ...]
+    grid: tuple[GridRow, ...]
     parameters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     budget: tuple[float, ...] = ()  # shares of all parameters to remove, in place of the sparsities
 
     @property
     def id(self) -> str:
         """12 hex digits: the same question asked again goes on where it was."""
-        return digest({k: v for k, v in self.record().items() if k != "question"})[:12]
+        return json_sha256({k: v for k, v in self.record().items() if k != "question"})[:12]
 
     def record(self) -> dict[str, Any]:
         """As its file would have it."""
@@ -58,7 +58,7 @@ class Study:
     def yaml(self) -> str:
         return yaml.safe_dump(self.record(), sort_keys=False, allow_unicode=True, width=120)
 
-    def combinations(self) -> Iterator[tuple[dict[str, str], Row]]:
+    def combinations(self) -> Iterator[tuple[dict[str, str], GridRow]]:
         """Every combination of every row, in order."""
         for row in self.grid:
             values = self.parameters | row.values
@@ -72,12 +72,12 @@ class Study:
         """
         given = {k: check_values("parameters", k, v) for k, v in parameters.items() if v is not None}
         # what is said of a parameter that it is anyhow is not said: the same question has one id
-        said = {k: v for k, v in (self.parameters | given).items() if v != USUAL[k] or k == "storage"}
+        said = {k: v for k, v in (self.parameters | given).items() if v != SPEC_DEFAULTS[k] or k == "storage"}
         study = replace(self, parameters=said)
         if models is not None:
-            study = replace(study, models=words("models", models))
+            study = replace(study, models=split_list("models", models))
         if budget is not None:
-            study = replace(study, budget=() if budget == "none" else shares(budget.split(",")))
+            study = replace(study, budget=() if budget == "none" else parse_budget(budget.split(",")))
         if study.budget and all(row.refine for row in study.grid):
             raise InputError(
                 f"budget={','.join(map(str, study.budget))}: the study {study.name} looks for a sparsity itself; "
@@ -118,20 +118,22 @@ def read_study(name: str) -> Study:
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
     try:
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            raise InputError(f"study={name}: {nearest(name, presets())}; or give a YAML file (see --show)")
+            raise InputError(f"study={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
         # no objects, and every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e
     if not isinstance(found, dict):
         raise InputError(f"study={name}: it holds no keys; `lottery study locate --show` prints one to begin with")
-    return from_record(found, f"study={name}", path.stem)
+    return study_from_record(found, f"study={name}", path.stem)
 
 
-def from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
+def study_from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
     for key in found:
-        if key not in (*KEYS, *OF_TICKETS, "refine"):
-            raise InputError(f"{where}: unknown key {key!r}; {nearest(str(key), (*KEYS, *OF_TICKETS, 'refine'))}")
+        if key not in (*KEYS, *TICKET_PARAMS, "refine"):
+            raise InputError(
+                f"{where}: unknown key {key!r}; {did_you_mean(str(key), (*KEYS, *TICKET_PARAMS, 'refine'))}"
+            )
     name = str(found.get("name", name))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise InputError(f"{where}: name={name}: give letters, digits, - and _ alone")
@@ -140,33 +142,35 @@ def from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
         raise InputError(
             f"{where}: grid holds no list of rows; each is a line like `- {{target: [all, mlp], sparsity: 0.5}}`"
         )
-    top = {key: check_values(where, key, found[key]) for key in OF_TICKETS if key in found}
+    top = {key: check_values(where, key, found[key]) for key in TICKET_PARAMS if key in found}
     refine = found.get("refine")
     study = Study(
         name=name,
         question=str(found.get("question", "")),
-        models=words("models", found.get("models", "builtin"), where),
+        models=split_list("models", found.get("models", "builtin"), where),
         grid=tuple(read_row(row, where, refine) for row in rows),
         parameters=top,
-        budget=shares(found["budget"], where) if found.get("budget", "none") != "none" else (),
+        budget=parse_budget(found["budget"], where) if found.get("budget", "none") != "none" else (),
     )
     return study.with_options(None, None, {})
 
 
-def read_row(row: Mapping[str, Any], where: str, refine: Any) -> Row:
+def read_row(row: Mapping[str, Any], where: str, refine: Any) -> GridRow:
     for key in row:
-        if key not in (*OF_TICKETS, "refine"):
-            raise InputError(f"{where}: unknown key {key!r} in grid; {nearest(str(key), (*OF_TICKETS, 'refine'))}")
+        if key not in (*TICKET_PARAMS, "refine"):
+            raise InputError(
+                f"{where}: unknown key {key!r} in grid; {did_you_mean(str(key), (*TICKET_PARAMS, 'refine'))}"
+            )
     refine = row.get("refine", refine)
     if refine is not None:
-        refine = number(0.001, 0.5)["parse"](f"{where}: refine", refine)
-    return Row({key: check_values(where, key, value) for key, value in row.items() if key != "refine"}, refine)
+        refine = float_range(0.001, 0.5)["parse"](f"{where}: refine", refine)
+    return GridRow({key: check_values(where, key, value) for key, value in row.items() if key != "refine"}, refine)
 
 
 def check_values(where: str, name: str, given: Any) -> tuple[str, ...]:
     """One value of a parameter, or several; as the parameter's own check writes them, so that 0.50 is 0.5."""
-    if name not in OF_TICKETS:
-        raise InputError(f"{where}: unknown key {name!r}; {nearest(name, OF_TICKETS)}")
+    if name not in TICKET_PARAMS:
+        raise InputError(f"{where}: unknown key {name!r}; {did_you_mean(name, TICKET_PARAMS)}")
     values = given if isinstance(given, list) else [given]
     if not values or not all(isinstance(value, str) for value in values):
         raise InputError(f"{where}: {name} holds no plain value, and no list of such")
@@ -177,7 +181,7 @@ def check_values(where: str, name: str, given: Any) -> tuple[str, ...]:
         raise InputError(f"{where}: {e}" if where != "parameters" else str(e)) from e
 
 
-def words(name: str, given: Any, where: str = "") -> tuple[str, ...]:
+def split_list(name: str, given: Any, where: str = "") -> tuple[str, ...]:
     """A list, or words between commas."""
     parts = given.split(",") if isinstance(given, str) else given
     if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts) or not parts:
@@ -185,9 +189,9 @@ def words(name: str, given: Any, where: str = "") -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in parts))
 
 
-def shares(given: Any, where: str = "") -> tuple[float, ...]:
+def parse_budget(given: Any, where: str = "") -> tuple[float, ...]:
     parts = given if isinstance(given, list) else str(given).split(",")
-    parse = number(0, 1)["parse"]
+    parse = float_range(0, 1)["parse"]
     found = tuple(parse(f"{where}{': ' if where else ''}budget", part) for part in parts)
     if not all(found):
         raise InputError(

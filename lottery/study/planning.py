@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lottery.errors import InputError
+from lottery.files.reading import read_json
 from lottery.jobs.resolve import open_model, resolve
-from lottery.measuring.baseline import KEPT
-from lottery.measuring.shared import Shared
-from lottery.models.checkpoint import Base, read_json
+from lottery.measuring.baseline import REUSED_MEASURES
+from lottery.measuring.cache import Cache
+from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder
-from lottery.pruning.stream import info_of, planned
+from lottery.pruning.plan import plan_ticket
+from lottery.pruning.tensors import tensor_info
 from lottery.spec import Spec
-from lottery.study.design import EACH_LAYER, Row, Study, from_record
-from lottery.ticket.stored import Stored
+from lottery.study.design import EACH_LAYER, GridRow, Study, study_from_record
+from lottery.ticket.stored import StoredTicket
 
-OF_BASELINE = ("model", "dataset", "window", "limit", "dtype", "runtime", "device", "measure")
+BASELINE_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "device", "measure")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def read_plan(path: Path) -> Plan:
         for part in itertools.chain(*parts.values()):
             if not re.fullmatch(r"(ticket|dense|refine)-\d+", part.part):
                 raise KeyError(part.part)
-        study = from_record(found["study"], f"study={path}", "study")
+        study = study_from_record(found["study"], f"study={path}", "study")
         plan = Plan(
             study, **parts, left_out=found["left_out"], disk_bytes=found["disk_bytes"], run=found["run"],
             fresh=found["fresh"],
@@ -122,31 +124,31 @@ class TooFewError(InputError):
     """A target has fewer weights than a budget would remove."""
 
 
-def make_plan(study: Study, shared: Shared) -> Plan:
+def make_plan(study: Study, cache: Cache) -> Plan:
     """Every ticket of a study, each once. A target that one of several models does not have, or that is smaller than the
     budget, is left out, with the reason; what no model has is an error.
 
     Weights are not needed yet: config.json is enough. Raises InputError, and MachineError where a hub fails.
     """
-    study = placed(study)
+    study = with_absolute_paths(study)
     found: dict[Spec, Part] = {}
     searches: dict[Spec, Search] = {}
     left_out: list[dict[str, str]] = []
     unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why it has none such
     disk_bytes = 0
     sources = {
-        model: shared.once(("source", model, False, True), partial(open_model, model, False, True))[0]
+        model: cache.get_or_compute(("source", model, False, True), partial(open_model, model, False, True))[0]
         for model in study.models
     }
-    bases = names_of(sources)
+    bases = display_names(sources)
     for model, source in sources.items():
         base = bases[model]
         for values, row in study.combinations():
             for spec, budget in specs_of(study, model, source, values, row):
                 try:
                     if budget is not None:
-                        spec = at_budget(spec, source, budget, shared)
-                    _, chosen, _ = resolve(spec, shared, outline=True)
+                        spec = spec_for_budget(spec, source, budget, cache)
+                    _, chosen, _ = resolve(spec, cache, config_only=True)
                 except InputError as e:
                     if not isinstance(e, TooFewError):
                         unfit.setdefault(spec.target, {})[model] = e
@@ -159,7 +161,7 @@ def make_plan(study: Study, shared: Shared) -> Plan:
                     search.width = min(search.width, row.refine)
                     search.grid.append(spec)
                 if spec not in found:
-                    disk_bytes += planned(source, spec, chosen, identified=False)["disk_bytes_after"]
+                    disk_bytes += plan_ticket(source, spec, chosen, with_ticket_id=False)["disk_bytes_after"]
                     found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
     for of_models in unfit.values():
         if len(of_models) == len(study.models):
@@ -184,7 +186,7 @@ class Search:
     grid: list[Spec]
 
 
-def placed(study: Study) -> Study:
+def with_absolute_paths(study: Study) -> Study:
     """With the files and folders that it names by whole paths: the same words in another folder are another question."""
 
     def whole(name: str, value: str) -> str:
@@ -205,15 +207,15 @@ def placed(study: Study) -> Study:
     )
 
 
-def names_of(sources: Mapping[str, Base | Stored]) -> dict[str, str]:
+def display_names(sources: Mapping[str, Base | StoredTicket]) -> dict[str, str]:
     """Model -> the name of its base; with the model beside it where two are named alike."""
-    bases = {model: s.origin["id"] if isinstance(s, Stored) else s.id for model, s in sources.items()}
+    bases = {model: s.base_record["id"] if isinstance(s, StoredTicket) else s.id for model, s in sources.items()}
     alike = {base for base in bases.values() if list(bases.values()).count(base) > 1}
     return {model: f"{base} ({model})" if base in alike else base for model, base in bases.items()}
 
 
 def specs_of(
-    study: Study, model: str, source: Base | Stored, values: Mapping[str, str], row: Row
+    study: Study, model: str, source: Base | StoredTicket, values: Mapping[str, str], row: GridRow
 ) -> Iterator[tuple[Spec, float | None]]:
     """What one combination of a row means for one model: a spec for each layer that `@*` stands for, and for each budget."""
     target = values.get("target", Spec().target)
@@ -229,12 +231,12 @@ def specs_of(
             yield spec, None
 
 
-def at_budget(spec: Spec, source: Base | Stored, budget: float, shared: Shared) -> Spec:
+def spec_for_budget(spec: Spec, source: Base | StoredTicket, budget: float, cache: Cache) -> Spec:
     """The same target at the sparsity that removes `budget` of all the model's parameters, to half a weight a tensor.
     Raises TooFewError where it has fewer weights."""
-    _, chosen, _ = resolve(spec, shared, outline=True)
+    _, chosen, _ = resolve(spec, cache, config_only=True)
     total = sum(source.info(p.name).numel for p in source.places)
-    targeted = sum(info_of(source, p).numel for p in chosen)
+    targeted = sum(tensor_info(source, p).numel for p in chosen)
     if not (removed := round(budget * total)):
         raise InputError(f"budget={budget:g}: that is less than one of its {total:,} weights; give a greater share")
     if removed > targeted:
@@ -244,9 +246,9 @@ def at_budget(spec: Spec, source: Base | Stored, budget: float, shared: Shared) 
     return Spec.parse(**spec.params() | {"sparsity": removed / targeted})
 
 
-def baseline_of(spec: Spec) -> tuple[Any, ...]:
+def baseline_key(spec: Spec) -> tuple[Any, ...]:
     """What two tickets have in common that are compared with one dense model, measured once."""
-    return tuple(getattr(spec, name) for name in OF_BASELINE)
+    return tuple(getattr(spec, name) for name in BASELINE_PARAMS)
 
 
 def baselines_of(tickets: list[Part]) -> Iterator[Part]:
@@ -254,9 +256,9 @@ def baselines_of(tickets: list[Part]) -> Iterator[Part]:
     so beside each ticket."""
     seen: dict[tuple[Any, ...], Part] = {}
     for ticket in tickets:
-        key = baseline_of(ticket.spec)
-        if KEPT & set(ticket.spec.measures) and key not in seen:
-            given = {name: value for name, value in ticket.spec.params().items() if name in OF_BASELINE}
+        key = baseline_key(ticket.spec)
+        if REUSED_MEASURES & set(ticket.spec.measures) and key not in seen:
+            given = {name: value for name, value in ticket.spec.params().items() if name in BASELINE_PARAMS}
             spec = Spec.parse(**given, sparsity=0)
             seen[key] = Part(f"dense-{len(seen)}", "dense", ticket.base, spec)
             yield seen[key]

@@ -14,41 +14,41 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lottery.errors import InputError, MachineError, nearest
+from lottery.errors import InputError, MachineError, did_you_mean
 from lottery.files.home import home, make_folder
-from lottery.spec import parameter, text, whole
+from lottery.spec import int_range, nonempty_text, parameter
 
 ANSWER_S = 120  # how long one of Slurm's commands may take
-HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SlurmOptions:
     """What each task asks Slurm for."""
 
-    partition: str = parameter("dgx", "Slurm's partition.", **text("a name that `sinfo -s` lists"))
-    gpus: int = parameter(1, "GPUs of a task.", **whole(0))
-    cpus: int = parameter(8, "Cores for each GPU (of a task, where gpus=0).", **whole(1))
-    time: str = parameter("0-4:0", "Time limit of a task.", **text("as Slurm writes it: 0-4:0, 90, 1:30:00"))
+    partition: str = parameter("dgx", "Slurm's partition.", **nonempty_text("a name that `sinfo -s` lists"))
+    gpus: int = parameter(1, "GPUs of a task.", **int_range(0))
+    cpus: int = parameter(8, "Cores for each GPU (of a task, where gpus=0).", **int_range(1))
+    time: str = parameter("0-4:0", "Time limit of a task.", **nonempty_text("as Slurm writes it: 0-4:0, 90, 1:30:00"))
     memory: str = parameter(
-        "none", "Memory of a task; none: Slurm's default.", **text("none, or as Slurm writes it: 64G")
+        "none", "Memory of a task; none: Slurm's default.", **nonempty_text("none, or as Slurm writes it: 64G")
     )
-    concurrent: int | str = parameter("none", "Tickets at a time at most.", **whole(1, word="none"))
+    concurrent: int | str = parameter("none", "Tickets at a time at most.", **int_range(1, word="none"))
     environment: str = parameter(
         "none",
         "Python of the tasks; none: the one that submits.",
-        **text("none, a venv's or conda environment's folder, or a conda environment's name"),
+        **nonempty_text("none, a venv's or conda environment's folder, or a conda environment's name"),
     )
 
     @classmethod
-    def parse(cls, **given: Any) -> "Options":
+    def parse(cls, **given: Any) -> "SlurmOptions":
         """As typed on a command line, or as Python values. Raises InputError: a value that its option does not take."""
         table = {f.name: f for f in fields(cls)}
         return cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """One job of a study. `id` is Slurm's, None where nothing was submitted."""
 
     id: str | None
@@ -66,8 +66,8 @@ def scripts() -> Path:
     return installed if installed.is_dir() else package.parent / "slurm"
 
 
-def command(
-    study: Path, what: str, parts: Mapping[str, Sequence[int]], options: Options, name: str, ids: Mapping[str, str]
+def sbatch_command(
+    study: Path, what: str, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str, ids: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The words that submit one stage of a study: `dense`, `ticket`, `refine` (arrays), or `report`.
 
@@ -119,34 +119,36 @@ def ranges(indices: Sequence[int]) -> str:
 
 
 def submit(
-    study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str, dry_run: bool = False
-) -> list[Job]:
+    study: Path, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str, dry_run: bool = False
+) -> list[SlurmJob]:
     """Have Slurm make the parts of a study, e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}, and its report last.
 
     Raises InputError or MachineError before anything is submitted; where Slurm refuses one job, those before it are
     cancelled. With `dry_run` nothing is asked of Slurm, and a job's name stands for its number.
     """
-    options = Options(**{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": found(options)})
+    options = SlurmOptions(
+        **{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": resolve_environment(options)}
+    )
     if not dry_run:
-        check(study, parts, options, name)
+        check_options(study, parts, options, name)
         make_folder(study.parent / "logs", "LOTTERY_HOME")
     ids: dict[str, str] = {}
     jobs = []
     try:
         for what in stages(parts):
-            words = command(study, what, parts, options, name, ids)
+            words = sbatch_command(study, what, parts, options, name, ids)
             # of a cluster among several the answer is NUMBER;CLUSTER
-            ids[what] = what.upper() if dry_run else ask(words, options).split(";")[0]
-            jobs.append(Job(None if dry_run else ids[what], what, words))
+            ids[what] = what.upper() if dry_run else run_slurm(words, options).split(";")[0]
+            jobs.append(SlurmJob(None if dry_run else ids[what], what, words))
     except BaseException:  # Ctrl-C too
         if ids and not dry_run:
             with contextlib.suppress(InputError, MachineError):
-                ask(("scancel", *ids.values()), options)
+                run_slurm(("scancel", *ids.values()), options)
         raise
     return jobs
 
 
-def found(options: Options) -> str:
+def resolve_environment(options: SlurmOptions) -> str:
     """The environment, a folder as an absolute path. Raises InputError where neither a venv nor conda can be meant."""
     given = options.environment
     folder = Path(given).expanduser()
@@ -167,27 +169,29 @@ def stages(parts: Mapping[str, Sequence[int]]) -> list[str]:
     return [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
 
 
-def check(study: Path, parts: Mapping[str, Sequence[int]], options: Options, name: str) -> None:
+def check_options(study: Path, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str) -> None:
     """Have Slurm judge the options without submitting anything. Raises InputError or MachineError."""
     if shutil.which("sbatch") is None:
         raise InputError(
             "slurm: there is no sbatch on this machine; run this on a login node of the cluster, or without --slurm"
         )
-    known = ask(("sinfo", "--noheader", "--format=%R"), options).split()
+    known = run_slurm(("sinfo", "--noheader", "--format=%R"), options).split()
     if missing := [p for p in options.partition.split(",") if p not in known]:
-        raise InputError(f"partition={missing[0]}: this cluster has none of that name; {nearest(missing[0], known)}")
-    setting = re.search(r"MaxArraySize\s*=\s*(\d+)", ask(("scontrol", "show", "config"), options))
+        raise InputError(
+            f"partition={missing[0]}: this cluster has none of that name; {did_you_mean(missing[0], known)}"
+        )
+    setting = re.search(r"MaxArraySize\s*=\s*(\d+)", run_slurm(("scontrol", "show", "config"), options))
     most = max((i for indices in parts.values() for i in indices), default=0)
     if setting and most >= int(setting[1]):
         raise InputError(
             f"study={name}: it has {most + 1} tickets, and this cluster's arrays end at {setting[1]} tasks (MaxArraySize); "
             f"make several studies of it"
         )
-    words = command(study, stages(parts)[0], parts, options, name, {})
-    ask((words[0], "--test-only", *words[1:]), options)
+    words = sbatch_command(study, stages(parts)[0], parts, options, name, {})
+    run_slurm((words[0], "--test-only", *words[1:]), options)
 
 
-def ask(words: Sequence[str], options: Options) -> str:
+def run_slurm(words: Sequence[str], options: SlurmOptions) -> str:
     """What one of Slurm's commands prints. Raises InputError where Slurm refuses, MachineError where it does not answer."""
     # what an outer job says of itself is not this one's; a stale restart count would end its tasks
     environment = {
@@ -211,7 +215,7 @@ def ask(words: Sequence[str], options: Options) -> str:
     raise InputError(f"slurm refuses: {reason} ({asked})")
 
 
-def warnings() -> list[str]:
+def reachability_warnings() -> list[str]:
     """What tasks on other nodes could not reach of what this process's environment names, a line each."""
     server, uri = os.environ.get("LOTTERY_SERVER"), os.environ.get("MLFLOW_TRACKING_URI", "")
     away = "start a server (slurm/README.md) and set MLFLOW_TRACKING_URI to its address"
@@ -225,7 +229,7 @@ def warnings() -> list[str]:
         lines.append(f"MLFLOW_TRACKING_URI is not set: tasks share sqlite:///mlflow.db of this folder; {away}")
     elif not urlsplit(uri).netloc:  # sqlite:, file:, a path
         lines.append(f"MLFLOW_TRACKING_URI={uri}: a file, which tasks on other nodes may not reach or lock; {away}")
-    elif urlsplit(uri).hostname in HERE:
+    elif urlsplit(uri).hostname in LOCAL_HOSTS:
         lines.append(f"MLFLOW_TRACKING_URI names {urlsplit(uri).hostname}, on other nodes another machine; {away}")
     folder = home().resolve()
     local = ("/tmp", "/var/tmp", "/dev/shm", "/run", tempfile.gettempdir())

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from lottery.errors import InputError, MachineError
-from lottery.models.checkpoint import Base, read_json
+from lottery.files.reading import read_json
+from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder, open_base
 from lottery.progress import say
 from lottery.ticket.record import MEASUREMENTS, RECORD
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 
 
 def is_ticket(model: str) -> bool:
@@ -16,20 +17,20 @@ def is_ticket(model: str) -> bool:
     return folder is not None and (folder / RECORD).exists()
 
 
-def open_ticket(folder: Path, base: str = "auto", *, need_base: bool = False) -> Stored:
+def open_ticket(folder: Path, base: str = "auto", *, need_base: bool = False) -> StoredTicket:
     """The ticket in a folder; of one that holds masks alone (or with `need_base`) together with its dense base.
 
     `base` says where that lies, as in `find_base`.
     """
-    stored = Stored(folder)
-    if stored.is_mask or need_base:
-        return Stored(folder, find_base(stored, base))
+    stored = StoredTicket(folder)
+    if stored.is_mask_only or need_base:
+        return StoredTicket(folder, find_base(stored, base))
     if base != "auto":
         say(f"warning: base={base} is not looked at: the ticket {stored.id} holds all of its tensors itself")
     return stored
 
 
-def find_base(stored: Stored, base: str = "auto", *, local_only: bool = False) -> Base:
+def find_base(stored: StoredTicket, base: str = "auto", *, local_only: bool = False) -> Base:
     """The dense base of a ticket, the same to the byte.
 
     `base` says where it lies; `auto` looks where it lay when the ticket was made, then in the hub's cache and, unless
@@ -46,14 +47,14 @@ def find_base(stored: Stored, base: str = "auto", *, local_only: bool = False) -
     if base != "auto":
         raise InputError(f"base={base}: {reasons[0]}")
     raise InputError(
-        f"ticket={stored.folder}: its base {stored.origin['id']} is not at hand "
+        f"ticket={stored.folder}: its base {stored.base_record['id']} is not at hand "
         f"({reasons[0] if reasons else 'its place is unknown'}); give its folder as base"
     )
 
 
-def candidates(stored: Stored) -> list[str]:
+def candidates(stored: StoredTicket) -> list[str]:
     """Where the base of a ticket may lie, the likeliest first."""
-    about = stored.origin
+    about = stored.base_record
     beside = read_json(stored.folder / MEASUREMENTS) if (stored.folder / MEASUREMENTS).is_file() else {}
     places = []
     if about["id"] == "builtin":

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from lottery.files import disk
-from lottery.kernels import quantizing, select
-from lottery.models.checkpoint import BITS, DTYPES, TensorInfo
+from lottery.kernels import bitmask, quantizing
 from lottery.models.families import Place
+from lottery.models.tensors import DTYPES, FLOAT_BITS, TensorInfo
 
 SHARD_BYTES = 5 * 10**9
 
@@ -49,7 +49,7 @@ def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.
     return torch.from_numpy(bits).view(DTYPES[info.dtype]).reshape(info.shape)
 
 
-BITS_OF = {DTYPES[dtype]: integer for dtype, (integer, _) in BITS.items()}
+BITS_OF = {DTYPES[dtype]: integer for dtype, (integer, _) in FLOAT_BITS.items()}
 
 
 class Shard:
@@ -61,15 +61,15 @@ class Shard:
     def __init__(self, path: Path, header_bytes: int, large: bool, chunk: int) -> None:
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.header_bytes = header_bytes
-        self.at = 0
+        self.offset = 0
         self.file = disk.Appender(path, 8 + header_bytes, large, chunk)
 
     def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
-        begin = self.at
+        begin = self.offset
         for piece in pieces:
             self.file.write(piece)
-            self.at += len(piece)
-        self.header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, self.at]}
+            self.offset += len(piece)
+        self.header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, self.offset]}
 
     def close(self) -> None:
         header = json.dumps(self.header, separators=(",", ":")).encode()
@@ -104,7 +104,7 @@ class Writer:
     def add(self, name: str, dtype: str, shape: Sequence[int], pieces: Sequence[memoryview]) -> None:
         width = DTYPES[dtype].itemsize
         shard = self.open.get(width)
-        if shard and 8 + shard.header_bytes + shard.at + sum(map(len, pieces)) > SHARD_BYTES:
+        if shard and 8 + shard.header_bytes + shard.offset + sum(map(len, pieces)) > SHARD_BYTES:
             shard.close()
             shard = None
         if shard is None:
@@ -133,33 +133,35 @@ class Writer:
             shard.file.drop()
 
 
-Kept = tuple[str, str, Sequence[int], list[memoryview]]  # key, type, shape and bytes (in pieces) of what is written
+PackedPart = tuple[
+    str, str, Sequence[int], list[memoryview]
+]  # key, type, shape and bytes (in pieces) of what is written
 
 
-def packed(
+def pack_pruned(
     place: Place, info: TensorInfo, tensor: torch.Tensor, bits_OI: np.ndarray, mask_OB: np.ndarray
-) -> tuple[dict[str, Any], list[Kept]]:
+) -> tuple[dict[str, Any], list[PackedPart]]:
     """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
 
     What is left lies in the memory of `bits_OI`, or of the `tensor` that those were taken from: both are overwritten.
     """
-    kept = int(select.row_counts(mask_OB).sum())
+    kept = int(bitmask.survivors_per_row(mask_OB).sum())
     smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
     if smaller:
-        values = [as_bytes(piece) for piece in select.compact(bits_OI, mask_OB)]
-        parts: list[Kept] = [
+        values = [as_bytes(piece) for piece in bitmask.compact(bits_OI, mask_OB)]
+        parts: list[PackedPart] = [
             (f"{place.name}.bitmask", "U8", mask_OB.shape, [as_bytes(mask_OB)]),
             (f"{place.name}.values", info.dtype, (kept,), values),
         ]
     else:
-        dense = from_bits(select.masked(bits_OI, mask_OB, bits_OI), info, place.transposed)
+        dense = from_bits(bitmask.apply_mask(bits_OI, mask_OB, bits_OI), info, place.transposed)
         if not dense.is_contiguous() and tensor.is_contiguous():  # turned back where it came from
             dense = tensor.copy_(dense)
         parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
     return {"kept": kept, "packed": smaller, "sha256": sha256_of_parts(parts)}, parts
 
 
-def quantized(
+def pack_quantized(
     place: Place,
     info: TensorInfo,
     tensor: torch.Tensor,
@@ -167,14 +169,14 @@ def quantized(
     mask_OB: np.ndarray | None,
     zeros: int,
     kind: str,
-) -> tuple[dict[str, Any], list[Kept]]:
+) -> tuple[dict[str, Any], list[PackedPart]]:
     """One matrix in 8 bits, pruned (`mask_OB`) or not; as bitmask and survivors where that is smaller. `zeros`: how many
     it held before anything was done. What is left lies in the memory of `bits_OI` or of `tensor`: both are overwritten."""
     entry: dict[str, Any] = {"quantized": kind}
-    dtype = quantizing.CODES[kind][0]
-    parts: list[Kept] = []
+    dtype = quantizing.QUANTIZED_DTYPES[kind][0]
+    parts: list[PackedPart] = []
     if mask_OB is not None:
-        entry["kept"] = int(select.row_counts(mask_OB).sum())
+        entry["kept"] = int(bitmask.survivors_per_row(mask_OB).sum())
         entry["packed"] = mask_OB.nbytes + entry["kept"] < info.numel
         zeros = info.numel - entry["kept"]
     if mask_OB is not None and entry["packed"]:
@@ -183,7 +185,7 @@ def quantized(
         parts.append((f"{place.name}.values", dtype, (entry["kept"],), [as_bytes(piece) for piece in codes]))
     else:
         if mask_OB is not None:
-            select.masked(bits_OI, mask_OB, bits_OI)
+            bitmask.apply_mask(bits_OI, mask_OB, bits_OI)
         codes, scale_O, every = quantizing.quantize(bits_OI, None, info.dtype, kind)
         entry["rounding_zeros"] = every - zeros
         if place.transposed:
@@ -193,15 +195,15 @@ def quantized(
     return entry | {"sha256": sha256_of_parts(parts)}, parts
 
 
-def mask_alone(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[Kept]]:
+def pack_mask(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[PackedPart]]:
     """The bitmask of one pruned matrix, with an entry whose hash covers the base's whole tensor too."""
     data = as_bytes(mask_OB)
-    kept = int(select.row_counts(mask_OB).sum())
+    kept = int(bitmask.survivors_per_row(mask_OB).sum())
     entry = {"kept": kept, "packed": True, "sha256": sha256_of(data, tensor_bytes(original))}
     return entry, [(f"{place.name}.bitmask", "U8", mask_OB.shape, [data])]
 
 
-def whole(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], list[Kept]]:
+def pack_unchanged(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], list[PackedPart]]:
     """One tensor as it was."""
     data = tensor_bytes(tensor)
     return {"sha256": sha256_of(data)}, [(name, dtype, tensor.shape, [data])]
@@ -222,7 +224,7 @@ def turned_back(codes: Sequence[np.ndarray], shape_OI: tuple[int, ...], tensor: 
     return out_IO.reshape(-1)
 
 
-def sha256_of_parts(parts: Sequence[Kept]) -> str:
+def sha256_of_parts(parts: Sequence[PackedPart]) -> str:
     return sha256_of(*(piece for *_, pieces in parts for piece in pieces))
 
 

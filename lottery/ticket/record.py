@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lottery.files.home import write_file
-from lottery.kernels.quantizing import CODES
-from lottery.models.checkpoint import BITS, DTYPES
+from lottery.files.atomic import atomic_write
+from lottery.kernels.quantizing import QUANTIZED_DTYPES
 from lottery.models.families import PRUNABLE
-from lottery.spec import digest
+from lottery.models.tensors import DTYPES, FLOAT_BITS
+from lottery.spec import json_sha256
 
 RECORD = "ticket.json"
 MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
@@ -19,11 +19,11 @@ MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written afte
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """The last file of a ticket: it holds the hashes of all others, and its own as `checksum`."""
-    record = {**record, "checksum": digest(record)}
-    write_file(folder / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    record = {**record, "checksum": json_sha256(record)}
+    atomic_write(folder / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
-def misfit(record: dict[str, Any]) -> str | None:
+def find_invalid_field(record: dict[str, Any]) -> str | None:
     """The first field of a record that is not of the kind that this format says; None where all are."""
 
     def is_count(value: Any) -> bool:
@@ -72,7 +72,7 @@ def misfit(record: dict[str, Any]) -> str | None:
         wrong = fields(f"{name}: ", entry, {
             "role": is_word, "shape": are(is_count), "dtype": is_dtype, "sha256": is_hash, "kept": is_count,
             "requested": is_count, "packed": is_flag, "layer": is_count, "transposed": is_flag, "copy_of": is_word,
-            "quantized": lambda v: is_word(v) and v in CODES, "rounding_zeros": is_count,
+            "quantized": lambda v: is_word(v) and v in QUANTIZED_DTYPES, "rounding_zeros": is_count,
         }, "kept requested packed layer transposed copy_of quantized rounding_zeros")  # fmt: skip
         if wrong:
             return wrong
@@ -82,7 +82,7 @@ def misfit(record: dict[str, Any]) -> str | None:
         if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
             return f"{name}: packed"
         if ("kept" in entry or "quantized" in entry) and (
-            entry["dtype"] not in BITS or len(entry["shape"]) < 2 or not numel
+            entry["dtype"] not in FLOAT_BITS or len(entry["shape"]) < 2 or not numel
         ):
             return f"{name}: shape"
         if ("quantized" in entry) != ("rounding_zeros" in entry) or entry.get("quantized", kind) != kind:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lottery.cli.main import main
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 
 Header = dict[str, Any]
@@ -105,7 +105,7 @@ def test_a_header_that_lies(storage: str, small: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, command)
         ends[result.exit_code] = ends.get(result.exit_code, 0) + 1
         if result.exit_code == 0:  # then it was no lie, or one about nothing that matters
-            state, stored = load_file(file), Stored(out)
+            state, stored = load_file(file), StoredTicket(out)
             assert set(stored.tensors) == set(state)
             for name, entry in stored.entries.items():
                 if "kept" not in entry and storage == "packed":

@@ -37,9 +37,9 @@ def test_parts_are_read_as_they_lie(direct: bool, tmp_path: Path, parts: list[tu
     path.write_bytes(content)
     if cold:
         drop_from_cache(path)
-    wanted = [disk.Part(path, offset, nbytes) for offset, nbytes in parts]
+    wanted = [disk.ByteRange(path, offset, nbytes) for offset, nbytes in parts]
     held = []
-    for part, (data, give_back) in zip(wanted, disk.stream(wanted, 2 * disk.space_for(40_000)), strict=True):
+    for part, (data, give_back) in zip(wanted, disk.prefetch(wanted, 2 * disk.space_for(40_000)), strict=True):
         assert data == content[part.offset : part.offset + part.nbytes]
         held.append(give_back)
         if len(held) > 1:  # as its callers do: what is worked on, and one before
@@ -64,15 +64,15 @@ def test_a_file_that_ends_early_is_an_error(direct: bool, tmp_path: Path) -> Non
     path = tmp_path / "f"
     path.write_bytes(bytes(20_000))
     with pytest.raises(OSError, match="ends before its tensors do"):
-        list(disk.stream([disk.Part(path, 10_000, 50_000)], 0))
+        list(disk.prefetch([disk.ByteRange(path, 10_000, 50_000)], 0))
     with pytest.raises(FileNotFoundError):
-        list(disk.stream([disk.Part(tmp_path / "none", 0, 1)], 0))
+        list(disk.prefetch([disk.ByteRange(tmp_path / "none", 0, 1)], 0))
 
 
 def test_memory_is_bounded_and_its_owner_may_leave(direct: bool, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(400_000))
-    pool = disk.Pool(100_000)
+    pool = disk.BufferPool(100_000)
     one = pool.take(60_000)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(pool.take, 60_000)
@@ -83,7 +83,7 @@ def test_memory_is_bounded_and_its_owner_may_leave(direct: bool, tmp_path: Path)
         waiting = thread.submit(pool.take, 90_000)
         pool.close()
         assert waiting.result() is None
-    stream = disk.stream([disk.Part(path, 0, 100_000)] * 4, 200_000)
+    stream = disk.prefetch([disk.ByteRange(path, 0, 100_000)] * 4, 200_000)
     next(stream)  # never given back: the reader waits for memory
     del stream
 
@@ -93,7 +93,7 @@ def test_a_large_ticket_is_the_small_one_to_the_byte(
 ) -> None:
     """The path of large files, taken by a small model."""
     import lottery
-    from lottery.ticket.stored import Stored
+    from lottery.ticket.stored import StoredTicket
 
     model = tiny_model(tmp_path / "m")
     given = {"model": str(model), "measure": "none", "register": "none", "target": "late+embeddings"}
@@ -105,9 +105,9 @@ def test_a_large_ticket_is_the_small_one_to_the_byte(
     for name in names:
         assert (tmp_path / "small" / name).read_bytes() == (tmp_path / "large" / name).read_bytes(), name
         drop_from_cache(tmp_path / "large" / name)
-    stored = Stored(tmp_path / "large")
+    stored = StoredTicket(tmp_path / "large")
     stored.verify()
     with ThreadPoolExecutor(4) as pool:  # each thread has its own memory to read into
-        twins = Stored(tmp_path / "small")
+        twins = StoredTicket(tmp_path / "small")
         for name, tensor in zip(stored.tensors, pool.map(stored.tensor, stored.tensors), strict=True):
             assert tensor.equal(twins.tensor(name))

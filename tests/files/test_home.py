@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lottery.files.home import new_folder
+from lottery.files.atomic import atomic_folder
 
 
 def test_processes_that_make_the_same_folder_take_turns(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from lottery.files.home import new_folder\n"
-        "with new_folder(Path(sys.argv[1]), 'out') as partial:\n"
+        "import sys, time; from pathlib import Path; from lottery.files.atomic import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1]), 'out') as partial:\n"
         "    if partial: (partial / 'x').write_text('1'); time.sleep(0.2)\n"
         "    print(partial is not None)\n"
     )
@@ -23,7 +23,7 @@ def test_processes_that_make_the_same_folder_take_turns(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "t", "out") as partial:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "t", "out") as partial:
         assert partial
         (partial / "x").write_text("1")
         raise RuntimeError

@@ -13,7 +13,7 @@ from click.testing import Result
 from torch.nn.utils import prune as torch_prune
 
 import lottery
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 from tests.support.paths import ROOT, STORIES, WIKITEXT, needs_data
 
@@ -56,7 +56,7 @@ def test_the_ticket_is_the_model_that_torch_prunes(
         return name.endswith(PROJECTIONS) and any(name.startswith(w) for w in wanted)
 
     twin = pruned_by_torch(STORIES, 0.25, targeted)
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
     for name, weight in twin.state_dict().items():
         if name in stored.tensors:
             tensor = stored.tensor(name)

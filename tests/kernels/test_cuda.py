@@ -16,12 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lottery.kernels import cuda, quantizing
-from lottery.models.checkpoint import DTYPES
+from lottery.models.tensors import DTYPES
 from tests.support.families import LABELS, make
 from tests.support.paths import ROOT
 from tests.support.servers import IN_CI
 
-if not cuda.has_kernel() and not IN_CI:
+if not cuda.is_triton_available() and not IN_CI:
     pytest.skip("needs triton", allow_module_level=True)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,11 +51,13 @@ def test_widened_as_by_torch(
     else:
         stored, step_O = torch.randn(count, generator=random).to(DTYPES[form]), None
     bitmask_OB = torch.from_numpy(np.packbits(lives.numpy(), axis=1, bitorder="little")) if masked else None
-    start_OC = None if bitmask_OB is None else torch.from_numpy(quantizing.chunk_starts(bitmask_OB.numpy(), cuda.CHUNK))
-    twin = cuda.widen_by_torch(bitmask_OB, stored, step_O, torch.empty(rows, columns, dtype=dtype))
+    start_OC = (
+        None if bitmask_OB is None else torch.from_numpy(quantizing.chunk_offsets(bitmask_OB.numpy(), cuda.CHUNK))
+    )
+    twin = cuda.unpack_weights_with_torch(bitmask_OB, stored, step_O, torch.empty(rows, columns, dtype=dtype))
     there = [None if t is None else t.to(DEVICE) for t in (bitmask_OB, start_OC, stored, step_O)]
     out = torch.full((rows, columns), torch.nan, dtype=dtype, device=DEVICE)
-    found = cuda.widen(there[0], there[1], there[2], there[3], out).cpu()  # type: ignore[arg-type]
+    found = cuda.unpack_weights(there[0], there[1], there[2], there[3], out).cpu()  # type: ignore[arg-type]
     if DEVICE == "cpu" and dtype == torch.bfloat16 and stored.dtype != dtype:
         # the interpreter cuts bits off where a GPU rounds to the nearest
         assert (found.view(torch.int16).int() - twin.view(torch.int16).int()).abs().max() <= 1
@@ -69,7 +71,7 @@ def random_exponent(random: torch.Generator) -> int:
 
 def test_chunk_starts_equal_their_twin() -> None:
     lives: np.ndarray = torch.rand(7, 1030, generator=torch.manual_seed(0)).numpy() < 0.4
-    found = quantizing.chunk_starts(np.packbits(lives, axis=1, bitorder="little"), 256)
+    found = quantizing.chunk_offsets(np.packbits(lives, axis=1, bitorder="little"), 256)
     before = np.cumsum(lives.ravel()) - lives.ravel()
     assert found.dtype == np.int32
     assert np.array_equal(found, before.reshape(7, 1030)[:, ::256])
@@ -111,6 +113,6 @@ def test_a_decoding_step_is_one_graph_with_one_kernel_a_packed_layer(
 @pytest.mark.parametrize("form", ["BF16", "F16", "F32", "I8", "F8_E4M3"])
 def test_the_kernel_is_tried_before_it_is_used(form: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = (torch.device(DEVICE), DTYPES[form], masked, torch.float16)
-    assert cuda.works(*tried)
-    monkeypatch.setattr(cuda, "widen_by_torch", lambda *given: given[-1].fill_(1))
-    assert not cuda.works(*tried)
+    assert cuda.kernel_matches_torch(*tried)
+    monkeypatch.setattr(cuda, "unpack_weights_with_torch", lambda *given: given[-1].fill_(1))
+    assert not cuda.kernel_matches_torch(*tried)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lottery.kernels import cuda, quantizing
-from lottery.models.checkpoint import BITS, DTYPES
+from lottery.models.tensors import DTYPES, FLOAT_BITS
 from tests.support.quantized import GREATEST, slow_weight
 
 
@@ -42,7 +42,7 @@ def test_codes_are_those_of_the_slow_twin(
         weight[0] = 0
     mask = torch.rand(rows, columns, generator=rng) < share if masked else torch.ones(rows, columns, dtype=torch.bool)
     mask_OB = packed_mask(mask) if masked else None
-    bits = weight.view(BITS[dtype][0]).numpy().copy()
+    bits = weight.view(FLOAT_BITS[dtype][0]).numpy().copy()
     pieces, scale_O, lost = quantizing.quantize(bits, mask_OB, dtype, kind, wide)
     codes, scale = slow_codes(torch.where(mask, weight, 0), kind)
     found = np.concatenate(pieces)
@@ -50,17 +50,17 @@ def test_codes_are_those_of_the_slow_twin(
     assert np.array_equal(found, codes.view(torch.uint8)[mask].numpy())
     assert lost == int((codes.float()[mask] == 0).sum())
 
-    start_O = quantizing.starts(mask_OB) if mask_OB is not None else None
+    start_O = quantizing.row_offsets(mask_OB) if mask_OB is not None else None
     for out_dtype, integer in ((torch.float32, np.uint32), (torch.bfloat16, np.uint16)):
         out = np.empty((rows, columns), integer)
-        quantizing.widen(
-            mask_OB, start_O, found, quantizing.CODES[kind][0], quantizing.steps(scale_O, kind), out, wide
+        quantizing.unpack_weights(
+            mask_OB, start_O, found, quantizing.QUANTIZED_DTYPES[kind][0], quantizing.step_sizes(scale_O, kind), out, wide
         )  # fmt: skip
         twin = slow_weight(codes, scale, kind).to(out_dtype)
         assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, twin, 0))
         if dtype != "F16" or out_dtype == torch.float32:
-            values = weight[mask].view(BITS[dtype][0]).numpy()
-            quantizing.widen(mask_OB, start_O, values, dtype, None, out, wide)
+            values = weight[mask].view(FLOAT_BITS[dtype][0]).numpy()
+            quantizing.unpack_weights(mask_OB, start_O, values, dtype, None, out, wide)
             assert torch.equal(torch.from_numpy(out).view(out_dtype), torch.where(mask, weight, 0).to(out_dtype))
 
 
@@ -77,7 +77,7 @@ def test_every_float8_is_widened_exactly() -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     codes = codes[codes.view(torch.float8_e4m3fn).float().isfinite()]
     out = np.empty((1, len(codes)), np.uint32)
-    quantizing.widen(None, None, codes.numpy(), "F8_E4M3", np.ones(1, np.float32), out)
+    quantizing.unpack_weights(None, None, codes.numpy(), "F8_E4M3", np.ones(1, np.float32), out)
     assert torch.equal(torch.from_numpy(out).view(torch.float32)[0], codes.view(torch.float8_e4m3fn).float())
 
 
@@ -97,4 +97,4 @@ def test_torch_alone_widens_the_same(form: str, masked: bool) -> None:
         twin[mask] = stored.float()
         twin = (twin * step_O[:, None] if step_O is not None else twin).to(dtype)
         out = torch.full((rows, columns), torch.nan, dtype=dtype)
-        assert torch.equal(cuda.widen_by_torch(mask_OB, stored, step_O, out), twin)
+        assert torch.equal(cuda.unpack_weights_with_torch(mask_OB, stored, step_O, out), twin)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lottery.kernels import select
+from lottery.kernels import bitmask, parallel, select
 
 
 def pack(bits_OI: np.ndarray, k: int, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     bitmask_OB = select.select(bits_OI, k, seed)
-    return bitmask_OB, np.concatenate(select.compact(bits_OI.copy(), bitmask_OB))
+    return bitmask_OB, np.concatenate(bitmask.compact(bits_OI.copy(), bitmask_OB))
 
 
 KINDS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.float32: torch.uint32}
@@ -43,7 +43,7 @@ def matrices(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> None:
     weight_OI, k = case
     bits_OI = weight_OI.view(KINDS[weight_OI.dtype]).numpy()
-    zeros, broken = select.scan(
+    zeros, broken = select.count_zeros_and_nonfinite(
         bits_OI, 0x7C00 if weight_OI.dtype == torch.float16 else 0x7F800000 >> (32 - 8 * bits_OI.itemsize)
     )
     assert (zeros, broken) == (int((weight_OI == 0).sum()), 0)
@@ -53,10 +53,10 @@ def test_pack_and_unpack_equal_their_twins(case: tuple[torch.Tensor, int]) -> No
     np.testing.assert_array_equal(values_K, bits_OI[mask_OI])
     dense_OI = np.where(mask_OI, bits_OI, 0)
     for wide in (True, False):  # by AVX-512's instructions, and as processors without them do it
-        pieces = select.compact(bits_OI.copy(), bitmask_OB, wide)
+        pieces = bitmask.compact(bits_OI.copy(), bitmask_OB, wide)
         np.testing.assert_array_equal(np.concatenate(pieces), values_K)
-        np.testing.assert_array_equal(select.unpack(bitmask_OB, values_K, bits_OI.shape[1], wide), dense_OI)
-    np.testing.assert_array_equal(select.masked(bits_OI, bitmask_OB), dense_OI)
+        np.testing.assert_array_equal(bitmask.unpack(bitmask_OB, values_K, bits_OI.shape[1], wide), dense_OI)
+    np.testing.assert_array_equal(bitmask.apply_mask(bits_OI, bitmask_OB), dense_OI)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,14 +86,14 @@ def test_random_draws_every_weight_alike() -> None:
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     bits_OI = torch.randn(37, 53, generator=torch.manual_seed(0)).view(torch.uint32).numpy()
     many = pack(bits_OI, 700)
-    before = select.THREADS, select.SMALL
+    before = parallel.THREADS, parallel.GRAIN_SIZE
     try:
-        select.SMALL = 0
-        for select.THREADS in (1, 3, 8):
+        parallel.GRAIN_SIZE = 0
+        for parallel.THREADS in (1, 3, 8):
             for a, b in zip(pack(bits_OI, 700), many, strict=True):
                 np.testing.assert_array_equal(a, b)
     finally:
-        select.THREADS, select.SMALL = before
+        parallel.THREADS, parallel.GRAIN_SIZE = before
 
 
 def test_not_a_number_is_counted() -> None:
@@ -103,7 +103,7 @@ def test_not_a_number_is_counted() -> None:
         (torch.float32, torch.uint32, 0x7F800000),
     ):
         weight = torch.tensor([0.0, 1.0, float("nan"), float("inf"), -float("inf"), -0.0, 3e4]).to(dtype)
-        assert select.scan(weight.view(integer).numpy(), infinity) == (2, 3)
+        assert select.count_zeros_and_nonfinite(weight.view(integer).numpy(), infinity) == (2, 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -133,7 +133,7 @@ def test_a_threshold_over_several_matrices_equals_its_twin(
 ) -> None:
     many = [weight_OI.to(dtype).view(KINDS[dtype]).numpy() for weight_OI, _ in cases]
     k = round(share * sum(m.size for m in many))
-    search = select.Search(k)
+    search = select.ThresholdSearch(k)
     for _ in range(2):
         for bits_OI in many:
             search.add(bits_OI)
@@ -154,7 +154,7 @@ def test_mask_and_values_must_belong_together() -> None:
     bitmask_OB, values_K = pack(np.arange(64, dtype=np.uint16).reshape(8, 8), 30)
     for wrong in (values_K[:-1], np.append(values_K, values_K[:1])):
         try:
-            select.unpack(bitmask_OB, wrong, 8)
+            bitmask.unpack(bitmask_OB, wrong, 8)
         except ValueError:
             continue
         raise AssertionError("a wrong number of survivors was unpacked")

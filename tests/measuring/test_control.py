@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from lottery.kernels import select
+from lottery.kernels import bitmask
 from lottery.measuring.control import control_metrics
-from lottery.measuring.measurement import Measured
+from lottery.measuring.measurement import ModelResult
 from lottery.models.sources import open_base
 from lottery.ticket.opening import open_ticket
 from lottery.ticket.packing import matrix_bits
@@ -81,18 +81,18 @@ def test_a_control_is_a_random_ticket_of_the_next_seed(tmp_path: Path, lottery_j
     stored, base = open_ticket(tmp_path / "r"), open_base(str(model))
     for name, entry in stored.entries.items():
         if "requested" in entry:
-            kept = select.row_counts(stored.matrix(name).bitmask_OB).sum()  # type: ignore[arg-type]  # packed
+            kept = bitmask.survivors_per_row(stored.matrix(name).bitmask_OB).sum()  # type: ignore[arg-type]  # packed
             assert kept == round(0.2 * matrix_bits(base.tensor(name), False).size)
 
 
 def test_controls_that_overflow_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     nll_N = np.array([1.0, 2.0, 3.0])
-    some = control_metrics(Measured(nll_N=nll_N), np.stack([nll_N + 1, nll_N * np.nan]))
+    some = control_metrics(ModelResult(nll_N=nll_N), np.stack([nll_N + 1, nll_N * np.nan]))
     assert some["control_perplexity"] == pytest.approx(math.exp(3)) and some["control_ratio"] == pytest.approx(
         1 / math.e
     )
     assert "1 of 2 controls overflowed" in capsys.readouterr().err
-    assert control_metrics(Measured(nll_N=nll_N), np.full((1, 3), np.inf)) == {}
+    assert control_metrics(ModelResult(nll_N=nll_N), np.full((1, 3), np.inf)) == {}
 
 
 def test_a_control_without_perplexity_is_refused(cli: Callable[..., Result]) -> None:

@@ -53,7 +53,7 @@ def resampled(nll_NT: np.ndarray, times_drawn_N: np.ndarray) -> np.ndarray:
 def test_tau_is_scipy_s_of_each_resample(data: st.DataObject, targets: int, n: int, m: int) -> None:
     a_NT = data.draw(arrays.arrays(np.float64, (n, targets), elements=NLL))
     b_MT = data.draw(arrays.arrays(np.float64, (m, targets), elements=NLL))
-    draws_SN, draws_SM = intervals.draws(n, 8, 1), intervals.draws(m, 8, 2)
+    draws_SN, draws_SM = intervals.resample_counts(n, 8, 1), intervals.resample_counts(m, 8, 2)
     found = intervals.tau_b(a_NT, b_MT, draws_SN, draws_SM)
     for tau, drawn_N, drawn_M in zip(found, draws_SN, draws_SM, strict=True):
         twin = stats.kendalltau(resampled(a_NT, drawn_N), resampled(b_MT, drawn_M)).statistic
@@ -63,14 +63,20 @@ def test_tau_is_scipy_s_of_each_resample(data: st.DataObject, targets: int, n: i
 def test_many_targets_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     a_NT, b_MT = rng.normal(size=(9, 12)), rng.normal(size=(7, 12))
-    whole = intervals.tau_b(a_NT, b_MT, intervals.draws(9, 50), intervals.draws(7, 50)), intervals.order(a_NT)
+    whole = (
+        intervals.tau_b(a_NT, b_MT, intervals.resample_counts(9, 50), intervals.resample_counts(7, 50)),
+        intervals.significant_order(a_NT),
+    )
     monkeypatch.setattr(intervals, "PAIRS_AT_ONCE", 5)
-    parts = intervals.tau_b(a_NT, b_MT, intervals.draws(9, 50), intervals.draws(7, 50)), intervals.order(a_NT)
+    parts = (
+        intervals.tau_b(a_NT, b_MT, intervals.resample_counts(9, 50), intervals.resample_counts(7, 50)),
+        intervals.significant_order(a_NT),
+    )
     assert (whole[0] == parts[0]).all() and (whole[1] == parts[1]).all()
 
 
 def test_draws_are_of_all_windows_and_the_same_each_time() -> None:
-    draws_SN = intervals.draws(11, 300, 5)
+    draws_SN = intervals.resample_counts(11, 300, 5)
     assert (draws_SN.sum(1) == 11).all() and draws_SN.mean() == 1 and 0.8 < draws_SN.var() < 1.0
     again = np.random.default_rng((5, 11)).multinomial(11, np.full(11, 1 / 11), size=300)
     assert (draws_SN == again).all() and intervals.RESAMPLES >= 2000
@@ -81,10 +87,10 @@ def test_an_order_is_certain_where_the_paired_interval_says_so() -> None:
     common_N = rng.normal(3, 1, 20)  # what windows have in common is far larger than what targets differ by
     nll_NT = common_N[:, None] + np.array([0.0, 0.002, 0.02, 0.0]) + rng.normal(0, 0.01, (20, 4))
     nll_NT[:, 3] = nll_NT[:, 0]  # the same ticket by another name
-    order_TT = intervals.order(nll_NT)
+    order_TT = intervals.significant_order(nll_NT)
     tail = intervals.expanded_tail(20)
     for a, b in combinations(range(4), 2):
-        means = [np.repeat(nll_NT[:, a] - nll_NT[:, b], d.astype(int)).mean() for d in intervals.draws(20)]
+        means = [np.repeat(nll_NT[:, a] - nll_NT[:, b], d.astype(int)).mean() for d in intervals.resample_counts(20)]
         lo, hi = np.quantile(means, [tail, 1 - tail])
         assert order_TT[a, b] == -order_TT[b, a] == (1 if hi < 0 else -1 if lo > 0 else 0)
     assert order_TT[0, 2] == 1 and order_TT[0, 3] == 0 and (np.diag(order_TT) == 0).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lottery.models.hub import INDEX, WHOLE
+from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 @pytest.fixture
@@ -26,16 +26,18 @@ def model(tmp_path: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("not needed")
-    save_file({"a": np.ones(1000, np.float32)}, folder / WHOLE)
+    save_file({"a": np.ones(1000, np.float32)}, folder / SAFE_WEIGHTS_NAME)
     return folder
 
 
 @pytest.fixture
 def sharded(model: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(model, tmp_path / "sharded"))
-    (folder / WHOLE).unlink()
+    (folder / SAFE_WEIGHTS_NAME).unlink()
     for i in (1, 2, 3):
         save_file({f"t{i}": np.full(100 * i, i, np.float32)}, folder / f"model-{i}.safetensors")
     save_file({"no": np.ones(1)}, folder / "consolidated.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": {f"t{i}": f"model-{i}.safetensors" for i in (1, 2, 3)}}))
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
+        json.dumps({"weight_map": {f"t{i}": f"model-{i}.safetensors" for i in (1, 2, 3)}})
+    )
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lottery.measuring.text import EMBEDDED, windows
+from lottery.measuring.text import BUILTIN_TEXT, tokenize_windows
 from lottery.models.architecture import read_tokenizer
 from lottery.models.checkpoint import BUILTIN
 from lottery.models.sources import open_base
@@ -34,9 +34,11 @@ def shingles(text: str, size: int) -> set[tuple[str, ...]]:
 
 
 def test_the_embedded_text_is_long_enough_and_prose() -> None:
-    text = EMBEDDED.read_text(encoding="utf-8")
+    text = BUILTIN_TEXT.read_text(encoding="utf-8")
     assert len(text.split()) >= 12_000
-    ids_NT, protocol = windows("builtin", read_tokenizer(BUILTIN), 4096, 512, "none", "float32", "dense", "cpu")
+    ids_NT, protocol = tokenize_windows(
+        "builtin", read_tokenizer(BUILTIN), 4096, 512, "none", "float32", "dense", "cpu"
+    )
     assert protocol.windows == len(ids_NT) >= 32 and protocol.bos == "none"
     paragraphs = [p for p in text.split("\n\n") if len(p) > 60]
     assert len(paragraphs) == len(set(paragraphs)) > 150
@@ -44,7 +46,7 @@ def test_the_embedded_text_is_long_enough_and_prose() -> None:
 
 @needs_data
 def test_no_training_text_contains_the_embedded_one() -> None:
-    own = shingles(EMBEDDED.read_text(encoding="utf-8"), 12)
+    own = shingles(BUILTIN_TEXT.read_text(encoding="utf-8"), 12)
     for path in sorted((DATA / "text").rglob("*.txt")):
         assert not own & shingles(path.read_text(encoding="utf-8"), 12), path.name
 
@@ -67,7 +69,7 @@ def test_the_embedded_model_is_trained_and_has_a_cliff(
         )  # fmt: skip
         ratios[sparsity] = made["metrics"]["perplexity_ratio"]
         dense = json.loads((tmp_path / sparsity / "measurements.json").read_text())["dense"]["perplexity"]
-    ids_NT, _ = windows("builtin", read_tokenizer(BUILTIN), 4096, 512, "none", "float32", "dense", "cpu")
+    ids_NT, _ = tokenize_windows("builtin", read_tokenizer(BUILTIN), 4096, 512, "none", "float32", "dense", "cpu")
     assert dense <= unigram_perplexity(ids_NT.ravel()) / 4
     assert 1 < ratios["0.5"] < ratios["0.7"] < ratios["0.9"]
     assert ratios["0.7"] >= 1.1 and ratios["0.9"] >= 2.5

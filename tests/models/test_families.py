@@ -16,7 +16,7 @@ from torch import nn
 import lottery
 from lottery.measuring import perplexity
 from lottery.runtime import decoding
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support import published
 from tests.support.families import LABELS, logits, make, tiny_class, tiny_config
 
@@ -112,7 +112,7 @@ def test_a_ticket_equals_the_slow_twin(
     for name in wanted:
         state[name] = slow_twin(state[name], conv and role(name, state[name]) in ("attention", "mlp"))
 
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
     assert {n for n, e in stored.entries.items() if "requested" in e} == wanted
     assert stored.tensors.keys() == state.keys()
     for name, twin in state.items():

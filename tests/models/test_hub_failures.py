@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from lottery.errors import InputError, MachineError
-from lottery.models.hub import INDEX, WHOLE, fetch, reached
+from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, fetch_snapshot, hub_errors
 from tests.support.hub_client import SMALL, line
 from tests.support.hub_server import Fault, Hub, use
 from tests.support.servers import free_port
 
 
 def test_only_pickled_weights(server: Hub, model: Path) -> None:
-    (model / WHOLE).rename(model / "pytorch_model-00001-of-00002.bin")
+    (model / SAFE_WEIGHTS_NAME).rename(model / "pytorch_model-00001-of-00002.bin")
     server.add("org/name", model)
     line(InputError, "pytorch_model", "pickle", "safetensors", "@REVISION")
     assert server.served.total() == 0
 
 
-@pytest.mark.parametrize("gone", ["config.json", WHOLE])
+@pytest.mark.parametrize("gone", ["config.json", SAFE_WEIGHTS_NAME])
 def test_not_a_model(server: Hub, model: Path, gone: str) -> None:
     (model / gone).unlink()
     server.add("org/name", model)
@@ -36,7 +36,7 @@ def test_an_architecture_that_is_refused(server: Hub, model: Path) -> None:
         raise InputError(f"model=org/name: {config['model_type']} is unknown here")
 
     server.add("org/name", model)
-    line(InputError, "llama is unknown", call=lambda: fetch("org/name", SMALL, check))
+    line(InputError, "llama is unknown", call=lambda: fetch_snapshot("org/name", SMALL, check))
     assert set(server.served) == {"config.json"}
 
 
@@ -54,10 +54,10 @@ def test_an_architecture_that_is_refused(server: Hub, model: Path) -> None:
     ],
 )
 def test_an_index_that_cannot_be_followed(server: Hub, sharded: Path, content: str, says: str) -> None:
-    (sharded / INDEX).write_text(content)
+    (sharded / SAFE_WEIGHTS_INDEX_NAME).write_text(content)
     server.add("org/name", sharded)
-    line(InputError, INDEX, says)
-    assert set(server.served) == {"config.json", INDEX}
+    line(InputError, SAFE_WEIGHTS_INDEX_NAME, says)
+    assert set(server.served) == {"config.json", SAFE_WEIGHTS_INDEX_NAME}
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_the_cache_stands_in_for_a_hub_that_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     commit = server.add("org/name", model)
-    snapshot = fetch("org/name", SMALL)
+    snapshot = fetch_snapshot("org/name", SMALL)
     url = server.url if fault else f"http://127.0.0.1:{free_port()}"
     use(monkeypatch, url, tmp_path / "home", seconds=1)
     if fault:
         server.faults["/api/models"] = fault
     capsys.readouterr()
-    assert fetch("org/name", SMALL) == snapshot
+    assert fetch_snapshot("org/name", SMALL) == snapshot
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and warning.startswith("warning: model=org/name: ") and commit in warning
-    (snapshot.folder / WHOLE).unlink()
+    (snapshot.folder / SAFE_WEIGHTS_NAME).unlink()
     line(MachineError, url)
 
 
@@ -93,7 +93,7 @@ def test_gated(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     line(InputError, "(403)", f"{server.url}/org/name", "HF_TOKEN")
     assert server.served.total() == 0
     monkeypatch.setenv("HF_TOKEN", "good-token")
-    assert (fetch("org/name", SMALL).folder / WHOLE).is_file()
+    assert (fetch_snapshot("org/name", SMALL).folder / SAFE_WEIGHTS_NAME).is_file()
 
 
 @pytest.mark.parametrize("token", ["hf_expired", "hf_\x0bbroken", "hf_café"])
@@ -111,11 +111,11 @@ def test_no_such_repository(server: Hub, monkeypatch: pytest.MonkeyPatch, token:
 
 def test_no_such_revision(server: Hub, model: Path) -> None:
     server.add("org/name", model)
-    line(InputError, "no revision v2 (404)", "branch, tag or commit", call=lambda: fetch("org/name@v2", SMALL))
+    line(InputError, "no revision v2 (404)", "branch, tag or commit", call=lambda: fetch_snapshot("org/name@v2", SMALL))
 
 
 def test_a_name_that_cannot_be(server: Hub) -> None:
-    line(InputError, "org/name--x", "ORG/NAME", call=lambda: fetch("org/name--x", SMALL))
+    line(InputError, "org/name--x", "ORG/NAME", call=lambda: fetch_snapshot("org/name--x", SMALL))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,15 @@ def test_a_name_that_cannot_be(server: Hub) -> None:
         ("/api/models", Fault(418), InputError, ("(418)",)),
         ("/api/models", Fault(drop_after=5), MachineError, ("broke off",)),
         ("config.json", Fault(500, method="HEAD"), MachineError, ("(500)",)),  # as "not in the cache", by the library
-        (WHOLE, Fault(500, method="GET"), MachineError, ("(500)",)),
-        (WHOLE, Fault(404, "EntryNotFound"), InputError, ("no file model.safetensors", "(404)")),
-        (WHOLE, Fault(drop_after=1000, method="GET"), MachineError, ("broke off", "same command", "are kept")),
-        (WHOLE, Fault(hang_s=60, method="GET"), MachineError, ("in time", "HF_HUB_DOWNLOAD_TIMEOUT")),
+        (SAFE_WEIGHTS_NAME, Fault(500, method="GET"), MachineError, ("(500)",)),
+        (SAFE_WEIGHTS_NAME, Fault(404, "EntryNotFound"), InputError, ("no file model.safetensors", "(404)")),
+        (
+            SAFE_WEIGHTS_NAME,
+            Fault(drop_after=1000, method="GET"),
+            MachineError,
+            ("broke off", "same command", "are kept"),
+        ),
+        (SAFE_WEIGHTS_NAME, Fault(hang_s=60, method="GET"), MachineError, ("in time", "HF_HUB_DOWNLOAD_TIMEOUT")),
     ],
     ids=["403", "429", "503", "418", "drop", "500 HEAD", "500 GET", "404 file", "drop file", "hang file"],
 )
@@ -150,7 +155,9 @@ def test_the_hub_fails(
     server.faults[where] = fault
     line(error, *says)
     server.faults.clear()  # the same command, after that, goes on
-    assert (fetch("org/name", SMALL).folder / WHOLE).read_bytes() == (model / WHOLE).read_bytes()
+    assert (fetch_snapshot("org/name", SMALL).folder / SAFE_WEIGHTS_NAME).read_bytes() == (
+        model / SAFE_WEIGHTS_NAME
+    ).read_bytes()
 
 
 def test_something_else_answers(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
@@ -185,5 +192,5 @@ def test_a_cache_that_cannot_be_written(server: Hub, model: Path, tmp_path: Path
 
 
 def test_a_line_of_ones_own_passes() -> None:
-    with pytest.raises(InputError, match=r"^mine$"), reached("model=org/name", "org/name"):
+    with pytest.raises(InputError, match=r"^mine$"), hub_errors("model=org/name", "org/name"):
         raise InputError("mine")

@@ -10,8 +10,9 @@ import pytest
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-import lottery
-from lottery.ticket.stored import Stored
+from lottery.models.tensors import DTYPES
+from lottery.ticket.opening import open_ticket
+from lottery.ticket.stored import StoredTicket
 from tests.support.hub_server import Fault, Hub, use
 from tests.support.models import tiny_model
 from tests.support.paths import DATA, STORIES, needs_data
@@ -45,7 +46,7 @@ def test_a_hub_id_from_download_to_registered_model(
         "--out", tmp_path / "t",
     )  # fmt: skip
     assert made["model_uri"].startswith("models:/ticket-name/") and made["tags"]["base"] == "org/name"
-    record = Stored(tmp_path / "t").record["base"]
+    record = StoredTicket(tmp_path / "t").record["base"]
     assert (record["id"], record["revision"]) == ("org/name", commit)
     assert not any("consolidated" in path for path in server.asked)
     # The hub's cache knows the hashes of large files by name; they are those of the files.
@@ -86,11 +87,11 @@ def test_a_plan_of_a_hub_id_downloads_no_weights(server: Hub, sharded: Path, lot
 
 def test_revisions(server: Hub, sharded: Path, tmp_path: Path, cli: Cli, lottery_json: Json) -> None:
     server.add("org/name", sharded)
-    other = tiny_model(tmp_path / "other", dtype=lottery.models.checkpoint.DTYPES["F16"])
+    other = tiny_model(tmp_path / "other", dtype=DTYPES["F16"])
     commit = server.add("org/name", other, branch="half")
     for revision in ("half", commit):
         cli("prune", "--model", f"org/name@{revision}", "--out", tmp_path / revision, *QUICK)
-        record = Stored(tmp_path / revision).record["base"]
+        record = StoredTicket(tmp_path / revision).record["base"]
         assert (record["revision"], record["dtype"]) == (commit, "F16")
     said = cli("prune", "--model", "org/name@nope", "--out", tmp_path / "t", *QUICK, code=2).stderr
     assert "model=org/name@nope" in said and "revision" in said and not (tmp_path / "t").exists()
@@ -102,10 +103,10 @@ def test_masks_find_their_base_in_the_cache_and_at_the_hub(
     server.add("org/name", sharded)
     for storage in ("packed", "mask"):
         cli("prune", "--model", "org/name", "--storage", storage, "--out", tmp_path / storage, *QUICK)
-    packed = Stored(tmp_path / "packed")
+    packed = StoredTicket(tmp_path / "packed")
 
     def same(base: str = "auto") -> bool:
-        mask = lottery.ticket.opening.open_ticket(tmp_path / "mask", base)
+        mask = open_ticket(tmp_path / "mask", base)
         return all(packed.tensor(name).equal(mask.tensor(name)) for name in packed.tensors)
 
     (tmp_path / "mask" / "measurements.json").unlink()  # the record alone must do

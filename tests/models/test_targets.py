@@ -6,7 +6,7 @@ import transformers
 
 from lottery.errors import InputError
 from lottery.models.families import classify
-from lottery.models.targets import choose, notes
+from lottery.models.targets import resolve_target, tied_head_notes
 
 
 def names(layers: int = 5, tied: bool = False) -> dict[str, torch.Size]:
@@ -30,14 +30,14 @@ COUNT = {"attention": 4, "mlp": 3, "all": 7}
     ],
 )  # fmt: skip
 def test_what_a_target_means(target: str, count: int) -> None:
-    chosen = choose(target, PLACES)
+    chosen = resolve_target(target, PLACES)
     assert len(chosen) == len({p.name for p in chosen}) == count
     assert all(p.prunable for p in chosen)
 
 
 def test_early_is_the_first_half_rounded_down() -> None:
-    assert {p.layer for p in choose("early", PLACES)} == {0, 1}
-    assert {p.layer for p in choose("late", PLACES)} == {2, 3, 4}
+    assert {p.layer for p in resolve_target("early", PLACES)} == {0, 1}
+    assert {p.layer for p in resolve_target("late", PLACES)} == {2, 3, 4}
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_early_is_the_first_half_rounded_down() -> None:
 )  # fmt: skip
 def test_what_matches_nothing_is_an_error(target: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        choose(target, PLACES)
+        resolve_target(target, PLACES)
 
 
 def test_a_tied_head_is_the_embeddings_or_a_copy_of_them() -> None:
     places = classify(names(tied=True), "llama")
-    (head,) = choose("lm_head", places, "lm_head.weight")
+    (head,) = resolve_target("lm_head", places, "lm_head.weight")
     assert (head.name, head.role, head.copy_of) == ("lm_head.weight", "lm_head", "model.embed_tokens.weight")
-    assert [p.copy_of for p in choose("embeddings+lm_head", places, "lm_head.weight")] == [None]
-    assert "the same tensor" not in notes(choose("mlp", places, "lm_head.weight"), "lm_head.weight")
+    assert [p.copy_of for p in resolve_target("embeddings+lm_head", places, "lm_head.weight")] == [None]
+    assert "the same tensor" not in tied_head_notes(resolve_target("mlp", places, "lm_head.weight"), "lm_head.weight")
 
 
 def test_every_parameter_has_its_place_and_strangers_are_refused() -> None:

@@ -22,7 +22,7 @@ HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1.1 GB of float16, whose largest tensor has 16 MB."""
     folder = tmp_path_factory.mktemp("large")
-    select.warm(np.dtype(np.uint16))  # compiling them takes memory, once a machine
+    select.compile_kernels(np.dtype(np.uint16))  # compiling them takes memory, once a machine
     shapes = {
         "model.embed_tokens.weight": (WORDS, HIDDEN),
         "model.norm.weight": (HIDDEN,),
@@ -112,6 +112,6 @@ def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
     model.mkdir()
     save_file({name: torch.randn(shape) for name, shape in shapes.items()}, model / "model.safetensors")
     (model / "config.json").write_text(json.dumps(config))
-    select.warm(np.dtype(np.uint32))
+    select.compile_kernels(np.dtype(np.uint32))
     peak = peak_of_pruning(model, tmp_path / "t")
     assert peak < 2 * 4 * hidden * inner + 500e6, peak

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import lottery
 import lottery.models.sources
-from lottery.models.checkpoint import BITS
-from lottery.ticket.stored import Stored
+from lottery.models.tensors import FLOAT_BITS
+from lottery.ticket.stored import StoredTicket
 from tests.support.families import make
 from tests.support.models import tiny_model
 from tests.support.weights import is_mlp, same_bits, tensors
@@ -42,7 +42,7 @@ def test_global_scope_is_exact_over_all_tensors_together(
     k = round(sparsity * len(flat))
     gone = torch.zeros(len(flat), dtype=torch.bool)
     gone[flat.float().abs().sort(stable=True).indices[: max(k, int((flat == 0).sum()))]] = True
-    at, stored = 0, Stored(tmp_path / "t")
+    at, stored = 0, StoredTicket(tmp_path / "t")
     shares = set()
     for name in names:
         mask = gone[at : at + state[name].numel()].reshape(state[name].shape)
@@ -64,7 +64,7 @@ def test_global_scope_refuses_types_that_cannot_be_compared(tmp_path: Path, cli:
         "warning: the targeted weights are of mixed types"
         in cli("prune", "--model", model, "--out", tmp_path / "t", *QUICK).stderr
     )
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
     assert {stored.info(n).dtype for n in stored.tensors} == {"BF16", "F16"}
 
 
@@ -83,7 +83,7 @@ def test_patterns_hold_in_every_group_along_the_inputs(
         "prune", "--model", model, "--pattern", pattern, "--target", target, "--out", tmp_path / "t", *QUICK
     )
     assert made["metrics"]["sparsity_target"] == 0.5
-    base, stored = tensors(model), Stored(tmp_path / "t")
+    base, stored = tensors(model), StoredTicket(tmp_path / "t")
     for name, entry in stored.entries.items():
         if "requested" not in entry:
             continue
@@ -109,7 +109,7 @@ def test_a_tied_head_counts_once(target: str, tmp_path: Path, lottery_json: Call
     untied = "embeddings" not in target
     gone = (table / 2 if target != "all+lm_head" else table / 2 + layers / 2) / (sum(sizes.values()) + untied * table)
     assert made["metrics"]["sparsity_model"] == pytest.approx(gone, rel=1e-3)
-    assert ("lm_head.weight" in Stored(tmp_path / "t").tensors) == untied
+    assert ("lm_head.weight" in StoredTicket(tmp_path / "t").tensors) == untied
 
 
 def test_a_tied_head_that_is_in_the_file_too(
@@ -134,5 +134,5 @@ def test_negative_zeros_become_positive_where_they_are_removed(tmp_path: Path, c
     save_file(state, model / "model.safetensors", {"format": "pt"})
     for storage in ("packed", "mask"):
         cli("prune", "--model", model, "--sparsity", "0.2", "--storage", storage, "--out", tmp_path / storage, *QUICK)
-        bits = lottery.ticket.opening.open_ticket(tmp_path / storage).tensor(name).view(BITS["BF16"][0])
+        bits = lottery.ticket.opening.open_ticket(tmp_path / storage).tensor(name).view(FLOAT_BITS["BF16"][0])
         assert not (bits == 0x8000).any() and int((bits == 0).sum()) >= bits.numel() // 2

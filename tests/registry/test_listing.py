@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from click.testing import Result
 
-from lottery.models.hub import licence
+from lottery.models.hub import read_licence
 from lottery.registry import cards
 from tests.support.models import tiny_model
 
@@ -104,9 +104,9 @@ def test_runs_versions_and_models_describe_themselves(made: list[dict[str, Any]]
 
 def test_a_card_takes_no_markup() -> None:
     """From a model's text, a base's licence, a file's word: MLflow's pages would show it as pictures and links."""
-    assert cards.escaped("<img src=x> & `a` |b| [c](d)") == r"&lt;img src=x&gt; &amp; \`a\` \|b\| \[c\](d)"
-    assert cards.code("a`b\r\rc\u2028# d\n") == "`a'b \u21b5  \u21b5 c \u21b5 # d`"
-    about = cards.of_model("x" * 6000, "<b>")
+    assert cards.escape_markdown("<img src=x> & `a` |b| [c](d)") == r"&lt;img src=x&gt; &amp; \`a\` \|b\| \[c\](d)"
+    assert cards.code_span("a`b\r\rc\u2028# d\n") == "`a'b \u21b5  \u21b5 c \u21b5 # d`"
+    about = cards.model_description("x" * 6000, "<b>")
     assert len(about) == 5000 and "<b>" not in about
 
 
@@ -120,17 +120,17 @@ def test_a_ticket_of_a_ticket_has_the_base_s_licence(
 
 
 def test_where_a_licence_is_stated(tmp_path: Path) -> None:
-    assert licence(tmp_path) is None
+    assert read_licence(tmp_path) is None
     (tmp_path / "LICENSE").write_text("\n\n   MIT License\n\nCopyright\n")
-    assert licence(tmp_path) == "MIT License"
+    assert read_licence(tmp_path) == "MIT License"
     (tmp_path / "README.md").write_text("# no header\n")
-    assert licence(tmp_path) == "MIT License"
+    assert read_licence(tmp_path) == "MIT License"
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    assert licence(tmp_path) == "apache-2.0"
+    assert read_licence(tmp_path) == "apache-2.0"
     (tmp_path / "README.md").write_text("---\nlicense: [unclosed\n---\n")
-    assert licence(tmp_path) == "MIT License"
+    assert read_licence(tmp_path) == "MIT License"
     (tmp_path / "README.md").write_text(f"---\nlicense: {'x' * 500}\n---\n")
-    assert licence(tmp_path) == "x" * 100
+    assert read_licence(tmp_path) == "x" * 100
 
 
 def test_an_exported_folder_has_a_card(made: list[dict[str, Any]], cli: Callable[..., Result], tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import torch
 from click.testing import Result
 
 import lottery
-from lottery.files.home import alive
+from lottery.files.locks import run_lock
 from lottery.registry import store
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.paths import ROOT
 
 
@@ -171,14 +171,14 @@ def test_a_ticket_kept_at_home_stays_there(tiny: Path, lottery_json: Callable[..
     kept = lottery_json("prune", *arguments, "--register", "none")
     assert kept["model_uri"] is None and "tickets" in kept["path"]
     assert lottery_json("prune", *arguments, "--register", "kept")["path"] is None
-    Stored(Path(kept["path"])).verify()
+    StoredTicket(Path(kept["path"])).verify()
 
 
 def test_a_damaged_ticket_is_not_registered(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
     out = tmp_path / "t"
     arguments = ("--model", tiny, "--measure", "none", "--out", out)
     cli("prune", *arguments, "--register", "none")
-    shard = Stored(out).shards[0]
+    shard = StoredTicket(out).shards[0]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.chmod(0o644)
@@ -210,10 +210,10 @@ def test_what_a_killed_process_left_is_closed(tiny: Path, cli: Callable[..., Res
     store.connect()
     ids = ("00000000000000aa", "00000000000000bb")
     living, deleted = (client.create_run("0", tags={"measurement": id}).info.run_id for id in ids)
-    with alive(ids[0], {"store": store.store_digest(), "run": None}) as held:
+    with run_lock(ids[0], {"store": store.store_digest(), "run": None}) as held:
         cli(*arguments)
         assert client.get_run(living).info.status == "RUNNING" and held.exists()
-    with alive(ids[1], {"store": store.store_digest(), "run": deleted}) as left:
+    with run_lock(ids[1], {"store": store.store_digest(), "run": deleted}) as left:
         client.delete_run(deleted)
     cli(*arguments)
     run = client.get_run(living)

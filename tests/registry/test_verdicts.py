@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 from click.testing import Result
 
-from lottery.measuring.text import EMBEDDED
+from lottery.measuring.text import BUILTIN_TEXT
 from lottery.registry import verdicts
 from tests.support.models import tiny_model
 
@@ -29,7 +29,7 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
 
     assert prune("--sparsity", "0.9")["tags"]["winner"] == "no" and alias("crown") is None
     text = tmp_path / "text.txt"
-    text.write_text(EMBEDDED.read_text())
+    text.write_text(BUILTIN_TEXT.read_text())
     for why in (
         ("--sparsity", "0.4", "--tolerance", "5"),
         ("--sparsity", "0.45", "--limit", 20),
@@ -50,7 +50,7 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
 
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("crown", "winner")
-    verdicts.crown(client, "crown")
+    verdicts.set_winner_alias(client, "crown")
     assert alias("crown") == "3"
     location = client.get_logged_model(
         client.get_model_version("crown", "3").source.removeprefix("models:/")

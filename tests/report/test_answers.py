@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lottery.report import answers, figures
+from lottery.report import answers, cliffs, efficiency, figures, grouping, heatmaps, images, rankings, style
 
 
 @settings(max_examples=100, deadline=None)
@@ -17,7 +17,7 @@ from lottery.report import answers, figures
 def test_the_crossing_is_the_first(logs: list[float], limit: float) -> None:
     logs = [0.0, *logs]
     at = [i / 10 for i in range(len(logs))]
-    found = answers.crossing(at, logs, limit)
+    found = cliffs.first_crossing(at, logs, limit)
     fine = np.linspace(0, at[-1], 20_001)
     over = np.flatnonzero(np.interp(fine, at, logs) > limit + 1e-12)
     if found is None:
@@ -39,7 +39,7 @@ def ticket(sparsity: float, ratio: float | None, **more: Any) -> dict[str, Any]:
 
 
 def test_the_cliff_and_its_band() -> None:
-    (found,) = answers.cliffs(
+    (found,) = cliffs.find_cliffs(
         [ticket(0.5, 1.05), ticket(0.6, 1.2), ticket(0.7, 3.0), ticket(0.9, None, outcome="overflow")]
     )
     share = math.log(1.1 / 1.05) / math.log(1.2 / 1.05)
@@ -47,35 +47,35 @@ def test_the_cliff_and_its_band() -> None:
     early = 0.5 + 0.1 * math.log(1.1 / (1.05 * 1.02)) / math.log(1.2 / 1.05)
     assert found.at is not None and found.hi is not None
     assert found.lo == pytest.approx(early) and early < found.at < found.hi
-    assert found.wide and not answers.cliffs([ticket(0.5, 1.05), ticket(0.51, 1.2)])[0].wide
+    assert found.wide and not cliffs.find_cliffs([ticket(0.5, 1.05), ticket(0.51, 1.2)])[0].wide
     # The dense base is a curve's beginning, but not of one in 8 bits; one ticket is no curve.
-    assert answers.cliffs([ticket(0.3, 1.3), ticket(0.5, 2.0)])[0].bracket == (0.0, 0.3)
-    assert answers.cliffs([ticket(0.3, 1.3, quantize="int8"), ticket(0.5, 2.0, quantize="int8")]) == []
-    assert answers.cliffs([ticket(0.5, 1.2)]) == []
+    assert cliffs.find_cliffs([ticket(0.3, 1.3), ticket(0.5, 2.0)])[0].bracket == (0.0, 0.3)
+    assert cliffs.find_cliffs([ticket(0.3, 1.3, quantize="int8"), ticket(0.5, 2.0, quantize="int8")]) == []
+    assert cliffs.find_cliffs([ticket(0.5, 1.2)]) == []
     # Not reached, and what overflows: no number is made up.
-    safe = answers.how_much([ticket(0.3, 1.0), ticket(0.5, 1.05)])
+    safe = answers.answer_cliff([ticket(0.3, 1.0), ticket(0.5, 1.05)])
     assert safe.short == "over 50%" and "more than 50%" in safe.sentence
-    whole = answers.how_much([ticket(0.5, 1.0), ticket(1.0, 1.02)])
+    whole = answers.answer_cliff([ticket(0.5, 1.0), ticket(1.0, 1.02)])
     assert whole.short == "all" and whole.sentence.startswith("m: all of `all`; no ticket reached")
-    both = answers.how_much(
+    both = answers.answer_cliff(
         [ticket(0.3, 1.0), ticket(0.5, 1.05), ticket(0.4, 1.1, base="n"), ticket(0.41, 1.2, base="n")]
     )
     assert both.short == "about 40% or more"
-    over = answers.cliffs([ticket(0.5, 1.05), ticket(0.6, None, outcome="overflow")])[0]
+    over = cliffs.find_cliffs([ticket(0.5, 1.05), ticket(0.6, None, outcome="overflow")])[0]
     assert over.at == 0.5 and over.bracket == (0.5, 0.6)
 
 
 def test_a_figure_of_curves_below_what_is_allowed_shows_both() -> None:
-    (axes,) = figures.cliff(pd.DataFrame([ticket(0.02, 0.999), ticket(0.05, 1.001)])).axes
+    (axes,) = figures.plot_cliff(pd.DataFrame([ticket(0.02, 0.999), ticket(0.05, 1.001)])).axes
     low, high = axes.get_ylim()
     assert low < 0.999 * 0.98 and high > 1.1
 
 
 def test_numbers_of_two_protocols_make_no_curve_and_no_ranking() -> None:
     rows = [ticket(0.5, 1.05), ticket(0.6, 1.08), ticket(0.7, 3.0, protocol="q")]
-    assert [c.protocol for c in answers.cliffs(answers.chief(rows))] == ["p"]
+    assert [c.protocol for c in cliffs.find_cliffs(grouping.keep_main_protocol(rows))] == ["p"]
     others = [ticket(0.5, 1.05), ticket(0.5, 1.2, target="mlp", protocol="q", run_id="b")]
-    assert answers.rankings(others, lambda _: np.ones(4)) == []
+    assert rankings.rank_targets(others, lambda _: np.ones(4)) == []
 
 
 def of_models(*models: tuple[str, str, float, float]) -> list[dict[str, Any]]:
@@ -88,14 +88,17 @@ def of_models(*models: tuple[str, str, float, float]) -> list[dict[str, Any]]:
 
 
 def test_bigger_models_are_said_with_what_that_rests_on() -> None:
-    one = answers.bigger(of_models(("a", "llama", 1e9, 0.4)))
+    one = answers.answer_model_size(of_models(("a", "llama", 1e9, 0.4)))
     assert not one.known and one.sentence.startswith("not known")
-    assert "do not say how many weights" in answers.bigger(of_models(("a", "l", 0, 0.4), ("b", "l", 0, 0.4))).sentence
-    up = answers.bigger(of_models(("a", "qwen2", 1e9, 0.3), ("b", "qwen2", 7e9, 0.55)))
+    assert (
+        "do not say how many weights"
+        in answers.answer_model_size(of_models(("a", "l", 0, 0.4), ("b", "l", 0, 0.4))).sentence
+    )
+    up = answers.answer_model_size(of_models(("a", "qwen2", 1e9, 0.3), ("b", "qwen2", 7e9, 0.55)))
     assert up.short == "yes, here" and "2 models of 1 family (qwen2)" in up.sure
-    down = answers.bigger(of_models(("a", "qwen2", 1e9, 0.55), ("b", "llama", 7e9, 0.3)))
+    down = answers.answer_model_size(of_models(("a", "qwen2", 1e9, 0.55), ("b", "llama", 7e9, 0.3)))
     assert down.short == "no, here" and "2 families (llama and qwen2)" in down.sure
-    assert answers.bigger(of_models(("a", "l", 1e9, 0.4), ("b", "l", 7e9, 0.401))).short == "open"
+    assert answers.answer_model_size(of_models(("a", "l", 1e9, 0.4), ("b", "l", 7e9, 0.401))).short == "open"
 
 
 def test_agreement_names_the_pairs_that_are_certain() -> None:
@@ -107,23 +110,23 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
         for m, of in shifts.items()
         for t, s in zip("wxyz", of, strict=True)
     ]
-    answer = answers.same_everywhere(answers.rankings(rows, nll.get))
+    answer = answers.answer_agreement(rankings.rank_targets(rows, nll.get))
     found = {(r["a"], r["b"]): r for r in answer.data}
     assert found["a", "b"]["tau"] == pytest.approx(4 / 6) and found["a", "b"]["reversed"] == ["y before z"]
     assert len(found["a", "b"]["same"]) == 5 and "w before x" in found["a", "b"]["same"]
     assert found["a", "c"]["tau"] == -1 and found["a", "c"]["hi"] < 0 and len(found["a", "c"]["reversed"]) == 6
     assert answer.short == "in part" and "3 models" in answer.sentence
-    drawn = figures.svg(figures.agreement(pd.DataFrame(list(answer.data))))
+    drawn = images.to_svg(heatmaps.plot_agreement(pd.DataFrame(list(answer.data))))
     assert all(f">{word}<" in drawn for word in ("0.67", "same", "50% of each target"))
-    two = answers.rankings([r for r in rows if r["target"] in "wx"], nll.get)
-    assert "4 targets" in answers.same_everywhere(two).sentence
+    two = rankings.rank_targets([r for r in rows if r["target"] in "wx"], nll.get)
+    assert "4 targets" in answers.answer_agreement(two).sentence
 
 
 def test_eight_bits_are_compared_with_the_same_ticket() -> None:
     nll = {"whole": np.array([3.0, 3.2, 2.9, 3.1]), "eight": np.array([3.01, 3.22, 2.92, 3.12]), "other": np.ones(4)}
     rows = [ticket(0.5, 1.1, run_id="whole"), ticket(0.5, 1.12, quantize="int8", run_id="eight"),
             ticket(0.7, 1.12, quantize="int8", run_id="other")]  # fmt: skip
-    answer = answers.eight_bits(rows, nll.get)
+    answer = answers.answer_quantization(rows, nll.get)
     (pair,) = answer.data
     assert pair["ratio"] == pytest.approx(math.exp(0.0175)) and 1 < pair["lo"] < pair["ratio"] < pair["hi"]
     assert answer.short == "under 1.8%" and "1 pair of tickets 1 are certainly worse" in answer.sure
@@ -133,7 +136,7 @@ def test_eight_bits_are_compared_with_the_same_ticket() -> None:
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12))
 def test_the_frontier_is_what_no_other_beats(points: list[tuple[int, int]]) -> None:
     rows = pd.DataFrame(points, columns=["disk_bytes", "perplexity_ratio"])
-    found = {tuple(p) for p in figures.frontier(rows).to_numpy().tolist()}
+    found = {tuple(p) for p in efficiency.frontier(rows).to_numpy().tolist()}
     beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] <= p[1]}
     assert found == set(points) - beaten
 
@@ -141,6 +144,6 @@ def test_the_frontier_is_what_no_other_beats(points: list[tuple[int, int]]) -> N
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0.9, 1.0), st.floats(1.0005, 1e6))
 def test_axes_have_ticks_and_not_too_many(low: float, high: float) -> None:
-    ticks = figures.ticks(low, high)
+    ticks = style.ticks(low, high)
     assert 1 <= len(ticks) <= 12 and ticks == sorted(ticks)
     assert all(low * 0.998 <= t <= high * 1.002 for t in ticks)

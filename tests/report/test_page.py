@@ -17,7 +17,7 @@ from scipy import stats
 
 from lottery.measuring import intervals
 from lottery.registry import parts, store
-from lottery.report import answers, figures, page, results
+from lottery.report import efficiency, frames, grouping, rankings, results, writing
 from tests.support.browser import new_page, open_browser
 from tests.support.models import tiny_model
 from tests.support.paths import ROOT
@@ -157,7 +157,7 @@ def test_speeds_of_two_machines_are_never_in_one_column(made: Made, written: Wri
             assert row["dense, beside"] == f"{beside['decode_tok_s']:,.1f}"
     assert sorted(p.name for p in (written.folder / "figures").glob("speed*.svg")) == ["speed-0.svg", "speed-1.svg"]
     with pytest.raises(ValueError, match="2 machines"):
-        figures.speed(results.load(made.client, "pair").rows)
+        efficiency.plot_speed(results.load(made.client, "pair").rows)
 
 
 def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> None:
@@ -170,17 +170,17 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     assert f"builtin: about {crossing:.1f}% of the weights of `all`" in answer["How much can be cut?"]["sentence"]
     # Two models put four targets in an order: tau, and its interval by scipy, resample for resample.
     found = results.load(made.client, "places,pair")
-    rows = answers.chief(answers.measured(results.records(found.rows)))
-    ranked = [r for r in answers.rankings(rows, found.nll) if r.level == 0.5 and not r.cells and not r.setting]
+    rows = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows)))
+    ranked = [r for r in rankings.rank_targets(rows, found.nll) if r.level == 0.5 and not r.cells and not r.setting]
     one, other = sorted(ranked, key=lambda r: r.base != "builtin")
     assert (one.base, other.base, set(other.targets)) == ("builtin", FOLDER, set(COMMON))
     ratios = [[made.metrics(f"{t} 50%", base)["perplexity_ratio"] for t in COMMON] for base in ("builtin", FOLDER)]
     nll = [np.stack([made.nll(f"{t} 50%", base) for t in COMMON], 1) for base in ("builtin", FOLDER)]
-    row = answers.agreement(one, other, resamples=200)
+    row = rankings.compare_rankings(one, other, resamples=200)
     assert row is not None and row["tau"] == pytest.approx(stats.kendalltau(*ratios).statistic)
     twin = [
         stats.kendalltau(nll[0].T @ a, nll[1].T @ b).statistic
-        for a, b in zip(intervals.draws(4, 200, 1), intervals.draws(4, 200, 2), strict=True)
+        for a, b in zip(intervals.resample_counts(4, 200, 1), intervals.resample_counts(4, 200, 2), strict=True)
     ]
     low = intervals.expanded_tail(4)
     assert (row["lo"], row["hi"]) == pytest.approx(tuple(np.quantile(twin, [low, 1 - low])))
@@ -248,7 +248,7 @@ def test_again_into_the_same_folder_gives_the_same_files(made: Made, written: Wr
     there["figures"] += ["figures/old.svg", "figures/../../escaped.txt"]
     (written.folder / "report.json").write_text(json.dumps(there))
     (escaped := written.folder.parent / "escaped.txt").write_text("of somebody else")
-    run_id = page.report(f"{made.id},pair", written.folder)["run_id"]
+    run_id = writing.write_report(f"{made.id},pair", written.folder)["run_id"]
     after = {p: p.read_bytes() for p in written.folder.rglob("*") if p.is_file()}
     assert escaped.exists() and after.pop(mine) and before == after and not stale.exists()
     assert "figures/mine.txt" not in [f.path for f in made.client.list_artifacts(run_id, "figures")]
@@ -279,7 +279,7 @@ def test_the_newest_study_is_the_default_and_tickets_alone_will_do(
     assert rows_of(Written(tmp_path / "c", found, Elements((tmp_path / "c/index.html").read_text())), "builtin")[
         "dense"
     ]
-    frame = results.tickets("params.target = 'mlp' and metrics.perplexity_ratio > 1")
+    frame = results.search_tickets("params.target = 'mlp' and metrics.perplexity_ratio > 1")
     assert set(frame["target"]) == {"mlp"} and frame["perplexity"].notna().all() and frame["sparsity"].dtype == float
 
 
@@ -329,7 +329,7 @@ def test_a_study_whose_plan_is_gone_or_nonsense_has_a_report(made: Made, tmp_pat
     for study_id, plan in (("eeeeeeeeeeee", "no JSON"), ("dddddddddddd", odd)):
         run_id = begin_study(study_id, study_id, plan)
         made.client.set_tag(of_builtin, parts.part_key(run_id), "ticket-0")
-        assert page.report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
+        assert writing.write_report(run_id, tmp_path / study_id, record=False)["tickets"] == 1
         written = (tmp_path / study_id / "index.html").read_text(encoding="utf-8")
         assert ("cannot be read: what is missing is not known" in written) == (plan != odd)
         made.client.delete_run(run_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from click.testing import Result
 
 from lottery.registry import store
-from lottery.report import answers, results
+from lottery.report import cliffs, frames, results
 
 
 def study(folder: Path, name: str, grid: str, limit: int = 3) -> Path:
@@ -56,7 +56,7 @@ def test_tickets_of_a_ticket_stand_apart(cli: Callable[..., Result], tmp_path: P
     for model in ("models:/sources/1", "builtin"):
         cli("prune", "--model", model, "--target", "all", "--sparsity", "0.3", *common, "--register", "none")
     cli("prune", "--target", "all", "--sparsity", "0.2", *common, "--register", "none")
-    frame = results.tickets("params.target = 'all' and params.tolerance = '0.7'")
+    frame = results.search_tickets("params.target = 'all' and params.tolerance = '0.7'")
     assert sorted(frame["title"]) == ["all 20%", "all 30%", "all 30% of models:/sources/1"]
-    (curve,) = answers.cliffs(results.records(frame))
+    (curve,) = cliffs.find_cliffs(frames.records(frame))
     assert curve.tickets == 2 and curve.setting == ""

@@ -16,8 +16,9 @@ import lottery
 from lottery.errors import InputError
 from lottery.kernels import quantizing
 from lottery.runtime import layers, load
+from lottery.ticket.matrix import StoredMatrix
 from lottery.ticket.opening import open_ticket
-from lottery.ticket.stored import Matrix, Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.families import LABELS, logits, make
 from tests.support.models import tiny_model
 from tests.support.quantized import slow_weight
@@ -25,9 +26,9 @@ from tests.support.quantized import slow_weight
 QUICK = ("--measure", "none", "--register", "none")
 
 
-def dense_twin(stored: Stored, dtype: str = "float32") -> Any:
+def dense_twin(stored: StoredTicket, dtype: str = "float32") -> Any:
     """Every matrix widened, in transformers' own layers."""
-    return load.assemble(stored, {name: load.Lazy(stored, name) for name in stored.tensors}, dtype, "cpu")
+    return load.assemble(stored, {name: load.LazyTensor(stored, name) for name in stored.tensors}, dtype, "cpu")
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -104,7 +105,7 @@ def test_bitsandbytes_computes_with_the_stored_codes(kind: str, tmp_path: Path, 
 def test_bitsandbytes_takes_odd_shapes(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape)
     (codes,), scale_O, _ = quantizing.quantize(weight.view(torch.uint32).numpy().copy(), None, "F32", "int8")
-    matrix = Matrix(*shape, "F32", False, "int8", codes.reshape(shape), None, scale_O)
+    matrix = StoredMatrix(*shape, "F32", False, "int8", codes.reshape(shape), None, scale_O)
     layer = layers.int8_linear(matrix, None, "cpu")
     x = torch.randn(1, 4, shape[1])
     with torch.inference_mode():
@@ -173,12 +174,12 @@ def test_all_of_a_model_moves(quantize: str, kind: str, used: bool, tmp_path: Pa
         with torch.no_grad():  # what was made in inference mode serves outside of it
             assert torch.equal(model(torch.arange(5, 25)[None]).logits, model(torch.arange(5, 25)[None]).logits)
         assert torch.equal(logits(model), first)
-    before = len(layers.resident(model))
+    before = len(layers.resident_tensors(model))
     model.to("meta")
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, layers.PackedLinear):
-            tensors.append(module.scratch.turn(torch.empty(4, 2, dtype=model.dtype, device="meta")))
+            tensors.append(module.workspace.transpose(torch.empty(4, 2, dtype=model.dtype, device="meta")))
         elif layers.is_int8(module):
             tensors += [t for held in (module.weight, module.state) for t in (held.CB, held.SCB) if t is not None]
             assert module.weight.SCB is not None or module.state.SCB is not None

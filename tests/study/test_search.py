@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lottery.models.checkpoint import BUILTIN
 from lottery.registry.parts import part_key
-from lottery.study.bisection import crossing, halfway
+from lottery.study.bisection import find_bracket, next_sparsity
 from tests.support.models import tiny_model
 from tests.support.studies import MEASURED, QUICK, runs, write
 
@@ -55,18 +55,18 @@ def test_bisection_against_a_scan(true: float, width: float, grid: set[int]) -> 
 
     points = {i / 100: ratio(i / 100) for i in grid}
     asked = 0
-    while (sparsity := halfway(*crossing(points, 1.1), width)) is not None:
+    while (sparsity := next_sparsity(*find_bracket(points, 1.1), width)) is not None:
         assert sparsity not in points
         points[sparsity] = ratio(sparsity)
         asked += 1
         assert asked < 20
-    below, above = crossing(points, 1.1)
+    below, above = find_bracket(points, 1.1)
     assert below <= true <= above and above - below <= width * 1.0001
 
 
 def test_an_overflow_is_beyond_the_cliff() -> None:
-    assert crossing({0.0: 1.0, 0.5: float("nan"), 0.7: 1.0}, 1.1) == (0.0, 0.5)
-    assert crossing({}, 1.1) == (0.0, 1.0) and crossing({0.3: 1.0}, 1.1) == (0.3, 1.0)
+    assert find_bracket({0.0: 1.0, 0.5: float("nan"), 0.7: 1.0}, 1.1) == (0.0, 0.5)
+    assert find_bracket({}, 1.1) == (0.0, 1.0) and find_bracket({0.3: 1.0}, 1.1) == (0.3, 1.0)
 
 
 def test_a_search_that_nobody_made_is_missing(

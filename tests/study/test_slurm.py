@@ -13,7 +13,7 @@ from click.testing import Result
 from lottery.errors import InputError, MachineError
 from lottery.registry.store import store_digest
 from lottery.study import slurm
-from lottery.study.slurm import Options
+from lottery.study.slurm import SlurmOptions
 from tests.support.paths import ROOT
 from tests.support.slurm_cluster import Cluster, small
 
@@ -28,13 +28,13 @@ def study(tmp_path: Path) -> Path:
     return file
 
 
-def words(study: Path, options: Options, parts: Mapping[str, Sequence[int]] = PARTS) -> dict[str, list[str]]:
+def words(study: Path, options: SlurmOptions, parts: Mapping[str, Sequence[int]] = PARTS) -> dict[str, list[str]]:
     return {job.what: list(job.command) for job in slurm.submit(study, parts, options, "locate", dry_run=True)}
 
 
 def test_commands(study: Path) -> None:
     """As the users' cluster asks by default; no shell ever reads a value; the report waits for the end of all others."""
-    found = words(study, Options())
+    found = words(study, SlurmOptions())
     script = str(ROOT / "slurm" / "task.sbatch")
     logs = str(study.parent / "logs").replace("%", "%%")  # Slurm's own sign
     common = ["sbatch", "--parsable", "--export=ALL", "--job-name=lottery-locate-ticket", "--partition=dgx", "--gpus=1"]
@@ -54,7 +54,7 @@ def test_commands_of_what_is_left(study: Path, tmp_path: Path) -> None:
     (environment / "bin").mkdir(parents=True)
     (environment / "bin" / "python").touch()
     given = {"gpus": "0", "cpus": "4", "memory": "16G", "concurrent": "2", "environment": str(environment)}
-    options = Options.parse(**given)
+    options = SlurmOptions.parse(**given)
     found = words(study, options, {"dense": [], "ticket": [7, 1, 0, 2, 9, 10], "refine": []})
     assert list(found) == ["ticket", "report"]
     assert {"--array=0-2,7,9-10%2", "--cpus-per-task=4", "--mem=16G"} < set(found["ticket"])
@@ -79,13 +79,13 @@ def test_bad_options(study: Path, given: dict[str, str], said: str, monkeypatch:
     monkeypatch.delenv("CONDA_EXE", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match=said):
-        slurm.submit(study, PARTS, Options.parse(**given), "locate", dry_run=True)
+        slurm.submit(study, PARTS, SlurmOptions.parse(**given), "locate", dry_run=True)
 
 
 def test_no_sbatch(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="no sbatch on this machine"):
-        slurm.submit(study, PARTS, Options(), "locate")
+        slurm.submit(study, PARTS, SlurmOptions(), "locate")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_controller_away(study: Path, cluster: Cluster, tmp_path: Path, monkeypa
 def test_store_out_of_reach(uri: str, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOTTERY_HOME", "/home/me/lottery")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    found = slurm.warnings()
+    found = slurm.reachability_warnings()
     assert len(found) == (said is not None)
     if said:
         assert said in found[0]
@@ -155,12 +155,16 @@ def test_store_out_of_reach(uri: str, said: str | None, monkeypatch: pytest.Monk
 def test_home_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://dgx01:5000")
     monkeypatch.setenv("LOTTERY_HOME", "/tmp/lottery")
-    assert [line for line in slurm.warnings() if "LOTTERY_HOME=/tmp/lottery: a disk of this machine alone" in line]
+    assert [
+        line
+        for line in slurm.reachability_warnings()
+        if "LOTTERY_HOME=/tmp/lottery: a disk of this machine alone" in line
+    ]
     monkeypatch.setenv("LOTTERY_HOME", "/home/me/lottery")
     monkeypatch.setenv("LOTTERY_SERVER", str(tmp_path))
-    assert len(slurm.warnings()) == 1
+    assert len(slurm.reachability_warnings()) == 1
     (tmp_path / "address").write_text("http://dgx01:5000\n")
-    assert slurm.warnings() == []
+    assert slurm.reachability_warnings() == []
 
 
 def test_scripts_parse() -> None:

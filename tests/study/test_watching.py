@@ -7,11 +7,11 @@ from rich.console import Console
 def test_the_live_table(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.live import Live as Drawing
 
-    from lottery.study.watching import Live
+    from lottery.study.progress import LiveProgress
 
     console = Console(force_terminal=True, width=100, record=True)
     with Drawing(console=console, auto_refresh=False) as live:
-        watch = Live(["m dense", "m mlp 50%", "m mlp 70%"], live)
+        watch = LiveProgress(["m dense", "m mlp 50%", "m mlp 70%"], live)
         watch.begin("m dense")
         watch.end("made", {"perplexity": 71.38}, None)
         watch.begin("m mlp 50%")

@@ -24,13 +24,13 @@ FORMS = {"BF16": torch.bfloat16, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3f
 
 def resources(dtype: torch.dtype, masked: bool, capability: int) -> tuple[int, int]:
     """(registers, bytes of stack) of a thread, for the arguments that the kernel gets for such a matrix."""
-    assert cuda.has_kernel()
+    assert cuda.is_triton_available()
     kernel: Any = cuda.kernel
     mask = torch.zeros(16, 64, dtype=torch.uint8) if masked else None
     start = torch.zeros(16, 2, dtype=torch.int32) if masked else None
     step = None if dtype == torch.bfloat16 else torch.ones(16)
     out = torch.zeros(16, 512, dtype=torch.bfloat16 if capability >= 80 else torch.float16)
-    _, given = cuda.arguments(mask, start, torch.zeros(16 * 512, dtype=dtype), step, out)
+    _, given = cuda.launch_arguments(mask, start, torch.zeros(16 * 512, dtype=dtype), step, out)
     types = {name: "constexpr" if name.isupper() else mangle_type(value) for name, value in given.items()}
     at = kernel.arg_names.index
     source = ASTSource(

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
-from lottery.models.hub import fetch
+from lottery.models.hub import fetch_snapshot
 
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt")
 
 
-def line(error: type[Exception], *says: str, call: Callable[[], Any] = lambda: fetch("org/name", SMALL)) -> str:
+def line(
+    error: type[Exception], *says: str, call: Callable[[], Any] = lambda: fetch_snapshot("org/name", SMALL)
+) -> str:
     """The one line that the call ends with."""
     with pytest.raises(error) as caught:
         call()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lottery.study.slurm import Options
+from lottery.study.slurm import SlurmOptions
 from tests.support.servers import free_port, needed
 
 PARTITIONS = ("batch", "urgent")  # a job of `urgent` takes the place of one of `batch`, which is put back
@@ -171,5 +171,5 @@ def slurm_cluster() -> Iterator[Cluster]:
 SMALL = {"partition": "batch", "cpus": 1, "time": "30"}
 
 
-def small(**given: Any) -> Options:
-    return Options.parse(**(SMALL | given))
+def small(**given: Any) -> SlurmOptions:
+    return SlurmOptions.parse(**(SMALL | given))

@@ -19,11 +19,11 @@ from compressed_tensors.quantization.lifecycle.forward import quantize as their_
 from safetensors.torch import load_file, save_file
 
 import lottery
-from lottery.models.checkpoint import DTYPES
+from lottery.models.tensors import DTYPES
 from lottery.runtime import decoding
-from lottery.ticket import export
+from lottery.ticket import compressed_tensors
 from lottery.ticket.opening import open_ticket
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support import published
 from tests.support.exported import codes_and_scale, same_bits, tensors, twin, vanilla, widened
 from tests.support.families import logits, make
@@ -51,7 +51,7 @@ def test_every_family_in_every_format(
         monkeypatch.setitem(published.TINY, label, published.TINY[label] | wide)
     made = make(label, tmp_path / "model", names)
     cli("prune", "--model", made, "--out", tmp_path / "t", *QUICK)
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
 
     cli("export", "--ticket", tmp_path / "t", "--to", tmp_path / "dense")
     state = tensors(tmp_path / "dense")
@@ -113,8 +113,8 @@ def test_a_quantized_ticket_gives_its_own_codes(
     for name, entry in stored.entries.items():
         slow[name] = stored.tensor(name)
         if "quantized" in entry:  # by hand: a code times its scale, in float32
-            matrix = stored.matrix(name).whole()
-            codes = torch.from_numpy(matrix.values_K.copy()).view(DTYPES[matrix.form])
+            matrix = stored.matrix(name).unpack()
+            codes = torch.from_numpy(matrix.values_K.copy()).view(DTYPES[matrix.values_dtype])
             assert matrix.scale_O is not None
             slow[name] = codes.float() * (torch.from_numpy(matrix.scale_O.copy()) / MOST[kind])[:, None]
 
@@ -134,7 +134,7 @@ def test_a_quantized_ticket_gives_its_own_codes(
     for name in eight:
         codes, scale = codes_and_scale(state, name)
         assert (scale[(codes.float() == 0).all(1)] == 1).all()
-        whole = stored.matrix(name).whole()
+        whole = stored.matrix(name).unpack()
         assert np.array_equal(codes.view(torch.uint8).numpy(), whole.values_K) and scale.dtype == torch.float32
         assert torch.equal(codes.float() * scale, slow[name])
         if kind == "int8":
@@ -159,9 +159,9 @@ def test_experts_of_a_quantized_ticket(
         out, to = tmp_path / kind, tmp_path / f"{kind}-model"
         cli("prune", "--model", model, "--quantize", kind, "--out", out, *QUICK)
         said = cli("export", "--ticket", out, "--to", to, "--format", kind).stdout
-        stored, state = Stored(out), tensors(to)
+        stored, state = StoredTicket(out), tensors(to)
         for name in (n for n in stored.entries if ".experts." in n):
-            matrix = stored.matrix(name).whole()
+            matrix = stored.matrix(name).unpack()
             if kind == "int8":
                 codes, scale = codes_and_scale(state, name)
                 assert np.array_equal(codes.view(torch.uint8).numpy(), matrix.values_K)
@@ -183,7 +183,7 @@ def test_scales_are_rounded_before_the_codes_are_made(kind: str, dtype: torch.dt
     weight_OI[5] = 0
     weight_OI[:, 3] = 0
     weight_OI[::2, 4] = -1e-7 if dtype == torch.float16 else -1e-30
-    codes, step_O, lost = export.quantize(weight_OI, kind, dtype)
+    codes, step_O, lost = compressed_tensors.quantize(weight_OI, kind, dtype)
     codes_OI = torch.from_numpy(codes).view(torch.float8_e4m3fn if kind == "fp8" else torch.int8).float()
     exact_OI = weight_OI.float()
     step_O1 = step_O.float()[:, None]

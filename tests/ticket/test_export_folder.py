@@ -14,10 +14,10 @@ from click.testing import Result
 
 import lottery
 from lottery.errors import InputError
-from lottery.models.checkpoint import read_json
+from lottery.files.reading import read_json
 from lottery.ticket import export, packing
 from lottery.ticket.record import RECORD, write_record
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.exported import same_bits, tensors, vanilla
 from tests.support.families import logits
 from tests.support.models import tiny_model
@@ -29,11 +29,11 @@ def test_the_summary(tmp_path: Path, cli: Callable[..., Result], lottery_json: C
     model = tiny_model(tmp_path / "model")
     cli("prune", "--model", model, "--target", "late", "--out", tmp_path / "t", *QUICK)
     found = lottery_json("export", "--ticket", tmp_path / "t", "--to", tmp_path / "a b's")
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
     assert (found["ticket"], found["path"], found["format"]) == (stored.id, str(tmp_path / "a b's"), "dense")
     size = (tmp_path / "a b's" / "model.safetensors").stat().st_size
     assert found["files"] == {"model.safetensors": size} and found["disk_bytes"] == size
-    assert found["disk_ratio"] == size / stored.origin["disk_bytes"] and found["notes"] == []
+    assert found["disk_ratio"] == size / stored.base_record["disk_bytes"] and found["notes"] == []
     assert found["sparsity_target"] == 0.5 and "quantized" not in found
     scope: dict[str, Any] = {"transformers": transformers}
     exec(found["load"], scope)
@@ -104,7 +104,7 @@ def test_places_that_cannot_be_written(small: Path, tmp_path: Path, cli: Callabl
     refused(small, "it is not empty")
     said = cli("export", "--ticket", small, "--to", "/proc/no/such", code=2).stderr
     assert "to=/proc/no: " in said and "give a folder that can be written" in said
-    Stored(small).verify()
+    StoredTicket(small).verify()
     (tmp_path / "empty").mkdir()
     cli("export", "--ticket", small, "--to", tmp_path / "empty")
     assert not list(tmp_path.glob(".*"))
@@ -116,7 +116,7 @@ def test_other_bad_input(
     to = tmp_path / "model"
     assert "'dense', 'fp8', 'int8'" in cli("export", "--ticket", small, "--to", to, "--format", "gguf", code=2).stderr
     with pytest.raises(InputError, match="format=gguf: give dense, fp8, int8"):
-        export.export(Stored(small), to, "gguf")
+        export.export(StoredTicket(small), to, "gguf")
     assert "--to" in cli("export", "--ticket", small, code=2).stderr
     assert "no ticket.json there" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
     with monkeypatch.context() as changed:
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up(small: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_ticket_leaves_nothing(small: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
-    shard = Stored(small).shards[0]
+    shard = StoredTicket(small).shards[0]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.chmod(0o644)

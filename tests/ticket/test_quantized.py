@@ -66,7 +66,7 @@ def test_an_8_bit_ticket_that_lies(
     """Every hash in it made right again: what does not fit together is refused all the same."""
     from safetensors.torch import load_file, save_file
 
-    from lottery.models.checkpoint import read_json
+    from lottery.files.reading import read_json
     from lottery.ticket import packing
     from lottery.ticket.record import RECORD, write_record
 

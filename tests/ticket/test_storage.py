@@ -15,7 +15,7 @@ import lottery
 import lottery.models.sources
 from lottery.errors import InputError
 from lottery.ticket.record import write_record
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 from tests.support.weights import same_bits, tensors
 
@@ -39,8 +39,8 @@ def test_masks_over_a_base_give_the_bits_of_the_packed_ticket(more: tuple[str, .
     model = tiny_model(tmp_path / "m", intermediate_size=104, tie_word_embeddings=True, dtype=torch.float16)
     for storage in ("packed", "mask"):
         cli("prune", "--model", model, "--storage", storage, "--out", tmp_path / storage, *more, *QUICK)
-    packed, mask = Stored(tmp_path / "packed"), lottery.ticket.opening.open_ticket(tmp_path / "mask")
-    assert mask.is_mask and mask.base and packed.tensors == {**packed.tensors, **{}} and mask.id != packed.id
+    packed, mask = StoredTicket(tmp_path / "packed"), lottery.ticket.opening.open_ticket(tmp_path / "mask")
+    assert mask.is_mask_only and mask.base and packed.tensors == {**packed.tensors, **{}} and mask.id != packed.id
     for name in packed.tensors:
         assert same_bits(packed.tensor(name), mask.tensor(name)), name
     targeted = sum(mask.info(n).nbytes for n, e in mask.entries.items() if "requested" in e)
@@ -78,7 +78,7 @@ def test_a_flipped_bit_of_a_mask_or_of_its_base_is_found(
 ) -> None:
     model = tiny_model(tmp_path / "m")
     cli("prune", "--model", model, "--storage", "mask", "--out", tmp_path / "t", *QUICK)
-    (shard,) = Stored(tmp_path / "t").shards
+    (shard,) = StoredTicket(tmp_path / "t").shards
     shard.chmod(0o644)
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -146,7 +146,7 @@ def test_a_ticket_pruned_further_keeps_its_zeros(
         "prune", "--model", tmp_path / "t", "--target", "all", "--sparsity", "0.5", "--out", tmp_path / "u", *QUICK
     ).stderr
     assert "more zeros than asked for and keep them: the target is 70.00% zeros" in said
-    again = Stored(tmp_path / "u")
+    again = StoredTicket(tmp_path / "u")
     assert all(same_bits(again.tensor(n), stored.tensor(n)) for n in stored.tensors)
     assert json.loads((tmp_path / "u" / "config.json").read_text())["tie_word_embeddings"] is False
 
@@ -196,7 +196,7 @@ def test_the_zeros_of_a_ticket_survive_a_random_one(tmp_path: Path, cli: Cli) ->
     model = tiny_model(tmp_path / "m")
     cli("prune", "--model", model, "--sparsity", "0.3", "--out", tmp_path / "a", *QUICK)
     cli("prune", "--model", tmp_path / "a", "--sparsity", "0.6", "--method", "random", "--out", tmp_path / "b", *QUICK)
-    a, b = Stored(tmp_path / "a"), Stored(tmp_path / "b")
+    a, b = StoredTicket(tmp_path / "a"), StoredTicket(tmp_path / "b")
     for name, entry in b.entries.items():
         if "requested" in entry:
             assert not ((a.tensor(name) == 0) & (b.tensor(name) != 0)).any()
@@ -218,7 +218,7 @@ def test_masks_without_their_base_say_so(tmp_path: Path, cli: Cli) -> None:
     model = tiny_model(tmp_path / "m")
     cli("prune", "--model", model, "--storage", "mask", "--out", tmp_path / "t", *QUICK)
     with pytest.raises(InputError, match="its masks lie over m"):
-        Stored(tmp_path / "t").verify()
+        StoredTicket(tmp_path / "t").verify()
     shutil.rmtree(model)
     (tmp_path / "t" / "measurements.json").unlink()
     with pytest.raises(InputError, match="its place is unknown"):

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import lottery
 from lottery.errors import InputError
-from lottery.ticket.stored import Stored
+from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 from tests.support.store import only_run
 
@@ -60,7 +60,7 @@ def test_the_layout_is_the_documented_one(ticket: Path) -> None:
 
 def test_what_is_kept_is_the_base_to_the_bit(ticket: Path, tiny: Path) -> None:
     with safe_open(tiny / "model.safetensors", "pt") as base:
-        for name, entry in (stored := Stored(ticket)).entries.items():
+        for name, entry in (stored := StoredTicket(ticket)).entries.items():
             whole, tensor = base.get_tensor(name), stored.tensor(name)
             if "kept" in entry:
                 assert int((tensor == 0).sum()) == tensor.numel() - entry["kept"]
@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_found(tiny: Path, tmp_path: Path, cli: Callable[..
         for at in range(header):  # no tensor's hash covers these
             flip(path, at)
             with pytest.raises(InputError):
-                Stored(out)
+                StoredTicket(out)
             flip(path, at)
         for at in {0, size - 1, *rng.integers(header, size, 20).tolist()}:
             flip(path, at)
@@ -123,7 +123,9 @@ def test_a_flipped_weight_refuses_to_load_and_is_named(tiny: Path, tmp_path: Pat
     out = tmp_path / "t"
     cli("prune", "--model", tiny, "--out", out, *QUICK)
     shard = next(
-        p for p in Stored(out).shards if "model.layers.1.mlp.up_proj.weight.values" in set(safe_open(p, "pt").keys())
+        p
+        for p in StoredTicket(out).shards
+        if "model.layers.1.mlp.up_proj.weight.values" in set(safe_open(p, "pt").keys())
     )
     header = int.from_bytes(shard.read_bytes()[:8], "little")
     offsets = json.loads(shard.read_bytes()[8 : 8 + header])["model.layers.1.mlp.up_proj.weight.values"]["data_offsets"]
@@ -142,14 +144,14 @@ def test_names_in_a_ticket_cannot_leave_its_folder(ticket: Path, tmp_path: Path)
     for change in ({"files": {"../config.json": "0" * 64}}, {"shards": {"/etc/passwd": "0" * 64}}):
         write_record(tmp_path, {**record, **{"files": {}}, **change})
         with pytest.raises(InputError, match="outside of its folder"):
-            Stored(tmp_path)
+            StoredTicket(tmp_path)
 
 
 def test_an_old_format_says_which_version_reads_it(ticket: Path, tmp_path: Path) -> None:
     record = json.loads((ticket / "ticket.json").read_text()) | {"format": 99}
     (tmp_path / "ticket.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="format 99"):
-        Stored(tmp_path)
+        StoredTicket(tmp_path)
 
 
 @pytest.mark.parametrize("sparsity", ["0", "0.03", "1"])
@@ -158,7 +160,7 @@ def test_the_ends_of_the_range(
 ) -> None:
     made = lottery_json("prune", "--model", tiny, "--sparsity", sparsity, "--out", tmp_path / "t", *QUICK)
     assert made["metrics"]["sparsity_target"] == pytest.approx(float(sparsity), abs=1e-3)
-    stored = Stored(tmp_path / "t")
+    stored = StoredTicket(tmp_path / "t")
     stored.verify()
     packed = {entry["packed"] for entry in stored.entries.values() if "kept" in entry}
     assert packed == {sparsity == "1"}  # below 6.25% a bitmask costs more than it saves
@@ -169,11 +171,11 @@ def test_a_base_sparser_than_asked_keeps_its_zeros(tmp_path: Path, cli: Callable
     cli("prune", "--model", model, "--sparsity", "0.7", "--out", tmp_path / "sparse", *QUICK)
     from safetensors.torch import save_file
 
-    stored = Stored(tmp_path / "sparse")
+    stored = StoredTicket(tmp_path / "sparse")
     save_file({n: stored.tensor(n).clone() for n in stored.tensors}, model / "model.safetensors", {"format": "pt"})
     said = cli("prune", "--model", model, "--sparsity", "0.5", "--out", tmp_path / "again", *QUICK).stderr
     assert "more zeros than asked for" in said
-    again = Stored(tmp_path / "again")
+    again = StoredTicket(tmp_path / "again")
     assert all(torch.equal(again.tensor(n), stored.tensor(n)) for n in stored.tensors)
     assert again.disk_bytes <= stored.disk_bytes + 200
 
@@ -192,5 +194,5 @@ def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals
     assert (tmp_path / ".t.partial").exists() == (blow == signal.SIGKILL)
     assert only_run().info.status == ("RUNNING" if blow == signal.SIGKILL else "KILLED")
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    Stored(out).verify()
+    StoredTicket(out).verify()
     assert not (tmp_path / ".t.partial").exists()

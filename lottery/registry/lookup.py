@@ -12,15 +12,18 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lottery.measuring.measurement import Measured
+from lottery.measuring.measurement import ModelResult
 from lottery.progress import say
 from lottery.registry.store import STORE_ERRORS, every_page, few_retries, first_line, store_name
 from lottery.spec import Spec
 
-LABELS = ("coherent", "note")  # a person's judgement of a ticket's text
-
-
-LASTING = ("perplexity", "bits_per_byte", "repetition", "distinct_2", "disk_")  # of a dense baseline found again
+REUSABLE_METRICS = (
+    "perplexity",
+    "bits_per_byte",
+    "repetition",
+    "distinct_2",
+    "disk_",
+)  # of a dense baseline found again
 
 
 def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) -> Any | None:
@@ -38,7 +41,7 @@ def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) 
     return found[0] if found else None
 
 
-def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Measured | None:
+def load_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> ModelResult | None:
     """What the newest dense run (`find_dense_run`) holds. None, with a warning, where the store is away."""
     try:
         with few_retries():
@@ -49,28 +52,13 @@ def find_dense(client: MlflowClient, ticket: str, protocol: str, wants: frozense
     if run is None:
         return None
     # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
-    metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(LASTING)}
+    metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(REUSABLE_METRICS)}
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
         local = Path(client.download_artifacts(run.info.run_id, "", folder))
         nll_N = np.load(local / "nll_per_window.npy", allow_pickle=False) if "perplexity" in wants else None
         samples = json.loads((local / "samples.json").read_text()) if "samples" in wants else []
-        return Measured(metrics, nll_N, samples, run.data.tags.get("outcome"))
+        return ModelResult(metrics, nll_N, samples, run.data.tags.get("outcome"))
     return None
-
-
-def judgements(client: MlflowClient) -> dict[tuple[str, str], dict[str, str]]:
-    """(ticket, protocol) -> what a person has said of its text: a label is about the ticket, so it outlives a newer run
-    that has none. Whoever labels one run labels all that are there, so that the newest labelled run has the newest label."""
-    experiments = [e.experiment_id for e in every_page(client.search_experiments)]
-    order = ["attributes.start_time DESC"]
-    search = partial(client.search_runs, experiments, "tags.coherent LIKE '%'", max_results=1000, order_by=order)
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for tags in (run.data.tags for run in every_page(search)):
-        if "ticket" in tags:
-            found.setdefault(
-                (tags["ticket"], tags.get("protocol", "")), {name: tags[name] for name in LABELS if name in tags}
-            )
-    return found
 
 
 def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Any | None:
@@ -84,7 +72,12 @@ def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: froz
     return next((r for r in runs if wants <= set(r.data.tags.get("measured", "").split(","))), None)
 
 
-CARRIED = {"perplexity": "perplexity", "speed": "decode_tok_s", "memory": "weights_bytes", "samples": "distinct_2"}
+METRIC_OF_MEASURE = {
+    "perplexity": "perplexity",
+    "speed": "decode_tok_s",
+    "memory": "weights_bytes",
+    "samples": "distinct_2",
+}
 
 
 def find_finished(
@@ -99,13 +92,13 @@ def find_finished(
     query += f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
     experiments = [e.experiment_id for e in client.search_experiments()]
     found = every_page(partial(client.search_runs, experiments, query, max_results=100))
-    return next((run for run in found if carries(run, tags, spec, has_base)), None)
+    return next((run for run in found if answers_spec(run, tags, spec, has_base)), None)
 
 
-def carries(run: Any, tags: Mapping[str, str], spec: Spec, has_base: bool) -> bool:
+def answers_spec(run: Any, tags: Mapping[str, str], spec: Spec, has_base: bool) -> bool:
     params, measures = run.data.params, set(spec.measures)
     overflowed = run.data.tags.get("outcome") == "overflow"
-    needed = {CARRIED[name] for name in measures} | (
+    needed = {METRIC_OF_MEASURE[name] for name in measures} | (
         {"perplexity_ratio"} if has_base and "perplexity" in measures else set()
     )
     needed -= {"perplexity", "perplexity_ratio"} if overflowed else set()
@@ -115,4 +108,4 @@ def carries(run: Any, tags: Mapping[str, str], spec: Spec, has_base: bool) -> bo
     if measures & {"speed", "memory"} and run.data.tags.get("hardware") != tags.get("hardware"):
         return False
     asked = {name: params[name] for name in same if name in params}
-    return len(asked) == len(same) and spec.agrees_with(asked) is None and needed <= run.data.metrics.keys()
+    return len(asked) == len(same) and spec.first_difference(asked) is None and needed <= run.data.metrics.keys()

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lottery.measuring.console import with_interval
-from lottery.progress import PERIOD_S, say, told_to
+from lottery.measuring.console import format_interval
+from lottery.progress import PERIOD_S, redirect_progress, say
 
 ROWS = 24  # of a live table; a terminal shows no more
 
 
-class Watch:
+class StudyProgress:
     """Counts and tells. `titles` of what is to be done, in order; a search adds to them as it goes."""
 
     def __init__(self, titles: Sequence[str]) -> None:
@@ -33,8 +33,8 @@ class Watch:
         self.show()
 
     def end(self, state: str, metrics: dict[str, float], reason: str | None) -> None:
-        ratio = with_interval(metrics, "perplexity_ratio", 4)
-        self.states[self.at] = (reason or state, with_interval(metrics, "perplexity", 2), ratio)
+        ratio = format_interval(metrics, "perplexity_ratio", 4)
+        self.states[self.at] = (reason or state, format_interval(metrics, "perplexity", 2), ratio)
         self.stage = ""
         self.show()
 
@@ -51,13 +51,13 @@ class Watch:
     def show(self) -> None: ...
 
 
-class Lines(Watch):
+class LineProgress(StudyProgress):
     """Not on a terminal: a line for each ticket that is done, and now and then one about a long stage."""
 
     def end(self, state: str, metrics: dict[str, float], reason: str | None) -> None:
         super().end(state, metrics, reason)
-        told = f"perplexity {with_interval(metrics, 'perplexity', 2)}" if "perplexity" in metrics else ""
-        if ratio := with_interval(metrics, "perplexity_ratio", 4):
+        told = f"perplexity {format_interval(metrics, 'perplexity', 2)}" if "perplexity" in metrics else ""
+        if ratio := format_interval(metrics, "perplexity_ratio", 4):
             told += f", ratio {ratio}"
         said = ": ".join(part for part in (state, reason or told) if part)
         say(f"[{self.at + 1}/{len(self.titles)}] {self.titles[self.at]}: {said}{self.left}")
@@ -68,7 +68,7 @@ class Lines(Watch):
             say(f"[{self.at + 1}/{len(self.titles)}] {self.titles[self.at]}: {self.stage}")
 
 
-class Live(Watch):
+class LiveProgress(StudyProgress):
     """On a terminal. Drawn when something happens, by no thread of its own: that would take part in what is timed."""
 
     def __init__(self, titles: Sequence[str], live: Any) -> None:
@@ -95,17 +95,17 @@ class Live(Watch):
 
 
 @contextmanager
-def watching(titles: Sequence[str]) -> Iterator[Watch]:
+def show_progress(titles: Sequence[str]) -> Iterator[StudyProgress]:
     """Meanwhile the stages of each ticket go to the table."""
     if not sys.stderr.isatty():
-        watch: Watch = Lines(titles)
-        with told_to(watch.tell):
+        watch: StudyProgress = LineProgress(titles)
+        with redirect_progress(watch.tell):
             yield watch
         return
     from rich.console import Console
     from rich.live import Live as Drawing
 
     with Drawing(console=Console(stderr=True), auto_refresh=False) as live:
-        watch = Live(titles, live)
-        with told_to(watch.tell):
+        watch = LiveProgress(titles, live)
+        with redirect_progress(watch.tell):
             yield watch

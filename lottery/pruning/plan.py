@@ -1,0 +1,99 @@
+"""What is known before a weight is read: what cannot be pruned, and what a ticket would hold."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lottery.errors import InputError
+from lottery.models.checkpoint import Source
+from lottery.models.families import Place
+from lottery.models.tensors import DTYPES, FLOAT_BITS
+from lottery.progress import say
+from lottery.pruning.tensors import (
+    all_places,
+    columns_of,
+    count_to_prune,
+    parse_nm_pattern,
+    tensor_entry,
+    tensor_info,
+    to_quantize,
+)
+from lottery.spec import Spec, ticket_id
+from lottery.ticket.record import sparsities
+
+
+def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str) -> None:
+    """What can be known to be impossible before a weight is read.
+
+    Raises InputError for a targeted matrix whose weights are not plain floating-point numbers or, with an N:M pattern,
+    do not divide into groups; for types that cannot be compared with each other; for a source that is quantized.
+    """
+    types: dict[str, str] = {}
+    eight = to_quantize(source, spec, chosen) - {p.name for p in chosen}
+    for place in [p for p in source.places if p.name in eight]:
+        if (dtype := source.info(place.name).dtype) not in FLOAT_BITS:
+            raise InputError(
+                f"quantize={spec.quantize}: the tensor {place.name!r} is of type {dtype}; convert the model to {', '.join(FLOAT_BITS)}"
+            )
+    for place in chosen:
+        info = tensor_info(source, place)
+        types.setdefault(info.dtype, place.name)
+        if info.dtype not in FLOAT_BITS:
+            raise InputError(
+                f"{what}: its tensor {place.name!r} is of type {info.dtype}; convert the model to {', '.join(FLOAT_BITS)}"
+            )
+        if (groups := parse_nm_pattern(spec)) and columns_of(place, info) % groups[1]:
+            raise InputError(
+                f"pattern={spec.pattern}: the {columns_of(place, info)} inputs of {place.name!r} do not divide into groups of "
+                f"{groups[1]}; leave it out of the target, or give pattern=unstructured"
+            )
+    if len(types) > 1:
+        mixed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(types.items()))
+        if spec.scope == "global":
+            raise InputError(f"{what}: the targeted weights are of mixed types, {mixed}; give scope=layer")
+        say(f"warning: the targeted weights are of mixed types, {mixed}; each keeps its own")
+
+
+def plan_ticket(source: Source, spec: Spec, chosen: Sequence[Place], with_ticket_id: bool = True) -> dict[str, Any]:
+    """What `prune_source` would write, from the headers alone: counts, and the tensors' bytes before and after.
+
+    With `scope=global` how much each tensor loses depends on the weights: it is given as if spread evenly. `with_ticket_id`:
+    say which ticket it would be, which takes the hashes of the source's files.
+    """
+    targeted = {p.name for p in chosen}
+    groups = parse_nm_pattern(spec)
+    in_8_bits = to_quantize(source, spec, chosen)
+    tensors: dict[str, dict[str, Any]] = {}
+    after = 0
+    for place in all_places(source, chosen):
+        info = tensor_info(source, place)
+        entry = tensor_entry(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
+        known = source.kept(place.copy_of or place.name)  # what an earlier ticket left
+        if place.name in targeted:
+            asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else count_to_prune(spec, info.numel)
+            entry["requested"] = info.numel - asked
+            entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
+        elif known is not None:
+            entry["kept"] = known
+        width, scales = DTYPES[info.dtype].itemsize, 0
+        rows = info.numel // columns_of(place, info)
+        if place.name in in_8_bits:
+            width, scales = 1, 4 * rows
+            entry |= {"quantized": spec.quantize, "bytes": info.numel + scales}
+        if "kept" in entry:
+            mask_bytes = rows * -(-columns_of(place, info) // 8)
+            entry["bytes"] = (
+                mask_bytes
+                if spec.storage == "mask"
+                else min(info.numel * width, mask_bytes + entry["kept"] * width) + scales
+            )
+        after += entry["bytes"]
+        tensors[place.name] = entry
+    ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket) if with_ticket_id else None
+    return {
+        "ticket": ticket,
+        "layers": sorted({p.layer for p in chosen if p.layer is not None}),
+        "tensors": tensors,
+        "dropped": source.dropped,
+        "disk_bytes_after": after,
+        **sparsities({"tensors": tensors}),
+    }

@@ -1,0 +1,91 @@
+"""Which weights of a tensor live: by magnitude or at random, per tensor, in N:M groups, or under one global threshold."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lottery.kernels import bitmask, select
+from lottery.models.checkpoint import Source
+from lottery.models.families import Place
+from lottery.models.tensors import TensorInfo
+from lottery.progress import progress_bar
+from lottery.pruning.reading import Budget, check_finite, stream_of
+from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
+from lottery.spec import Spec
+from lottery.ticket.packing import (
+    matrix_bits,
+)
+
+
+def draw_seed(spec: Spec, name: str) -> int | None:
+    """What a tensor's random keys are drawn from; None where nothing is drawn."""
+    if spec.method != "random":
+        return None
+    return int.from_bytes(hashlib.sha256(f"{spec.seed}:{name}".encode()).digest()[:8])
+
+
+class Selection:
+    """Which weights of a tensor live, by the spec. With `scope=global`, after two passes over all targeted tensors.
+
+    `survivors`: how many of each targeted tensor are to stay, whatever the sparsity (a control has as many as its ticket).
+    """
+
+    def __init__(
+        self, spec: Spec, source: Source, chosen: Sequence[Place], survivors: Mapping[str, int] | None = None
+    ) -> None:
+        self.spec, self.survivors = spec, survivors
+        self.groups = parse_nm_pattern(spec)
+        self.sparser = 0  # targeted tensors that hold more zeros than asked for
+        self.search: select.ThresholdSearch | None = None
+        if spec.scope == "global":
+            self._search(source, sorted(chosen, key=lambda p: p.name))
+
+    def _search(self, source: Source, chosen: Sequence[Place]) -> None:
+        asked = count_to_prune(self.spec, sum(tensor_info(source, p).numel for p in chosen))
+        zeros, search, ahead = 0, select.ThresholdSearch(0), Budget(source, chosen).ahead
+        total = sum(tensor_info(source, p).nbytes for p in chosen)
+        with progress_bar(f"find the threshold of {len(chosen)} tensors together", total, "bytes") as advance:
+            stream = stream_of(source, chosen, ahead)
+            for place in chosen:
+                tensor, release = next(stream)
+                zeros += check_finite(place.name, tensor_info(source, place).dtype, tensor)
+                search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                advance(tensor.nbytes)
+                release()
+                del tensor
+        search.k = max(asked, zeros)
+        self.sparser = 1 if zeros > asked else 0
+        if search.step():
+            with progress_bar("refine the threshold", total, "bytes") as advance:
+                stream = stream_of(source, chosen, ahead)
+                for place in chosen:
+                    tensor, release = next(stream)
+                    search.add(matrix_bits(tensor, place.transposed), draw_seed(self.spec, place.name))
+                    advance(tensor.nbytes)
+                    release()
+                    del tensor
+            search.step()
+        self.search = search
+
+    def mask(self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int) -> tuple[np.ndarray, int]:
+        """(bitmask_OB, how many were asked to stay) of a targeted tensor. Tensors come in order of name where the scope
+        is global: what is left of a tie goes to the first."""
+        seed = draw_seed(self.spec, place.name)
+        if self.search:
+            mask_OB = select.select_below(bits_OI, self.search.limit, self.search.ties, seed)
+            ties = select.count_ties(bits_OI, self.search.limit, seed)
+            self.search.ties -= min(self.search.ties, int(ties.sum()))
+            return mask_OB, int(bitmask.survivors_per_row(mask_OB).sum())
+        if self.groups:
+            mask_OB = select.select_groups(bits_OI, *self.groups, seed)
+            self.sparser += (
+                int(bitmask.survivors_per_row(mask_OB).sum()) < info.numel // self.groups[1] * self.groups[0]
+            )
+            return mask_OB, info.numel // self.groups[1] * self.groups[0]
+        if self.survivors:
+            kept = self.survivors[place.name]
+            return select.select(bits_OI, info.numel - kept, seed), kept
+        asked = count_to_prune(self.spec, info.numel)
+        self.sparser += zeros > asked
+        return select.select(bits_OI, max(asked, zeros), seed), info.numel - asked

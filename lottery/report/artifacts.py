@@ -1,0 +1,38 @@
+"""Small artifacts of a run, read when they are asked for; None where the run has none."""
+
+import contextlib
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lottery.registry.store import STORE_ERRORS, Client
+
+
+def read_json(client: Client, run_id: str, name: str) -> Any | None:
+    """A small artifact; None where the run has none, or it is no JSON."""
+    content = read_artifact(client, run_id, name)
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError:
+        return None
+
+
+@cache
+def read_array(client: Client, run_id: str, name: str) -> np.ndarray | None:
+    import io
+
+    content = read_artifact(client, run_id, name)
+    try:
+        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False).astype(np.float64)
+    except (ValueError, OSError, EOFError):
+        return None
+
+
+def read_artifact(client: Client, run_id: str, name: str) -> bytes | None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(*STORE_ERRORS):
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+    return None

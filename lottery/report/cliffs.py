@@ -1,0 +1,114 @@
+"""Where the curve of a target crosses what a winner may lose."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lottery.report.grouping import Row, group_by, keep_main_protocol, number, setting
+from lottery.report.wording import percent
+
+REFINED = 0.025  # between two tickets: closer than this, a straight line is as good as the intervals
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """Where one curve of ratio against sparsity crosses 1 + tolerance. `at` is None where it does not within what was
+    measured; `lo`, `hi`: where the upper and the lower end of the ratio's interval cross (None: not within)."""
+
+    base: str
+    family: str
+    parameters: float | None
+    protocol: str
+    target: str
+    setting: str
+    tolerance: float
+    at: float | None
+    lo: float | None
+    hi: float | None
+    bracket: tuple[float, float] | None
+    most: float  # the greatest sparsity that was measured
+    tickets: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether so much lies between the two tickets around it that the straight line decides."""
+        return self.bracket is not None and self.bracket[1] - self.bracket[0] > REFINED + 1e-9
+
+    @property
+    def text(self) -> str:
+        if self.at is None:
+            return f"over {percent(self.most)}"
+        ends = [percent(end, 1) if end is not None else "?" for end in (self.lo, self.hi)]
+        return f"{percent(self.at, 1)} [{ends[0]}, {ends[1]}]"
+
+
+def first_crossing(
+    sparsity: Sequence[float], log_ratio: Sequence[float], limit: float
+) -> tuple[float, float, float] | None:
+    """(where a curve first crosses `limit`, the points on either side); a straight line in between. None where it does not.
+
+    Where the point after is infinite (it overflowed) the last good one is all that is known.
+    """
+    for i in range(1, len(sparsity)):
+        left, right = log_ratio[i - 1], log_ratio[i]
+        if left <= limit < right:
+            share = 0.0 if math.isinf(right) else (limit - left) / (right - left)
+            return sparsity[i - 1] + share * (sparsity[i] - sparsity[i - 1]), sparsity[i - 1], sparsity[i]
+    return None
+
+
+def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
+    """Of every curve (model, target, how it was made) of at least two sparsities; the dense base is its beginning."""
+    curves = group_by(
+        (r for r in rows if r.get("kind") == "ticket" and number(r, "sparsity") is not None),
+        lambda r: (r["base"], r["protocol"], r["target"], setting(r), number(r, "tolerance") or 0.0),
+    )
+    found = []
+    for (base, protocol, target, how, tolerance), members in curves.items():
+        # The dense base is where a curve begins; 8 bits cost something at 0, too.
+        whole = {"perplexity_ratio": 1.0, "perplexity_ratio_lo": 1.0, "perplexity_ratio_hi": 1.0}
+        points: dict[float, Row] = {} if members[0].get("quantize") in ("int8", "fp8") else {0.0: whole}
+        for r in members:
+            sparsity = number(r, "sparsity") or 0.0
+            known = number(r, "perplexity_ratio") is not None or r.get("outcome") == "overflow"
+            if known and (sparsity not in points or points[sparsity] is whole):
+                points[sparsity] = r
+        at = sorted(points)
+        if len({s for s in at if s}) + ("run_id" in points.get(0.0, {})) < 2:
+            continue
+        if (number(points[at[0]], "perplexity_ratio") or math.inf) > 1 + tolerance:
+            continue  # it has no beginning: over the limit as soon as it was measured
+        ends = {}
+        for name in ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi"):
+            logs = [math.log(number(points[s], name) or number(points[s], "perplexity_ratio") or math.inf) for s in at]
+            ends[name] = first_crossing(at, logs, math.log1p(tolerance))
+        middle, late, early = ends.values()
+        found.append(
+            Cliff(
+                base=base,
+                family=str(members[0].get("family") or ""),
+                parameters=next((p for r in members if (p := number(r, "parameters"))), None),
+                protocol=protocol,
+                target=target,
+                setting=how,
+                tolerance=tolerance,
+                at=middle[0] if middle else None,
+                lo=early[0] if early else None,
+                hi=late[0] if late else None,
+                bracket=middle[1:] if middle else None,
+                most=at[-1],
+                tickets=len(members),
+            )
+        )
+    return found
+
+
+def main_cliffs(rows: Sequence[Row]) -> list[Cliff]:
+    """One of each model: of target `all`, made as usual, where there is such a curve, else of the one of most tickets."""
+    best: dict[str, Cliff] = {}
+    for cliff in find_cliffs(keep_main_protocol(rows)):
+        other = best.get(cliff.base)
+        rank = (cliff.target == "all", not cliff.setting, cliff.tickets)
+        if other is None or rank > (other.target == "all", not other.setting, other.tickets):
+            best[cliff.base] = cliff
+    return list(best.values())

@@ -1,0 +1,157 @@
+"""Which figures stand with which answer."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from lottery.report import figures, frames, grouping, heatmaps, images, rankings, rendering, results, tables
+from lottery.report.answers import Answer
+
+MOST_CELLS = 24  # single layers in a figure of ranks: the map shows more
+
+
+@dataclass(frozen=True)
+class Drawing:
+    name: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question with its answer, figures and tables."""
+
+    name: str
+    answer: Answer
+    drawings: list[Drawing]
+    table: rendering.Table | None
+
+
+def draw(
+    drawn: dict[str, Figure], name: str, function: Callable[..., Figure], rows: pd.DataFrame, caption: str, *more: Any
+) -> Drawing | None:
+    """A figure for the page and for the folder; None where no row has what it shows."""
+    needs = {"size": "disk_bytes", "cliffs": "perplexity_ratio"} | dict.fromkeys(
+        ("places", "layers"), "perplexity_ratio"
+    )
+    kind = name.split("-")[0]
+    if rows.empty or (kind in needs and rows[["perplexity_ratio", needs[kind]]].dropna().empty):
+        return None
+    drawn[name] = function(rows, *more)
+    inside = images.prefix_ids(images.to_svg(drawn[name]), name)
+    return Drawing(name, caption, Markup(inside))  # matplotlib's own writer has escaped every label
+
+
+def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, Figure]) -> Section:
+    data = pd.DataFrame(list(answer.data))
+    made: list[Drawing | None] = []
+    if answer.known and name == "cliff":
+        made = cliff_drawings(answer, found, drawn)
+    elif answer.known and name == "where":
+        made = ranking_drawings(data, drawn)
+    elif answer.known and name == "agreement":
+        made = agreement_drawings(data, drawn)
+    elif answer.known and name == "eight_bits":
+        caption = "Perplexity of a ticket in 8 bits over that of the same ticket in 16, with paired 95% intervals."
+        made = [draw(drawn, n, figures.plot_quantization, part, caption) for n, part in split_by_model(name, data)]
+    elif answer.known:
+        made = [
+            draw(
+                drawn,
+                name,
+                figures.plot_model_sizes,
+                data,
+                "Where the cliff is, with its band, against the size of the model.",
+            )
+        ]
+    return Section(name, answer, [d for d in made if d], tables.answer_table(name, answer))
+
+
+def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figure]) -> list[Drawing | None]:
+    """Of each model its curves; where there are several models, first the one of each that the answer is about."""
+    rows = pd.DataFrame(grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows))))
+    rows = rows[~rows["target"].str.fullmatch(rankings.SINGLE_LAYER)].reindex(columns=found.rows.columns)
+    usual = select_rows(rows, (not grouping.setting(r) for r in frames.records(rows)))
+    rows = usual if len(usual) else rows
+    crossings = [c for c in answer.data if c["chief"]]
+    curves = {(c["base"], c["target"]) for c in answer.data}
+    rows = select_rows(rows, ((b, t) in curves for b, t in zip(rows["base"], rows["target"], strict=True)))
+    caption = "Ratio to the dense model's perplexity, with the 95% band of each curve; dashed: what a winner may lose."
+    made: list[Drawing | None] = []
+    chief = {(c["base"], c["target"]) for c in crossings}
+    one = select_rows(rows, ((b, t) in chief for b, t in zip(rows["base"], rows["target"], strict=True)))
+    if one["base"].nunique() > 1:
+        made.append(draw(drawn, "cliffs", figures.plot_cliff, one, caption, "base", crossings))
+    return made + [
+        draw(drawn, n, figures.plot_cliff, part, caption, "target", crossings)
+        for n, part in split_by_model("cliff", rows)
+    ]
+
+
+def select_rows(rows: pd.DataFrame, flags: Iterable[bool]) -> pd.DataFrame:
+    """The rows so flagged; an empty list would be taken for one of columns."""
+    return rows[pd.Series(list(flags), rows.index, dtype=bool)]
+
+
+def split_by_model(name: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A figure for each model, which a page puts side by side where there is room."""
+    parts = [part for _, part in rows.groupby("base", sort=False)]
+    return [(name if len(parts) == 1 else f"{name}-{i}", part) for i, part in enumerate(parts)]
+
+
+def agreement_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
+    """Of two models one figure; of more one for each level, at which each two are compared."""
+    about = "Kendall's tau between the orders of the targets in each two models"
+    if data[["a", "b"]].stack().nunique() == 2:
+        caption = f"{about}, with its 95% interval from resampled windows."
+        return [draw(drawn, "agreement", heatmaps.plot_agreement, data, caption)]
+    caption = f"{about}; between brackets where its 95% interval, which stands in the table, holds 0."
+    levels = data.groupby(["by", "level", "cells", "setting"], sort=False)
+    return [draw(drawn, f"agreement-{i}", heatmaps.plot_agreement, part, caption) for i, (_, part) in enumerate(levels)]
+
+
+def ranking_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
+    """A figure for each model, and for equal budget and equal sparsity apart."""
+    made = []
+    data = data[data["setting"] == data["setting"].iloc[0]]
+    for by, what in (("budget", "equal numbers of weights gone"), ("sparsity", "equal sparsity")):
+        for cells in (False, True):
+            part = data[(data["by"] == by) & (data["cells"] == cells)]
+            for i, (_, of_base) in enumerate(part.groupby("base", sort=False)):
+                if cells and of_base.groupby("level").size().max() > MOST_CELLS:
+                    continue
+                caption = (
+                    f"{'Single layers' if cells else 'Targets'} at {what}, the least damaged on top, with 95% intervals. A grey "
+                    f"bar at the right joins neighbours whose order is not certain."
+                )
+                name = f"ranking-{by}{'-layers' if cells else ''}-{i}"
+                made.append(draw(drawn, name, figures.plot_ranking, of_base, caption))
+    return made
+
+
+def heatmap_drawings(drawn: dict[str, Figure], found: results.Results) -> list[Drawing | None]:
+    """Heat maps of the tickets made as usual: targets against sparsity, components against layers."""
+    rows = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.tickets)))
+    usual = pd.DataFrame([r for r in rows if not grouping.setting(r)]).reindex(columns=found.rows.columns)
+    equal = usual[usual["budget"].isna()]
+    cells = equal["target"].astype(str).str.fullmatch(rankings.SINGLE_LAYER)
+    made = []
+    if equal[~cells]["target"].nunique() > 1:
+        norm = heatmaps.colour_scale(equal[~cells]["perplexity_ratio"])  # one for all models
+        caption = "Ratio to dense of each target at each sparsity: the darker, the more is lost. Hatched: not measured."
+        made += [
+            draw(drawn, n, heatmaps.plot_targets, part, caption, norm)
+            for n, part in split_by_model("places", equal[~cells])
+        ]
+    if cells.any():
+        norm = heatmaps.colour_scale(equal[cells]["perplexity_ratio"], 1.02)
+        caption = "One component of one layer at a time: ratio to dense."
+        made += [
+            draw(drawn, n, heatmaps.plot_layers, part, caption, norm)
+            for n, part in split_by_model("layers", equal[cells])
+        ]
+    return made

@@ -1,0 +1,134 @@
+"""What tickets cost and save: bytes on disk, speed, memory."""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from lottery.report.style import (
+    COLOURS,
+    INK,
+    PALE,
+    QUANTIZED_MARKERS,
+    Rows,
+    clean_label,
+    colours,
+    format_tick,
+    legend,
+    of_tickets,
+    panels,
+    ratio_axis,
+    short_name,
+    split,
+    styled,
+    ticks,
+)
+
+
+def plot_pareto(rows: Rows) -> Figure:
+    """Ratio to dense against bytes on disk, a panel a model; the staircase joins the tickets that no other beats in both.
+    Shapes say 16 or 8 bits. Tickets of masks alone hold no weights, so they are left out where others are there."""
+    rows = of_tickets(rows, "perplexity_ratio", "disk_bytes")
+    with styled():
+        parts = split(rows, "base")
+        figure, all_axes = panels([3.6] * len(parts))
+        for axes, (base, part) in zip(all_axes, parts, strict=True):
+            whole = part[part["storage"].fillna("packed") != "mask"]
+            part = whole if len(whole) else part
+            targets = part["target"].where(~part["target"].str.contains("@"), "one layer")
+            looks = colours(targets)
+            for (target, quantize), g in split(part, [targets, part["quantize"].fillna("none")]):
+                axes.scatter(g["disk_bytes"] / 1e6, g["perplexity_ratio"], s=42, marker=QUANTIZED_MARKERS.get(quantize, "X"),
+                             facecolor=looks[target][0] if quantize == "none" else "white", edgecolor=looks[target][0],
+                             linewidth=1.5, zorder=3)  # fmt: skip
+            front = frontier(part)
+            axes.step(
+                front["disk_bytes"] / 1e6, front["perplexity_ratio"], where="post", color=INK, linewidth=1.1, zorder=2
+            )
+            ratio_axis(axes, list(part["perplexity_ratio"]))
+            axes.set_xlabel("file, MB" + ("" if len(whole) else " (masks alone, the weights are the base's)"))
+            axes.set_ylabel("perplexity / dense perplexity")
+            axes.set_title(clean_label(base))
+            dots = [
+                axes.plot([], [], marker="o", linestyle="", color=looks[t][0], label=clean_label(t))[0]
+                for t in dict.fromkeys(targets)
+            ]
+            shapes = [
+                axes.plot([], [], marker=QUANTIZED_MARKERS.get(q, "X"), linestyle="", markerfacecolor=INK if q == "none" else "white",
+                          color=INK, label="16 bits" if q == "none" else clean_label(q))[0]
+                for q in dict.fromkeys(part["quantize"].fillna("none"))
+            ]  # fmt: skip
+            step = axes.plot([], [], color=INK, linewidth=1.1, label="not beaten")
+            legend(axes, [*dots, *shapes, *step], 4)
+        return figure
+
+
+def frontier(rows: Rows) -> Rows:
+    """Those that no other is both smaller and better than, from the smallest on."""
+    ordered = rows.sort_values(["disk_bytes", "perplexity_ratio"], kind="stable")
+    return ordered[
+        ordered["perplexity_ratio"] < ordered["perplexity_ratio"].astype(float).cummin().shift(fill_value=math.inf)
+    ]
+
+
+def plot_speed(rows: Rows) -> Figure:
+    """Decoding speed and memory of the tickets of ONE machine: a point with its quartiles, the dense model of the same
+    process beside (`beside_tok_s`, `beside_bytes`), and what memory alone would allow.
+
+    Raises ValueError for rows of two machines: their speeds do not compare.
+    """
+    rows = of_tickets(rows, "decode_tok_s")
+    machines = list(dict.fromkeys(rows["hardware"].fillna(rows["device"])))
+    if len(machines) != 1:
+        raise ValueError(f"speeds of {len(machines)} machines: {', '.join(map(str, machines))}")
+    rows = rows.reset_index(drop=True)
+    several = rows["base"].nunique() > 1
+    names = [
+        clean_label(f"{short_name(r['base'])}: {r['title']}" if several else r["title"])[:44]
+        for r in rows.to_dict("records")
+    ]
+    with styled():
+        figure, (decode, memory) = panels([1.3 + 0.27 * len(rows), 0.8 + 0.27 * len(rows)])
+        place = np.arange(len(rows))
+        low, high = (
+            rows["decode_tok_s_lo"].fillna(rows["decode_tok_s"]),
+            rows["decode_tok_s_hi"].fillna(rows["decode_tok_s"]),
+        )
+        handles: list[Any] = [
+            decode.errorbar(rows["decode_tok_s"], place, xerr=[rows["decode_tok_s"] - low, high - rows["decode_tok_s"]], linestyle="",
+                            marker="o", color=COLOURS[0], capsize=3, label="ticket [quartiles]")
+        ]  # fmt: skip
+        for column, label, marker, colour in (
+            ("beside_tok_s", "dense, beside", "|", COLOURS[1]),
+            ("decode_floor_tok_s", "memory's limit", ">", PALE),
+        ):
+            if column in rows and rows[column].notna().any():
+                handles += decode.plot(rows[column], place, linestyle="", marker=marker, color=colour, markersize=9 if marker == "|" else 6,
+                                       markeredgewidth=2 if marker == "|" else 1, label=label)  # fmt: skip
+        known = np.concatenate(
+            [rows[c].dropna() for c in ("decode_tok_s", "beside_tok_s", "decode_floor_tok_s") if c in rows]
+        )
+        if known.max() > 8 * known.min():
+            decode.set_xscale("log")
+            decode.xaxis.set_major_locator(FixedLocator(ticks(known.min(), known.max())))
+            decode.xaxis.set_minor_locator(FixedLocator([]))
+            decode.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            decode.set_xlim(left=0)
+        decode.xaxis.set_major_formatter(FuncFormatter(format_tick))
+        decode.set_title(f"Decoding, tokens per second\n{clean_label(machines[0])}")
+        legend(decode, handles, 3, -0.14)
+        memory.barh(
+            place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket"
+        )
+        if "beside_bytes" in rows and rows["beside_bytes"].notna().any():
+            memory.plot(rows["beside_bytes"] / 1e6, place, linestyle="", marker="|", markersize=11, markeredgewidth=2, color=COLOURS[1],
+                        label="dense, beside")  # fmt: skip
+        memory.set_title("Weights in memory, MB")
+        for axes in (decode, memory):
+            axes.set_yticks(place, names)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+        return figure

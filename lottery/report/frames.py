@@ -1,0 +1,111 @@
+"""A run of MLflow as a row of a data frame."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
+          "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
+
+
+NUMBERS = ("sparsity", "tolerance", "control", "seed")  # params that are numbers
+TAGS = ("ticket", "protocol", "base", "family", "hardware", "device", "winner", "beats_control", "coherent", "note",
+        "outcome", "limited")  # fmt: skip
+
+
+METRICS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "perplexity_ratio_lo",
+           "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
+           "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable",
+           "sparsity_model", "parameters", "rounding_zeros", "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio",
+           "cuda_bytes", "peak_bytes", "generate_tok_s", "prefill_tok_s", "decode_tok_s", "decode_tok_s_lo",
+           "decode_tok_s_hi", "decode_floor_tok_s", "ttft_ms", "repetition", "distinct_2", "dense_nll")  # fmt: skip
+
+
+RESERVED = ("study", "part", "kind", "title", "budget", "run_id", "status", "started")  # never a run's own word
+DEFAULT_PARAMS = {
+    "method": "magnitude",
+    "scope": "layer",
+    "pattern": "unstructured",
+    "quantize": "none",
+    "runtime": "dense",
+}
+
+
+def string_list(given: Any) -> list[str]:
+    return [str(word) for word in given] if isinstance(given, list) else []
+
+
+def run_to_row(run: Any) -> dict[str, Any]:
+    """One run: params, then metrics, then tags of the names that a run of lottery has, and what it is itself."""
+    params, tags, metrics = run.data.params, run.data.tags, run.data.metrics
+    found: dict[str, Any] = {k: v for k, v in params.items() if k in PARAMS}
+    found |= {name: to_number(params.get(name)) for name in NUMBERS}
+    found |= {k: v for k, v in metrics.items() if k not in RESERVED and k not in PARAMS}
+    found |= {name: tags[name] for name in TAGS if name in tags}
+    kind = tags.get("kind", "")
+    return found | {
+        "kind": kind,
+        "title": "dense" if kind == "dense" else ticket_title(found),
+        "run_id": run.info.run_id,
+        "status": run.info.status,
+        "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+    }
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """With every column that a run can have: what no run has is empty. The dense rows of a model first."""
+    found = pd.DataFrame(list(rows))
+    first = [*RESERVED[:4], "model", "base", "family", *PARAMS[1:3], "budget"]
+    columns = list(dict.fromkeys([*first, *PARAMS, *METRICS, *TAGS, *RESERVED, *found.columns]))
+    found = found.reindex(columns=columns)
+    for name in (*METRICS, *NUMBERS, "budget"):
+        found[name] = pd.to_numeric(found[name], errors="coerce").astype(float)
+    for name in ("study", "part", "kind", "title", "base", "target", "protocol"):
+        found[name] = found[name].astype(object).where(found[name].notna(), "")
+    found.loc[found["base"] == "", "base"] = found["model"]
+    return found.reset_index(drop=True)
+
+
+def ticket_title(params: Mapping[str, Any]) -> str:
+    """As runs are named: target, sparsity, and what is not as usual."""
+    sparsity = to_number(params.get("sparsity"))
+    words = [str(params.get("target", "")), "" if sparsity is None else f"{100 * sparsity:g}%"]
+    words += [
+        str(params[name]) for name, usual in DEFAULT_PARAMS.items() if params.get(name, usual) not in (usual, None)
+    ]
+    return " ".join(word for word in words if word)
+
+
+def to_number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def describe_protocol(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
+    """The run's protocol in a line for people, as MLflow keeps it with the data set, by its id and the base: how many tokens
+    a text has is for a tokenizer to say."""
+    id, base = run.data.tags.get("protocol"), base or run.data.tags.get("base", "")
+    for given in run.inputs.dataset_inputs if run.inputs else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            p = json.loads(given.dataset.profile)
+            limited = "the first " if p["limit"] != "none" else ""
+            windows = f"{p['windows']} windows" if p["windows"] > 1 else "window"
+            name = json.loads(given.dataset.source)["tags"]["dataset"]
+            line = (
+                f"{name}: {p['tokens']:,} tokens, {limited}{windows} of {p['window']}, BOS {p['bos']}, "
+                f"{p['dtype']} on {p['device']}"
+            )
+            return {(id, base): line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}
+    return {}
+
+
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each row by itself, without what it does not have."""
+    return [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows.to_dict("records")]

@@ -1,0 +1,118 @@
+"""How figures look: colours, axes, ticks, legends."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+Rows: TypeAlias = pd.DataFrame
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+
+
+INK, PALE, GRID = "#1f2328", "#6e7781", "#d8dee4"
+
+
+WIDTH = 5.0  # inches: as wide as a phone shows it without making its words too small
+QUANTIZED_MARKERS = {"none": "o", "int8": "s", "fp8": "D"}
+STYLE: Any = {
+    "svg.hashsalt": "lottery", "svg.fonttype": "none", "font.family": ["sans-serif"], "font.size": 10,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10,
+    "axes.edgecolor": PALE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8,
+    "lines.markersize": 5.5, "text.parse_math": False, "hatch.linewidth": 0.6,
+}  # fmt: skip
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a base's name may be in any script
+        yield
+
+
+def clean_label(text: Any) -> str:
+    """A run's own word as a label: no control characters, which XML can't hold, and not one that a legend would hide."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text))
+    return f"\u200b{plain}" if plain.startswith("_") else plain[:60]
+
+
+def panels(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """One under the other, each so many inches high: on a phone there is no room beside."""
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.15), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))
+    return figure, list(axes.flat)
+
+
+def colours(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """name -> colour, marker, line: no two alike among 32."""
+    found = dict.fromkeys(names)
+    return {n: (COLOURS[i % 8], MARKERS[i % 8], LINES[i // 8 % 4]) for i, n in enumerate(found)}
+
+
+def format_tick(x: float, _: Any = None) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:g}"
+
+
+def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic, with ticks that can be read: 1.05 and 1.1 where all are near 1, decades where they span some."""
+    known = [v for v in values if math.isfinite(v) and v > 0]
+    low, high = min([*known, 1.0]), max([*known, 1.0])
+    pad = (high / low) ** 0.06
+    axes.set_yscale("log")
+    axes.set_ylim(low / pad, high * pad)
+    axes.yaxis.set_major_locator(FixedLocator(ticks(low, high)))
+    axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Five or so round numbers, evenly spread by their logarithm."""
+    if high / low < 1.02:
+        step = 10 ** math.floor(math.log10(max(high - low, 1e-6)))
+        step = step if (high - low) / step < 6 else 2 * step
+        return [round(i * step, 8) for i in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
+    fine = (1, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 7)
+    inside = [f * 10.0**d for d in range(-4, 9) for f in fine if low * 0.999 <= f * 10.0**d <= high * 1.001]
+    for choice in (inside, [t for t in inside if lead(t) in (1, 1.1, 1.2, 1.5, 2, 3, 5)], [t for t in inside if lead(t) in (1, 2, 5)],
+                   [t for t in inside if lead(t) in (1, 3)], [t for t in inside if lead(t) == 1]):  # fmt: skip
+        if len(choice) <= 7:
+            return choice
+    return inside[:: math.ceil(len(inside) / 7)]
+
+
+def lead(x: float) -> float:
+    return round(x / 10 ** math.floor(math.log10(x) + 1e-9), 4)
+
+
+def split(rows: Rows, by: Any) -> list[tuple[Any, Rows]]:
+    """Its parts in the order in which they come."""
+    return list(rows.groupby(by, sort=False))
+
+
+def of_tickets(rows: Rows, *needed: str) -> Rows:
+    if "kind" in rows:
+        rows = rows[rows["kind"] == "ticket"]
+    return rows.dropna(subset=list(needed))
+
+
+def legend(axes: Axes, handles: Sequence[Any], columns: int = 3, below: float = -0.2) -> None:
+    """Below the axes, where it covers nothing; in as few columns as long words need."""
+    longest = max((len(str(h.get_label())) for h in handles), default=0)
+    axes.legend(handles=list(handles), loc="upper center", bbox_to_anchor=(0.5, below), columnspacing=1.2, handlelength=1.8,
+                ncols=max(1, min(columns, 54 // (longest + 5))))  # fmt: skip
+
+
+def short_name(base: str) -> str:
+    return clean_label(base.split("/")[-1])[:18]

@@ -1,0 +1,105 @@
+"""A study's report: from runs to a folder of files, and a run of its own. From MLflow alone, no model code."""
+
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lottery.errors import InputError, MachineError
+from lottery.files.atomic import atomic_write
+from lottery.files.home import make_folder, resolve_path
+from lottery.progress import say
+from lottery.registry import parts, runs, store
+from lottery.report import (
+    results,
+)
+from lottery.report.page import build_page
+
+SUMMARY = "report.json"  # what a report's folder is known by
+REPORT_FILES = ("index.html", SUMMARY, "figures", "tables")
+
+
+def write_report(study: str = "", out: str | Path = "report", filter: str = "", record: bool = True) -> dict[str, Any]:
+    """Write the report of a study (`results.load` says what may be named) into `out`, log it as a run, and say where it is.
+
+    Raises InputError for an unknown study, no tickets, or a folder with other files in it.
+    """
+    folder = resolve_path(out, "out")
+    check_folder(folder, out)
+    client = store.connect(read_only=True)
+    found = results.load(client, study, filter)
+    files, summary = build_page(found)
+    make_folder(folder, "out")
+    files[SUMMARY] = json.dumps(summary, indent=1).encode() + b"\n"
+    write_files(folder, files)
+    run_id = log_report(client, folder, files, found, {"study": study or "newest", "out": str(out)}) if record else None
+    return {**summary, "out": str(folder), "index": str(folder / "index.html"), "run_id": run_id}
+
+
+def check_folder(folder: Path, out: str | Path) -> None:
+    """Raises InputError for a folder that holds anything but an earlier report: nothing of it is overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out={out}: it is a file; give a folder")
+    there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in there if name not in REPORT_FILES and not name.startswith("."))
+    if others or (there and previous_files(folder) is None):
+        raise InputError(
+            f"out={out}: it holds {', '.join((others or sorted(there))[:3])}, no report; give a new folder"
+        )
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Each file whole or not at all, the page last; figures and tables that an earlier report wrote go, and nothing else."""
+    before = previous_files(folder) or set()
+    for name in sorted(files, key=lambda n: (n == "index.html", n != SUMMARY, n)):
+        path = make_folder((folder / name).parent, "out") / Path(name).name
+        atomic_write(path, files[name])
+    for name in before - files.keys():
+        (folder / name).unlink(missing_ok=True)
+
+
+def previous_files(folder: Path) -> set[str] | None:
+    """The figures and tables of the report in a folder, None where it holds no report; by its own words, which anybody can
+    have edited."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        return {n for part in ("figures", "tables") for n in summary[part] if re.fullmatch(rf"{part}/[\w.-]+", n)}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def log_report(
+    client: store.Client, folder: Path, files: Iterable[str], found: results.Results, params: Mapping[str, str]
+) -> str | None:
+    """The report as a run of its own; None, with a warning, where the store does not take it: the files are there."""
+    names = ",".join(s.name for s in found.studies) or "tickets"
+    tags = {"kind": "report", "study": names} | {parts.part_key(s.run_id): "report" for s in found.studies}
+    try:
+        with runs.open_run(client, uuid.uuid4().hex[:16], f"report {names}", params, tags) as run:
+            for name in files:
+                client.log_artifact(run.id, str(folder / name), str(Path(name).parent) if "/" in name else None)
+            run.finish()
+            return run.id
+    except (*store.STORE_ERRORS, MachineError) as e:
+        say(f"warning: {store.store_name()} did not take the report ({store.first_line(e)}); it is in {folder}")
+        return None
+
+
+def answers_text(summary: Mapping[str, Any]) -> str:
+    """Each question with its answer, for people, on a terminal."""
+    lines = []
+    for a in summary["answers"]:
+        lines += [f"{a['question']} {a['answer'] or ''}".rstrip(), *(f"  {line}" for line in a["sentence"].split("\n"))]
+    return "\n".join(lines)
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """All of a report that fits a terminal."""
+    absent = [f"{r['state']}: {r['title']} of {r['base']}: {r['reason']}" for r in summary["absent"]]
+    lines = [answers_text(summary), *(re.sub(r"\s+", " ", line) for line in absent)]
+    lines.append(f"{summary['tickets']} tickets; report: {summary['index']}")
+    if summary["run_id"]:
+        lines.append(f"run: {summary['run_id']}")
+    return "\n".join(lines)
