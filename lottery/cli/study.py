@@ -1,102 +1,109 @@
-"""The command `lottery study`, in its forms: here, as a plan alone, one part of it, or on a cluster."""
+"""The command `lottery study`: its options, and which of them go together."""
 
-import json
-from pathlib import Path
+import shlex
+from dataclasses import fields
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from lottery.cli.options import json_option, spec_options
 from lottery.errors import InputError
-from lottery.files.atomic import atomic_write
-from lottery.files.home import make_folder
-from lottery.measuring.cache import Cache
-from lottery.progress import say
-from lottery.study import console, start
-from lottery.study import run as studies
-from lottery.study.design import Study
-from lottery.study.planning import Plan, read_plan
-from lottery.study.result import StudyResult, check_failed
-from lottery.study.slurm import SlurmOptions, check_options, reachability_warnings, submit
+from lottery.study.slurm import SlurmOptions
 
 
-def run_study(
-    name: str, asked: Study | None, *, dry_run: bool, fresh: bool, yes: bool, part: str | None,
-    slurm: SlurmOptions | None, out: str | None, command_line: str, as_json: bool,
-) -> None:  # fmt: skip
-    """`asked`: None where `name` is a plan that was written for a cluster. `out`: the report's folder, `none` for no report,
-    None for one of its own. `command_line`: the command line."""
-    if out not in (None, "none"):
-        from lottery.report.writing import check_folder
+@click.command()
+@click.argument("name", metavar="NAME|FILE.yaml", required=False)
+@click.option("--models", "--model", default=None, help="The models to ask, several between commas.")
+@click.option(
+    "--budget", default=None, help="Remove this share of all parameters from every target, e.g. 0.05; or none."
+)
+@spec_options(but=("model", "target", "sparsity"))
+@click.option("--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--fresh", is_flag=True, help="Make every ticket again; the dense baseline stays.")
+@click.option(
+    "--yes", is_flag=True, help="Also where the tickets take over 100 GB or more than is free, or a cluster is at it."
+)
+@click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
+@click.option(
+    "--out", type=click.Path(), default=None, help="Folder of the report; none: no report.  [default: in LOTTERY_HOME]"
+)
+@click.option("--slurm", "on_slurm", is_flag=True, help="Have a Slurm cluster make it, one task a ticket.")
+@spec_options(of=SlurmOptions)
+@json_option
+def study(
+    name: str | None,
+    models: str | None,
+    budget: str | None,
+    show: bool,
+    dry_run: bool,
+    fresh: bool,
+    yes: bool,
+    part: str | None,
+    out: str | None,
+    on_slurm: bool,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Ask a question of many tickets: cliff, locate, map, compare, size, or a YAML file of yours. Ends in a report.
 
-        check_folder(Path(out).expanduser().resolve(), out)  # before the hours that a study takes
-    plan, cache = (read_plan(Path(name)), Cache()) if asked is None else studies.prepare(asked, fresh)
-    if slurm is not None:
-        submit_study(plan, slurm, dry_run, yes, command_line, as_json)
-    elif dry_run:
-        click.echo(json.dumps(plan.json()) if as_json else console.parts_table(plan))
-    elif part == "report":
-        print_study(studies.finalize_study(plan), out, as_json)
-    elif part is not None:
-        rows = studies.run_part(plan, part)
-        click.echo(
-            json.dumps({"tickets": [row.__dict__ for row in rows]})
-            if as_json
-            else console.rows_table(rows, len({row.base for row in rows}) > 1)
+    What has been made already is found, not made again: a study that was killed goes on with the same command.
+
+    Example: lottery study locate --budget 0.05
+    """
+    from lottery.study import design
+
+    if name is None:
+        raise InputError(f"study: none is given; known: {', '.join(design.presets())}, or a YAML file")
+    options = SlurmOptions.parse(**{f.name: parameters.pop(f.name) for f in fields(SlurmOptions)})
+    given = given_options()
+    check_together(name, given)
+    asked = None
+    if not name.endswith(".json"):
+        asked = design.read_study(name).with_options(models, budget, parameters)
+        if show:
+            click.echo(asked.yaml(), nl=False)
+            return
+    from lottery.cli.study_modes import run_study
+
+    run_study(
+        name,
+        asked,
+        dry_run=dry_run,
+        fresh=fresh,
+        yes=yes,
+        part=part,
+        slurm=options if on_slurm else None,
+        out=out,
+        command_line=shlex.join(["lottery", "study", name, *given]),
+        as_json=as_json,
+    )
+
+
+def given_options() -> list[str]:
+    """The options of this command that were typed, as they could be typed again."""
+    context, words = click.get_current_context(), []
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if context.get_parameter_source(option.name or "") != ParameterSource.COMMANDLINE or option.name == "name":
+            continue
+        words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    return words
+
+
+def check_together(name: str, given: list[str]) -> None:
+    """Raises InputError for options that would be passed over."""
+    words = [word for word in given if word.startswith("--")]
+    if name.endswith(".json") and (others := set(words) - {"--part", "--out", "--json", "--yes"}):
+        raise InputError(f"study={name}: a plan stands; leave {', '.join(sorted(others))} out, or give the YAML file")
+    if "--part" in words and (others := {"--slurm", "--dry-run", "--fresh"} & set(words)):
+        raise InputError(f"{', '.join(sorted(others))}: with --part it would be passed over; leave one of them out")
+    no_report = {"--slurm", "--dry-run"} & set(words)
+    if "--out" in words and given[given.index("--out") + 1] != "none" and no_report:
+        raise InputError(
+            f"{min(no_report)}: no report is written here; leave --out away, `lottery report --out` writes one"
         )
-        check_failed(rows)
-    else:
-        print_study(studies.run(plan, cache, yes, {"command": command_line}), out, as_json)
-
-
-def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, command_line: str, as_json: bool) -> None:
-    """Its parts as jobs, each of which reads the plan from LOTTERY_HOME. Nothing is begun where Slurm refuses."""
-    for line in reachability_warnings():
-        say(f"warning: {line}")
-    which = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
-    parts = {what: [int(part.part.split("-")[1]) for part in chosen] for what, chosen in which.items()}
-    file, begun = start.study_folder(plan) / "plan.json", False
-    before = None
-    if not dry_run:
-        check_options(file, parts, options, plan.study.name)
-        make_folder(file.parent, "LOTTERY_HOME")
-        plan, before = start.schedule_run(plan, yes, {"command": command_line})
-        begun = True
-    try:
-        if not dry_run:
-            atomic_write(file, json.dumps(plan.json()).encode())
-        jobs = submit(file, parts, options, plan.study.name, dry_run)
-    except BaseException as e:
-        if begun:
-            start.unschedule_run(plan, before, f"it was not submitted: {e}")
-        raise
-    if as_json:
-        found = [{"id": job.id, "what": job.what, "command": list(job.command)} for job in jobs]
-        click.echo(json.dumps({"study": plan.study.name, "study_id": plan.id, "run_id": plan.run, "jobs": found}))
-        return
-    for job in jobs:
-        click.echo(str(job) if dry_run else f"job {job.id}: {job.what}")
-    if not dry_run:
-        click.echo(f"logs: {file.parent / 'logs'}; the report will be in {file.parent / 'report'}")
-
-
-def print_study(result: StudyResult, out: str | None, as_json: bool) -> None:
-    """Its table, what it answers, and where its report is."""
-    if not as_json:
-        click.echo(console.study_table(result))
-    found = None
-    if out != "none":
-        from lottery.report import writing  # matplotlib and pandas: not before they are needed
-
-        try:
-            found = writing.write_report(result.run_id, out or start.study_folder(result.plan) / "report")
-        except InputError as e:
-            if any(row.metrics for row in result.rows if row.title != "dense"):
-                raise
-            say(f"no report: {e}")
-    if as_json:
-        about = {name: found[name] if found else None for name in ("index", "answers")}
-        click.echo(json.dumps(result.json() | {"report": about["index"], "answers": about["answers"]}))
-    elif found:
-        click.echo(f"\n{writing.answers_text(found)}\nreport: {found['index']}")
-    if result.page and not as_json:
-        click.echo(f"browse: {result.page}")
-    check_failed(result.rows, result.plan.fresh)
+    of_slurm = {f"--{f.name}" for f in fields(SlurmOptions)} & set(words)
+    if of_slurm and "--slurm" not in words:
+        raise InputError(f"{', '.join(sorted(of_slurm))}: only with --slurm; add it, or leave this out")

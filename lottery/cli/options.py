@@ -1,0 +1,56 @@
+"""Options that several commands share: one for each parameter of Spec, the ticket, its base, --json."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+
+from lottery.errors import InputError
+from lottery.spec import Spec
+
+
+def spec_options(
+    *names: str, but: tuple[str, ...] = (), of: type = Spec
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for each of these parameters of Spec (all: none named) with its default and help; or for all `but` some,
+    with None for what the file of a study says."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        chosen: list[Field[Any]] = [f for f in fields(of) if (f.name in names or not names) and f.name not in but]
+        for f in reversed(chosen):
+            values = f.metadata["values"]
+            text = f"{f.metadata['help']}  [{values}]"
+            default = None if but else str(f.default)
+            command = click.option(f"--{f.name}", default=default, show_default=not but, help=text)(command)
+        return command
+
+    return decorate
+
+
+def ticket_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The ticket as the first word, or by --ticket."""
+
+    @click.argument("where", metavar="TICKET", required=False)
+    @click.option("--ticket", default=None, help="A ticket's folder, models:/NAME/VERSION, or models:/NAME@winner.")
+    @functools.wraps(command)
+    def with_ticket(where: str | None, ticket: str | None, **others: Any) -> Any:
+        if where is None and ticket is None:
+            raise InputError("ticket: none is given; give a ticket's folder, or models:/NAME/VERSION")
+        if where is not None and ticket is not None:
+            raise InputError(f"ticket={ticket}: {where} is given too; give one of them")
+        return command(ticket=where if ticket is None else ticket, **others)
+
+    return with_ticket
+
+
+base_option = click.option(
+    "--base",
+    default="auto",
+    show_default=True,
+    help="Where the dense base lies, if not where it lay (tickets of masks).",
+)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
