@@ -71,6 +71,7 @@ def int_range(low: int, *, word: str | None = None) -> dict[str, Any]:
     return {"parse": parse, "values": f"{word}, or {values}" if word else values}
 
 
+QUANTIZATIONS = ("fp8", "int8")
 MEASURES = ("perplexity", "speed", "memory", "samples")
 
 
@@ -109,7 +110,7 @@ class Spec:
         **one_of("unstructured", "2:4", "4:8"),
     )
     quantize: str = parameter(
-        "none", "Store attention and MLP matrices, and what is targeted, in 8 bits.", **one_of("none", "fp8", "int8")
+        "none", "Store attention and MLP matrices, and what is targeted, in 8 bits.", **one_of("none", *QUANTIZATIONS)
     )
     storage: str = parameter("packed", "Self-contained, or masks over a base.", **one_of("packed", "mask"))
     dataset: str = parameter(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,12 +11,14 @@ from lottery.files.atomic import atomic_write
 from lottery.files.home import make_folder
 from lottery.measuring.cache import Cache
 from lottery.progress import say
-from lottery.study import console, start
-from lottery.study import run as studies
+from lottery.study import console
 from lottery.study.design import Study
 from lottery.study.planning import Plan, read_plan
-from lottery.study.result import StudyResult, check_failed
+from lottery.study.preparation import prepare_study
 from lottery.study.slurm import SlurmOptions, check_options, reachability_warnings, submit
+
+if TYPE_CHECKING:  # MLflow takes a second, and a plan alone does not need it
+    from lottery.study.result import StudyResult
 
 
 def run_study(
@@ -28,27 +31,38 @@ def run_study(
         from lottery.report.writing import check_folder
 
         check_folder(Path(out).expanduser().resolve(), out)  # before the hours that a study takes
-    plan, cache = (read_plan(Path(name)), Cache()) if asked is None else studies.prepare(asked, fresh)
+    plan, cache = (read_plan(Path(name)), Cache()) if asked is None else prepare_study(asked, fresh)
     if slurm is not None:
         submit_study(plan, slurm, dry_run, yes, command_line, as_json)
     elif dry_run:
         click.echo(json.dumps(plan.json()) if as_json else console.parts_table(plan))
-    elif part == "report":
-        print_study(studies.finalize_study(plan), out, as_json)
-    elif part is not None:
-        rows = studies.run_part(plan, part)
-        click.echo(
-            json.dumps({"tickets": [row.__dict__ for row in rows]})
-            if as_json
-            else console.rows_table(rows, len({row.base for row in rows}) > 1)
-        )
-        check_failed(rows)
+    elif part is not None and part != "report":
+        make_part(plan, part, as_json)
     else:
-        print_study(studies.run(plan, cache, yes, {"command": command_line}), out, as_json)
+        from lottery.study.run import finalize_study, run
+
+        result = finalize_study(plan) if part == "report" else run(plan, cache, yes, {"command": command_line})
+        print_study(result, out, as_json)
+
+
+def make_part(plan: Plan, part: str, as_json: bool) -> None:
+    """One part of a study, as a task of a cluster makes it."""
+    from lottery.study.result import check_failed
+    from lottery.study.run import run_part
+
+    rows = run_part(plan, part)
+    click.echo(
+        json.dumps({"tickets": [row.__dict__ for row in rows]})
+        if as_json
+        else console.rows_table(rows, len({row.base for row in rows}) > 1)
+    )
+    check_failed(rows)
 
 
 def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, command_line: str, as_json: bool) -> None:
     """Its parts as jobs, each of which reads the plan from LOTTERY_HOME. Nothing is begun where Slurm refuses."""
+    from lottery.study import start
+
     for line in reachability_warnings():
         say(f"warning: {line}")
     which = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
@@ -78,16 +92,19 @@ def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, co
         click.echo(f"logs: {file.parent / 'logs'}; the report will be in {file.parent / 'report'}")
 
 
-def print_study(result: StudyResult, out: str | None, as_json: bool) -> None:
+def print_study(result: "StudyResult", out: str | None, as_json: bool) -> None:
     """Its table, what it answers, and where its report is."""
     if not as_json:
         click.echo(console.study_table(result))
     found = None
+    from lottery.study.result import check_failed
+    from lottery.study.start import study_folder
+
     if out != "none":
         from lottery.report import writing  # matplotlib and pandas: not before they are needed
 
         try:
-            found = writing.write_report(result.run_id, out or start.study_folder(result.plan) / "report")
+            found = writing.write_report(result.run_id, out or study_folder(result.plan) / "report")
         except InputError as e:
             if any(row.metrics for row in result.rows if row.title != "dense"):
                 raise

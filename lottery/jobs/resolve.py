@@ -10,9 +10,9 @@ from lottery.models.hub import read_licence
 from lottery.models.sources import open_base
 from lottery.models.targets import resolve_target
 from lottery.pruning.plan import check_targets
-from lottery.registry import fetching, store
 from lottery.runtime import load
 from lottery.spec import Spec
+from lottery.ticket.folder import LocalTicket
 from lottery.ticket.opening import find_base, is_ticket, open_ticket
 from lottery.ticket.stored import StoredTicket
 
@@ -49,13 +49,15 @@ def open_model(
     return source, source.base or find_local_base(source)
 
 
-def find_ticket(ticket: str) -> fetching.Fetched:
+def find_ticket(ticket: str) -> LocalTicket:
     """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
     if ticket.startswith("models:/"):
+        from lottery.registry import fetching, store  # MLflow takes a second: a ticket's folder does not need it
+
         return fetching.fetch(store.connect(read_only=True), ticket)
     folder = resolve_path(ticket, "ticket")
     params = read_raw_measurements(folder).get("params")
-    return fetching.Fetched(folder, None, params if isinstance(params, dict) else {})
+    return LocalTicket(folder, None, params if isinstance(params, dict) else {})
 
 
 def find_local_base(stored: StoredTicket, base: str = "auto") -> Base | None:

@@ -10,7 +10,8 @@ import transformers
 
 from lottery.errors import InputError, MachineError, is_gpu_error, is_out_of_memory
 from lottery.models.checkpoint import TOKENIZER_FILES
-from lottery.models.tensors import DTYPES, TensorInfo
+from lottery.models.headers import TensorInfo
+from lottery.models.tensors import DTYPES
 
 MOST_LAYERS = 1000  # of any model there is, and more: a config.json may say what it likes
 

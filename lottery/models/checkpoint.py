@@ -13,8 +13,9 @@ from lottery.files.hashes import sha256_of_files
 from lottery.files.reading import read_json
 from lottery.models import hub
 from lottery.models.families import Place, classify, head_name
+from lottery.models.headers import TensorInfo, read_headers
 from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from lottery.models.tensors import TensorInfo, shard_headers, tensor_from_buffer
+from lottery.models.tensors import Mapped, tensor_from_buffer
 
 BUILTIN = Path(__file__).parent.parent / "assets" / "builtin"
 TOKENIZER_FILES = (
@@ -91,11 +92,14 @@ class Base:
         self.folder, self.id, self.revision = folder, id, revision
         self.config = read_json(folder / "config.json")
         self.model_type = str(self.config.get("model_type", ""))
-        self._shards, every = (
-            shard_headers(folder, shard_names(folder, f"model={id}")) if outline is None else ({}, dict(outline))
-        )
+        self._shards: dict[str, Mapped] = {}
         if outline is None:
+            shards = shard_names(folder, f"model={id}")
+            self._shards = {shard: Mapped(folder / shard) for shard in shards}
+            every = read_headers(folder, shards)
             self._check_index(every)
+        else:
+            every = dict(outline)
         places = classify({name: info.shape for name, info in every.items()}, self.model_type)
         self.dropped = [p.name for p in places if p.role == "buffer"]
         heads = [p for p in places if p.role == "lm_head"]

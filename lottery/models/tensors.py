@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: their headers and types, their bytes mapped one at a time."""
+"""Tensors of safetensors files: their types in torch, their bytes mapped one at a time."""
 
 import errno
 import mmap
@@ -6,12 +6,10 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from lottery.errors import InputError
+from lottery.models.headers import TensorInfo
 
 # safetensors' name of a type -> torch's; of the types a weight may have, the integer type of its bits and its infinity
 DTYPES = {
@@ -27,40 +25,10 @@ DTYPES = {
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
-
-
 FLOAT_BITS = {"BF16": (torch.uint16, 0x7F80), "F16": (torch.uint16, 0x7C00), "F32": (torch.uint32, 0x7F800000)}
-
 
 # Python has the name from 3.13 on; the number is that of Linux on x86 and ARM
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-
-
-def open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")  # for its header: torch's would map the file as memory that is reserved
-    except FileNotFoundError as e:
-        raise InputError(f"{path}: there is no such file") from e
-    except (SafetensorError, OSError) as e:
-        raise InputError(f"{path}: truncated or not a safetensors file ({e}); fetch it again") from e
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a shard's header says of a tensor; `dtype` by safetensors' name."""
-
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int = 0  # of its first byte in the file
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].itemsize
 
 
 def tensor_from_buffer(data: memoryview, info: TensorInfo) -> torch.Tensor:
@@ -94,23 +62,3 @@ class Mapped:
     def tensor(self, info: TensorInfo) -> torch.Tensor:
         """Raises OSError and MemoryError."""
         return tensor_from_buffer(self.data[info.offset : info.offset + info.nbytes], info)
-
-
-def shard_headers(folder: Path, shards: list[str]) -> tuple[dict[str, Mapped], dict[str, TensorInfo]]:
-    """The shards by file name, none of them mapped yet, and every tensor in them, in file order."""
-    files: dict[str, Mapped] = {}
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        header = open_shard(folder / shard)
-        files[shard] = Mapped(folder / shard)
-        with open(folder / shard, "rb") as f:
-            at = 8 + int.from_bytes(f.read(8), "little")  # tensors follow the header without a gap
-        for name in header.offset_keys():
-            view = header.get_slice(name)
-            if view.get_dtype() not in DTYPES:
-                raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
-            if name in tensors:
-                raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
-            tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
-            at += tensors[name].nbytes
-    return files, tensors

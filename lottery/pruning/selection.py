@@ -8,7 +8,7 @@ import numpy as np
 from lottery.kernels import bitmask, select
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
-from lottery.models.tensors import TensorInfo
+from lottery.models.headers import TensorInfo
 from lottery.progress import progress_bar
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info

@@ -21,7 +21,8 @@ from lottery.files.reading import read_json
 from lottery.kernels import quantizing, select
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
-from lottery.models.tensors import FLOAT_BITS, TensorInfo
+from lottery.models.headers import TensorInfo
+from lottery.models.tensors import FLOAT_BITS
 from lottery.progress import progress_bar, say
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.selection import Selection
@@ -30,7 +31,6 @@ from lottery.spec import FORMAT_VERSION, Spec, ticket_id
 from lottery.ticket.packing import (
     PackedPart,
     Writer,
-    header_sha256,
     matrix_bits,
     pack_mask,
     pack_pruned,
@@ -39,7 +39,7 @@ from lottery.ticket.packing import (
     sha256_of,
     tensor_bytes,
 )
-from lottery.ticket.record import sparsities, write_record
+from lottery.ticket.record import header_sha256, sparsities, write_record
 
 PACKERS = 2  # tensors that are packed and hashed at once
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
-from lottery.models.tensors import TensorInfo
+from lottery.models.headers import TensorInfo
 from lottery.spec import Spec
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,8 +23,8 @@ from lottery.files.home import home
 from lottery.files.locks import process_lock
 from lottery.progress import progress_bar
 from lottery.registry.logged_models import local_path, logged_model_id
+from lottery.ticket.folder import LocalTicket, TicketFolder
 from lottery.ticket.record import RECORD
-from lottery.ticket.stored import StoredTicket
 
 TICKET = "data/ticket"  # where it lies in a logged model
 # What lottery, and MLflow for it, writes there. Without an ending: MLflow's description, and its note at loading.
@@ -34,16 +33,7 @@ KINDS = (".json", ".yaml", ".txt")
 TICKET_KINDS = (".json", ".safetensors", ".txt", ".jinja", ".model")
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A ticket on this machine: its folder, the logged model it is registered as, the parameters it was made with."""
-
-    folder: Path
-    model_id: str | None
-    params: dict[str, str]
-
-
-def fetch(client: MlflowClient, uri: str) -> Fetched:
+def fetch(client: MlflowClient, uri: str) -> LocalTicket:
     """models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID -> its ticket folder, in place in a local store, else
     downloaded once. Raises InputError where the registry holds no such ticket, or its store another than was registered."""
     model = resolve_uri(client, uri)
@@ -62,7 +52,7 @@ def fetch(client: MlflowClient, uri: str) -> Fetched:
         check_record(folder, model, uri)
     else:
         folder = download_ticket(model, uri)
-    return Fetched(folder, model.model_id, dict(model.params or {}))
+    return LocalTicket(folder, model.model_id, dict(model.params or {}))
 
 
 def resolve_uri(client: MlflowClient, uri: str) -> Any:
@@ -179,9 +169,9 @@ def verify_copy(ticket: Path, model: Any, uri: str) -> None:
     at hand: their bits are checked with it, at loading.)"""
     check_record(ticket, model, uri)
     try:
-        stored = StoredTicket(ticket)
+        stored = TicketFolder(ticket)
         if not stored.is_mask_only:
-            stored.verify()
+            stored.verify_hashes()
     except InputError as e:
         raise altered_error(model, uri, str(e).removeprefix(f"ticket={ticket}: ").split(";")[0]) from e
 

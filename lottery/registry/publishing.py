@@ -18,8 +18,8 @@ from lottery.measuring.measurement import Measurement, read_measurement
 from lottery.progress import progress_bar
 from lottery.registry import cards, labels, lookup, runs, store, verdicts, versions
 from lottery.registry.recovery import recover_logged_model
+from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS
-from lottery.ticket.stored import StoredTicket
 
 
 def artifacts(found: Measurement) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def log_dense(run: runs.Run, dense: Measurement) -> None:
 
 
 def log_ticket(
-    run: runs.Run, found: Measurement, stored: StoredTicket, name: str | None, resumed: bool = False
+    run: runs.Run, found: Measurement, stored: TicketFolder, name: str | None, resumed: bool = False
 ) -> tuple[str | None, dict[str, str]]:
     """A ticket's run, and its version of the registered model `name` (None: no version). (URI, tags by a person).
 
@@ -141,7 +141,7 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
     """As `publish`, for a process that is alone with the ticket already."""
     stored, name = None, None
     if found.kind == "ticket":
-        stored = StoredTicket(folder)
+        stored = TicketFolder(folder)
         if stored.id != found.ticket:
             raise InputError(f"dir={folder}: its {MEASUREMENTS} is of the ticket {found.ticket}, not of {stored.id}")
         register = found.params.get("register", "auto")
@@ -151,7 +151,7 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
         known = versions.find_version(client, name, found.ticket) if name else None
         return before.info.run_id, known[0] if known else None, False
     if stored is not None and not stored.is_mask_only:  # the hashes of masks cover the base, which need not be here
-        stored.verify()
+        stored.verify_hashes()
     uri = None
     resume = before.info.run_id if before is not None else None
     opened = runs.open_run(

@@ -8,11 +8,11 @@ from lottery.files.locks import killed_runs
 from lottery.measuring.measurement import Measurement, read_measurement
 from lottery.progress import say
 from lottery.registry import logged_models, lookup, runs, store, versions
+from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import RECORD
-from lottery.ticket.stored import StoredTicket
 
 
-def recover_logged_model(run: runs.Run, stored: StoredTicket) -> str | None:
+def recover_logged_model(run: runs.Run, stored: TicketFolder) -> str | None:
     """The whole logged model that an earlier try of this run has left without a version; half ones are dropped."""
     whole, sha256 = None, file_sha256(stored.folder / RECORD)
     for model in logged_models.unregistered(run.client, run.client.get_run(run.id)):

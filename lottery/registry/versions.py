@@ -23,8 +23,8 @@ from lottery.files.hashes import file_sha256
 from lottery.registry import views
 from lottery.registry.logged_models import delete_model, find_model, local_path, logged_model_id
 from lottery.registry.runs import Run
+from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS, RECORD
-from lottery.ticket.stored import StoredTicket
 
 # What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
 PIP_PACKAGES = (
@@ -88,7 +88,7 @@ def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str
 def holds_ticket(folder: Path, ticket: str, sha256: str) -> bool:
     """Whether the ticket lies there as it was registered; of its tensors the headers are checked."""
     try:
-        return StoredTicket(folder).id == ticket and file_sha256(folder / RECORD) == sha256
+        return TicketFolder(folder).id == ticket and file_sha256(folder / RECORD) == sha256
     except InputError:
         return False
 
@@ -106,7 +106,7 @@ def plain_name(title: str) -> str:
     return re.sub(r"[/:.'\"]", "_", title.replace("%", ""))
 
 
-def log_model(run: Run, stored: StoredTicket, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+def log_model(run: Run, stored: TicketFolder, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
     """The ticket as a logged model of the run, named as its row in a table is, without a second copy on a local disk: its id. Nothing is pickled.
 
     The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.

@@ -10,7 +10,8 @@ import transformers
 
 from lottery.errors import InputError
 from lottery.models.architecture import model_class, read_config, transformers_errors
-from lottery.models.tensors import DTYPES, TensorInfo
+from lottery.models.headers import TensorInfo
+from lottery.models.tensors import DTYPES
 from lottery.progress import say
 from lottery.runtime.layers import PackedLinear, Workspace, check_int8, int8_linear
 from lottery.ticket.stored import StoredTicket

@@ -12,28 +12,14 @@ from lottery.errors import InputError, did_you_mean
 from lottery.files.locks import process_lock
 from lottery.jobs.job import prepare_job
 from lottery.measuring.cache import Cache
-from lottery.progress import say
 from lottery.registry import lookup, recovery, runs, store
 from lottery.study.console import study_table
-from lottery.study.design import Study
-from lottery.study.planning import Plan, make_plan
+from lottery.study.planning import Plan
+from lottery.study.preparation import check_disk_space
 from lottery.study.progress import show_progress
 from lottery.study.result import PartResult, StudyResult, cliffs, labelled, merge_search_rows, read_rows, unfinished
 from lottery.study.runner import PartRunner
-from lottery.study.start import check_disk_space, free_bytes, open_study, resume_plan, schedule_run
-
-
-def prepare(study: Study, fresh: bool = False) -> tuple[Plan, Cache]:
-    """What will be done, said before anything is."""
-    cache = Cache()
-    plan = replace(make_plan(study, cache), fresh=fresh)
-    count, (free, folder) = len(plan.refined), free_bytes(plan)
-    searches = f" and {count} search{'es' if count > 1 else ''} for a sparsity" if count else ""
-    room = f"{free / 1e9:,.1f} GB are free in {folder}" if free is not None else "what the server has free is not known"
-    say(f"{plan.title}: {len(plan.tickets)} tickets{searches}, {plan.disk_bytes / 1e9:,.2f} GB on disk in all; {room}")
-    for left in plan.left_out:
-        say(f"left out, {left['model']}: {left['reason']}")
-    return plan, cache
+from lottery.study.start import open_study, resume_plan, schedule_run
 
 
 def run(plan: Plan, cache: Cache, yes: bool = False, tags: Mapping[str, str] | None = None) -> StudyResult:

@@ -1,6 +1,5 @@
 """How a study starts: room on the disk, names that can be, and its run in MLflow, new or gone on in."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,28 +12,7 @@ from lottery.measuring.text import read_dataset
 from lottery.registry import parts, recovery, runs, store, versions
 from lottery.spec import json_sha256
 from lottery.study.planning import Plan
-
-CONFIRM_BYTES = 100 * 10**9  # bytes of tickets that are not written without being asked for
-
-
-def free_bytes(plan: Plan) -> tuple[int | None, Path]:
-    """What is free in the folder of this machine that fills; None where a server takes the tickets."""
-    kept = all(part.spec.register == "none" for part in plan.tickets)
-    folder = home() if kept else Path.cwd()
-    there = next(f for f in (folder, *folder.parents) if f.exists())
-    served = not kept and store.store_name().startswith("http")
-    return (None if served else shutil.disk_usage(there).free), folder
-
-
-def check_disk_space(plan: Plan, yes: bool) -> None:
-    """Raises InputError where a person has to say yes first. A study that was begun has been asked, and has some of its
-    tickets aljob."""
-    free, _ = free_bytes(plan)
-    if not yes and plan.run is None and plan.disk_bytes > min(CONFIRM_BYTES if free is None else free, CONFIRM_BYTES):
-        raise InputError(
-            f"study={plan.study.name}: its tickets take {plan.disk_bytes / 1e9:,.1f} GB; say --yes if there is room for them, "
-            f"or give fewer models, or storage=mask"
-        )
+from lottery.study.preparation import check_disk_space
 
 
 def study_folder(plan: Plan) -> Path:

@@ -17,8 +17,9 @@ from lottery.errors import InputError, MachineError, path_error
 from lottery.files.atomic import atomic_folder, atomic_write
 from lottery.files.home import resolve_path
 from lottery.files.reading import read_json
+from lottery.models.headers import read_headers
 from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from lottery.models.tensors import DTYPES, shard_headers
+from lottery.models.tensors import DTYPES
 from lottery.progress import progress_bar
 from lottery.ticket.compressed_tensors import (
     EIGHT_BIT_FORMATS,
@@ -121,7 +122,7 @@ def write_weights(
     if len(shards) == 1:
         os.rename(folder / shards[0], folder / SAFE_WEIGHTS_NAME)
         return rounding
-    _, tensors = shard_headers(folder, shards)
+    tensors = read_headers(folder, shards)
     index = {
         "metadata": {"total_size": sum(info.nbytes for info in tensors.values())},
         "weight_map": {key: tensors[key].shard for key in sorted(tensors)},

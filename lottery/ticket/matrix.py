@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lottery.kernels import bitmask, quantizing
-from lottery.models.tensors import TensorInfo
+from lottery.models.headers import TensorInfo
 from lottery.ticket.packing import from_bits
 
 

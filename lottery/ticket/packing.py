@@ -17,7 +17,8 @@ import torch
 from lottery.files import disk
 from lottery.kernels import bitmask, quantizing
 from lottery.models.families import Place
-from lottery.models.tensors import DTYPES, FLOAT_BITS, TensorInfo
+from lottery.models.headers import TensorInfo
+from lottery.models.tensors import DTYPES, FLOAT_BITS
 
 SHARD_BYTES = 5 * 10**9
 
@@ -233,11 +234,3 @@ def sha256_of(*parts: memoryview) -> str:
     for data in parts:
         sha.update(data)
     return sha.hexdigest()
-
-
-def header_sha256(shard: Path) -> str:
-    """Of a safetensors file's header, its length included: with the tensors' own hashes, every byte is covered."""
-    with open(shard, "rb") as f:
-        length = f.read(8)
-        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
-        return hashlib.sha256(length + f.read(size)).hexdigest()

@@ -1,5 +1,6 @@
 """What ticket.json says: written with a checksum of itself, believed only where every field is of its kind."""
 
+import hashlib
 import json
 import math
 import re
@@ -8,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lottery.files.atomic import atomic_write
-from lottery.kernels.quantizing import QUANTIZED_DTYPES
 from lottery.models.families import PRUNABLE
-from lottery.models.tensors import DTYPES, FLOAT_BITS
-from lottery.spec import json_sha256
+from lottery.models.headers import ITEM_BYTES, WEIGHT_TYPES
+from lottery.spec import QUANTIZATIONS, json_sha256
 
 RECORD = "ticket.json"
 MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
@@ -50,7 +50,7 @@ def find_invalid_field(record: dict[str, Any]) -> str | None:
         return None
 
     def is_dtype(value: Any) -> bool:
-        return isinstance(value, str) and value in DTYPES
+        return isinstance(value, str) and value in ITEM_BYTES
 
     def is_flag(value: Any) -> bool:
         return isinstance(value, bool)
@@ -72,7 +72,7 @@ def find_invalid_field(record: dict[str, Any]) -> str | None:
         wrong = fields(f"{name}: ", entry, {
             "role": is_word, "shape": are(is_count), "dtype": is_dtype, "sha256": is_hash, "kept": is_count,
             "requested": is_count, "packed": is_flag, "layer": is_count, "transposed": is_flag, "copy_of": is_word,
-            "quantized": lambda v: is_word(v) and v in QUANTIZED_DTYPES, "rounding_zeros": is_count,
+            "quantized": lambda v: is_word(v) and v in QUANTIZATIONS, "rounding_zeros": is_count,
         }, "kept requested packed layer transposed copy_of quantized rounding_zeros")  # fmt: skip
         if wrong:
             return wrong
@@ -82,7 +82,7 @@ def find_invalid_field(record: dict[str, Any]) -> str | None:
         if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
             return f"{name}: packed"
         if ("kept" in entry or "quantized" in entry) and (
-            entry["dtype"] not in FLOAT_BITS or len(entry["shape"]) < 2 or not numel
+            entry["dtype"] not in WEIGHT_TYPES or len(entry["shape"]) < 2 or not numel
         ):
             return f"{name}: shape"
         if ("quantized" in entry) != ("rounding_zeros" in entry) or entry.get("quantized", kind) != kind:
@@ -115,3 +115,11 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
     if any("rounding_zeros" in entry for entry in record["tensors"].values()):
         found["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
     return found
+
+
+def header_sha256(shard: Path) -> str:
+    """Of a safetensors file's header, its length included: with the tensors' own hashes, every byte is covered."""
+    with open(shard, "rb") as f:
+        length = f.read(8)
+        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
+        return hashlib.sha256(length + f.read(size)).hexdigest()

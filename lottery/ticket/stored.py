@@ -7,80 +7,41 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from lottery.errors import InputError, MachineError
 from lottery.files import disk
-from lottery.files.hashes import file_sha256
-from lottery.files.reading import check_file_name, read_json
+from lottery.files.reading import read_json
 from lottery.kernels import bitmask
 from lottery.models.checkpoint import SMALL_FILES, Base
 from lottery.models.families import Place, classify, head_name
-from lottery.models.tensors import DTYPES, FLOAT_BITS, TensorInfo, shard_headers, tensor_from_buffer
-from lottery.spec import FORMAT_VERSION, json_sha256
+from lottery.models.headers import TensorInfo
+from lottery.models.tensors import DTYPES, FLOAT_BITS, Mapped, tensor_from_buffer
+from lottery.ticket.folder import TicketFolder
 from lottery.ticket.matrix import StoredMatrix
-from lottery.ticket.packing import from_bits, header_sha256, matrix_bits, sha256_of, tensor_bytes
-from lottery.ticket.record import MEASUREMENTS, RECORD, find_invalid_field
+from lottery.ticket.packing import from_bits, matrix_bits, sha256_of, tensor_bytes
 
 
-class StoredTicket:
-    """A ticket on disk. Opening it checks everything but the tensors; each of those is checked when it is read.
+class StoredTicket(TicketFolder):
+    """A ticket on disk with its tensors, each of which is checked when it is read.
 
-    One that holds masks alone reads its tensors out of `base`. Raises InputError where the folder is no whole ticket, or
-    differs in any byte from the one that was written, or the base from the one that it was made of.
+    One that holds masks alone reads its tensors out of `base`. Raises InputError as `TicketFolder` does, and where the
+    base differs from the one that the ticket was made of.
     """
 
     def __init__(self, path: Path, base: Base | None = None) -> None:
-        self.folder = path
-        if not (path / RECORD).is_file():
-            raise InputError(f"ticket={path}: no {RECORD} there; give a ticket's folder or models:/NAME/VERSION")
-        self.record = read_json(path / RECORD)
-        if self.record.get("format") != FORMAT_VERSION:
-            raise InputError(
-                f"ticket={path}: it has format {self.record.get('format')}, this version reads {FORMAT_VERSION}; "
-                f"use the version of lottery that wrote it"
-            )
-        claimed = {k: v for k, v in self.record.items() if k != "checksum"}
-        if self.record.get("checksum") != json_sha256(claimed):
-            self._damaged(RECORD)
-        if misfitting := find_invalid_field(claimed):
-            raise InputError(
-                f"ticket={path}: {RECORD} is not one that lottery writes ({misfitting}); fetch or make it again"
-            )
-        self.id: str = self.record["ticket"]
-        self.entries: dict[str, dict[str, Any]] = self.record["tensors"]
-        for name, sha256 in self.record["files"].items():
-            if not (path / check_file_name(name, path / RECORD)).is_file() or file_sha256(path / name) != sha256:
-                self._damaged(name)
-        shards = [check_file_name(name, path / RECORD) for name in self.record["shards"]]
-        known = {RECORD, MEASUREMENTS, *self.record["files"], *shards}
-        if strangers := sorted(p.name for p in path.iterdir() if p.name not in known and not p.name.startswith(".")):
-            raise InputError(f"ticket={path}: {strangers[0]} is no part of the ticket; take it out of the folder")
-        for name, sha256 in self.record["shards"].items():
-            if not (path / name).is_file() or header_sha256(path / name) != sha256:
-                self._damaged(name)
-        self.shards = [path / name for name in shards]
-        self._files, self._stored = shard_headers(path, shards)
+        super().__init__(path)
+        self._files = {shard.name: Mapped(shard) for shard in self.shards}
         self._large = {
             shard.name: disk.DirectReader(shard) for shard in self.shards if shard.stat().st_size >= disk.LARGE
         }
         self._buffers = threading.local()
-        expected = {key for name in self.entries for key in self._keys(name)}
-        if wrong := sorted(expected ^ self._stored.keys()):
-            self._damaged(wrong[0])
         self.tensors = {name: self.info(name) for name in self.entries}
         self.base = base
         if base:
             self.check_base(base)
-
-    def _damaged(self, what: str) -> None:
-        raise InputError(
-            f"ticket={self.folder}: {what} is damaged or missing (its hash differs from the one in {RECORD}); "
-            f"fetch or make the ticket again"
-        )
 
     def check_base(self, base: Base) -> None:
         """Raises InputError, naming the file, where it is not the base that the ticket was made of."""
@@ -93,42 +54,6 @@ class StoredTicket:
                     f"the ticket {self.id} was made of; give {self.record['base']['id']}"
                     f"{f' at revision {revision}' if revision else ' as it was'}"
                 )
-
-    def _keys(self, name: str) -> list[str]:
-        entry = self.entries[name]
-        if self.is_mask_only:
-            return [f"{name}.bitmask"] if "kept" in entry else []
-        if "kept" not in entry and "quantized" not in entry:
-            return [name]
-        mask = [f"{name}.bitmask"] if entry.get("packed") else []
-        return [*mask, f"{name}.values", *([f"{name}.scale"] if "quantized" in entry else [])]
-
-    @property
-    def is_mask_only(self) -> bool:
-        """Whether it holds masks alone, over a base that is to be found elsewhere."""
-        return self.record["spec"]["storage"] == "mask"
-
-    @property
-    def dtype(self) -> str:
-        """The base's, by safetensors' name."""
-        return self.record["base"]["dtype"]
-
-    @property
-    def disk_bytes(self) -> int:
-        return sum(shard.stat().st_size for shard in self.shards)
-
-    @property
-    def ticket(self) -> str:
-        return self.id
-
-    @property
-    def base_record(self) -> dict[str, Any]:
-        """The dense base's record."""
-        return self.record["base"]
-
-    @property
-    def dropped(self) -> list[str]:
-        return self.record["dropped"]
 
     @property
     def small_files(self) -> list[str]:

@@ -68,7 +68,7 @@ def test_an_8_bit_ticket_that_lies(
 
     from lottery.files.reading import read_json
     from lottery.ticket import packing
-    from lottery.ticket.record import RECORD, write_record
+    from lottery.ticket.record import RECORD, header_sha256, write_record
 
     folder, out = tiny_model(tmp_path / "model", hidden_size=64), tmp_path / "t"
     how = ("--storage", "mask") if quantize == "mask" else ("--quantize", quantize)
@@ -80,7 +80,7 @@ def test_an_8_bit_ticket_that_lies(
             state[f"{name}.{key}"] = change(state[f"{name}.{key}"])
             (out / shard).chmod(0o644)
             save_file(state, out / shard, {"format": "pt"})
-        record["shards"][shard] = packing.header_sha256(out / shard)
+        record["shards"][shard] = header_sha256(out / shard)
     stored: dict[str, torch.Tensor] = {}
     for shard in record["shards"]:
         stored |= load_file(out / shard)

@@ -1,0 +1,127 @@
+"""A ticket's folder as a whole: what its record says, and whether its files are those that were written. It needs no torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lottery.errors import InputError
+from lottery.files.hashes import file_sha256
+from lottery.files.reading import check_file_name, read_json
+from lottery.models.headers import read_headers
+from lottery.spec import FORMAT_VERSION, json_sha256
+from lottery.ticket.record import MEASUREMENTS, RECORD, find_invalid_field, header_sha256
+
+BLOCK = 2**24  # bytes that are hashed at once
+
+
+class TicketFolder:
+    """A ticket's folder: its record, and every file beside it checked against the record, but for the tensors.
+
+    Raises InputError where the folder is no whole ticket, or differs in any byte from the one that was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path
+        if not (path / RECORD).is_file():
+            raise InputError(f"ticket={path}: no {RECORD} there; give a ticket's folder or models:/NAME/VERSION")
+        self.record = read_json(path / RECORD)
+        if self.record.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"ticket={path}: it has format {self.record.get('format')}, this version reads {FORMAT_VERSION}; "
+                f"use the version of lottery that wrote it"
+            )
+        claimed = {k: v for k, v in self.record.items() if k != "checksum"}
+        if self.record.get("checksum") != json_sha256(claimed):
+            self._damaged(RECORD)
+        if misfitting := find_invalid_field(claimed):
+            raise InputError(
+                f"ticket={path}: {RECORD} is not one that lottery writes ({misfitting}); fetch or make it again"
+            )
+        self.id: str = self.record["ticket"]
+        self.entries: dict[str, dict[str, Any]] = self.record["tensors"]
+        for name, sha256 in self.record["files"].items():
+            if not (path / check_file_name(name, path / RECORD)).is_file() or file_sha256(path / name) != sha256:
+                self._damaged(name)
+        shards = [check_file_name(name, path / RECORD) for name in self.record["shards"]]
+        known = {RECORD, MEASUREMENTS, *self.record["files"], *shards}
+        if strangers := sorted(p.name for p in path.iterdir() if p.name not in known and not p.name.startswith(".")):
+            raise InputError(f"ticket={path}: {strangers[0]} is no part of the ticket; take it out of the folder")
+        for name, sha256 in self.record["shards"].items():
+            if not (path / name).is_file() or header_sha256(path / name) != sha256:
+                self._damaged(name)
+        self.shards = [path / name for name in shards]
+        self._stored = read_headers(path, shards)
+        expected = {key for name in self.entries for key in self._keys(name)}
+        if wrong := sorted(expected ^ self._stored.keys()):
+            self._damaged(wrong[0])
+
+    def _damaged(self, what: str) -> NoReturn:
+        raise InputError(
+            f"ticket={self.folder}: {what} is damaged or missing (its hash differs from the one in {RECORD}); "
+            f"fetch or make the ticket again"
+        )
+
+    def _keys(self, name: str) -> list[str]:
+        entry = self.entries[name]
+        if self.is_mask_only:
+            return [f"{name}.bitmask"] if "kept" in entry else []
+        if "kept" not in entry and "quantized" not in entry:
+            return [name]
+        mask = [f"{name}.bitmask"] if entry.get("packed") else []
+        return [*mask, f"{name}.values", *([f"{name}.scale"] if "quantized" in entry else [])]
+
+    @property
+    def is_mask_only(self) -> bool:
+        """Whether it holds masks alone, over a base that is to be found elsewhere."""
+        return self.record["spec"]["storage"] == "mask"
+
+    @property
+    def dtype(self) -> str:
+        """The base's, by safetensors' name."""
+        return self.record["base"]["dtype"]
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(shard.stat().st_size for shard in self.shards)
+
+    @property
+    def ticket(self) -> str:
+        return self.id
+
+    @property
+    def base_record(self) -> dict[str, Any]:
+        """The dense base's record."""
+        return self.record["base"]
+
+    @property
+    def dropped(self) -> list[str]:
+        return self.record["dropped"]
+
+    def verify_hashes(self) -> None:
+        """Read every stored tensor once, as bytes. Raises InputError, with its name, for the first whose hash differs.
+
+        The hash of a mask covers the base's tensor too, so a ticket of masks alone is not for this.
+        """
+        assert not self.is_mask_only
+        for name, entry in self.entries.items():
+            sha256 = hashlib.sha256()
+            for key in self._keys(name):
+                info = self._stored[key]
+                with open(self.folder / info.shard, "rb") as f:
+                    f.seek(info.offset)
+                    left = info.nbytes
+                    while left and (block := f.read(min(left, BLOCK))):
+                        sha256.update(block)
+                        left -= len(block)
+            if sha256.hexdigest() != entry["sha256"]:
+                self._damaged(f"tensor {name!r}")
+
+
+@dataclass(frozen=True)
+class LocalTicket:
+    """A ticket on this machine: its folder, the logged model it is registered as, the parameters it was made with."""
+
+    folder: Path
+    model_id: str | None
+    params: dict[str, str]
