@@ -14,19 +14,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each on 
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}  # no test asks a hub but its own
 
 import pytest
+
+pytest.register_assert_rewrite("tests.support")
+
 import torch
 from click.testing import CliRunner, Result
-from hub_server import Hub, use
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernel, if Triton is here, runs in Python
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data"
-STORIES = DATA / "stories260K"
-WIKITEXT = DATA / "wikitext" / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real model and texts in ../shared/data")
+from tests.support.hub_server import Hub, use
+from tests.support.models import tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,43 +73,6 @@ def lottery_json(cli: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
     return invoke
 
 
-def tiny_model(folder: Path, kind: str = "Llama", dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
-    """A random model of the real transformers class, saved as the hub's models are; the embedded tokenizer beside it."""
-    import shutil
-
-    import transformers
-
-    from lottery.models.checkpoint import BUILTIN
-
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 4096,
-        "hidden_size": 48,
-        "intermediate_size": 100,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BUILTIN / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def only_run() -> Any:
-    """The newest run of the store."""
-    import mlflow
-
-    experiments = [e.experiment_id for e in mlflow.MlflowClient().search_experiments()]
-    return mlflow.MlflowClient().search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)[0]

@@ -14,7 +14,6 @@ from lottery.measuring.intervals import bootstrap_interval
 from lottery.models import devices
 from lottery.progress import Advance
 
-RESAMPLES = 10_000
 LOGIT_BYTES = 2**25  # of the logits at hand: larger ones get fresh memory from the system at every turn, which is slow
 CACHE_BYTES = 2**21
 LEAST_POSITIONS = 256  # at a large vocabulary: with fewer, reading the head's weights takes longer than multiplying

@@ -1,0 +1,136 @@
+"""Everything a user may get wrong: one line that names the parameter, the value and the way out; exit code 2."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+
+from tests.support.models import tiny_model
+from tests.support.refused import refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--target", "atention"), ("target=atention", "attention")),
+        (("--method", "wanda"), ("method=wanda", "magnitude", "random")),
+        (("--sparsity", "1.2"), ("sparsity=1.2", "from 0 to 1")),
+        (("--sparsity", "nan"), ("sparsity=nan",)),
+        (("--quantize", "int4"), ("quantize=int4", "int8", "fp8")),
+        (("--quantize", "fp8", "--storage", "mask"), ("quantize=fp8", "storage=packed")),
+        (("--window", "4096"), ("window=4096", "128")),
+        (("--dataset", "no/such.txt"), ("dataset=no/such.txt",)),
+        (("--model", "./no/such"), ("model=./no/such", "builtin", "hub id")),
+        (("--target", "mlp@" + "9" * 5000), ("target=mlp@999", "names no layers")),
+        (("--model", "x" * 5000), ("File name too long",)),
+        (("--scope", "globl"), ("scope=globl", "global")),
+        (("--pattern", "2:4", "--sparsity", "0.6"), ("pattern=2:4", "sparsity=0.6", "0.5")),
+        (("--pattern", "4:8", "--scope", "global"), ("pattern=4:8", "scope=global")),
+        (("--pattern", "4:8", "--target", "mlp"), ("pattern=4:8", "down_proj", "100", "groups of 8")),
+        (("--register", "a/b"), ("register=a/b",)),
+        (("--register", "a@b"), ("register=a@b",)),
+        (("--bogus", "1"), ("--bogus",)),
+        (("--device", "cuda"), ("device=cuda", "cpu")),
+    ],
+)
+def test_a_wrong_parameter(
+    arguments: tuple[str, str], says: tuple[str, ...], tiny: Path, cli: Callable[..., Result]
+) -> None:
+    if arguments == ("--device", "cuda") and torch.cuda.is_available():
+        arguments = ("--device", "tpu")
+        says = ("device=tpu",)
+    refused(cli("prune", "--model", tiny, "--dataset", "builtin", *arguments, code=2), *says)
+
+
+def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    refused(
+        cli("prune", "--model", tiny, "--dataset", tmp_path / "short.txt", code=2), "short.txt", "fewer than one window"
+    )
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "latin.txt", code=2), "latin.txt", "UTF-8")
+    (tmp_path / "rows.jsonl").write_text('{"txt": "x"}\n')
+    refused(
+        cli("prune", "--model", tiny, "--dataset", tmp_path / "rows.jsonl", code=2), "rows.jsonl", "no column 'text'"
+    )
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "x.parquet", code=2), "x.parquet")
+    (tmp_path / "half.jsonl").write_text(json.dumps({"text": "\ud83d word " * 2000}))
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "half.jsonl", code=2), "half.jsonl", "UTF-8")
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path, code=2), "not builtin, wikitext2 or a file")
+
+
+def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for command in ("verify", "generate", "evaluate"):
+        refused(cli(command, "--ticket", "models:/nothing/1", code=2), "models:/nothing/1", "not in the registry")
+        refused(cli(command, "--ticket", tmp_path, code=2), "no ticket.json")
+    refused(cli("verify", "--ticket", "models:/nothing", code=2), "models:/NAME/VERSION")
+
+
+def test_values_that_generating_cannot_take(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for option in (
+        ("--temperature", "1e-45"), ("--temperature", "-1"), ("--temperature", "nan"), ("--tokens", "0"),
+        ("--top_p", "0"), ("--top_p", "1.1"), ("--top_p", "nan"), ("--top_k", "-1"),
+        ("--top_p", "0.9"), ("--top_k", "5"),  # without a temperature
+    ):  # fmt: skip
+        refused(cli("generate", "--ticket", tmp_path, *option, code=2), option[0].strip("-"))
+    refused(cli("generate", "--ticket", tmp_path, "--seed", "99999999999999999999", code=2), "seed")
+
+
+def test_a_tracking_store_that_is_not_there(
+    tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri in ("foo://x", "http://127.0.0.1:9", f"file://{tmp_path}/mlruns"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        refused(cli("prune", "--model", tiny, "--measure", "none", "--out", tmp_path / "t", code=1), "tracking store")
+        assert "FAIL" in cli("doctor", code=1).stdout
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_adopted_run_that_does_not_exist(
+    tiny: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    refused(cli("prune", "--model", tiny, "--measure", "none", code=1), "MLflow", "0" * 32)
+
+
+def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
+    common = ("--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none")
+    result = cli("prune", *common, "--json")
+    assert "warning: limit=1: of a single window no interval is known" in result.stderr
+    assert "dataset=" not in result.stderr
+    assert ", the first window of 128, " in " ".join(cli("prune", *common).stdout.split())
+    found = json.loads(result.stdout)
+    assert (
+        "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"] and "winner" not in found["tags"]
+    )
+
+
+def test_what_is_not_a_folder_and_what_is_not_text(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    quick = ("--model", tiny, "--measure", "none", "--register", "none")
+    refused(cli("prune", *quick, "--out", tmp_path / "file", code=2), f"out={tmp_path / 'file'}", "it is a file")
+    cli("prune", *quick, "--out", tmp_path / "t")
+    refused(cli("generate", "--ticket", tmp_path / "t", "--prompt", "Once \udcff", code=2), "prompt: ", "UTF-8")
+    assert (
+        "warning: base=/nonexistent is not looked at" in cli("verify", tmp_path / "t", "--base", "/nonexistent").stderr
+    )
+
+
+def test_an_export_takes_no_figures_of_another_ticket(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    cli("prune", "--model", tiny, "--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "none",
+        "--out", tmp_path / "t")  # fmt: skip
+    there = json.loads((tmp_path / "t" / "measurements.json").read_text())
+    (tmp_path / "t" / "measurements.json").write_text(json.dumps(there | {"ticket": "0" * 12}))
+    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "of the ticket 000000000000")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_model_s_folder_may_have_both_quotes_in_its_name(cli: Callable[..., Result], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / 'it\'s a "model"')
+    how = ("--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "both-quotes")
+    cli("prune", "--model", model, "--target", "late", *how)
+    assert "both-quotes" in cli("list").stdout

@@ -1,0 +1,94 @@
+"""Where nothing can be written, or not enough: one line that names the place, and nothing is left there."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.support.models import tiny_model
+from tests.support.refused import refused
+
+
+def test_an_error_while_much_is_in_flight_ends(tmp_path: Path) -> None:
+    """A disk that is full when the reader is far ahead: whoever waits for memory is told."""
+    model = tiny_model(
+        tmp_path / "m",
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=12,
+        tie_word_embeddings=True,
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
+    connect = [sys.executable, "-c", "from lottery.registry import store; store.connect()"]
+    subprocess.run(connect, env=environment, check=True)
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    command += ["--register", "none", "--out", str(tmp_path / "t")]
+    failed = subprocess.run(
+        command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert failed.returncode == 1 and "File too large; make room" in failed.stderr.splitlines()[-1], failed.stderr
+    assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
+
+
+def test_an_output_that_cannot_be_written(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    quick = ("--measure", "none", "--register", "none")
+    refused(cli("prune", "--model", tiny, "--out", "/proc/no/such", *quick, code=2), "out=/proc/no")
+    (tmp_path / "file").write_text("")
+    refused(cli("prune", "--model", tiny, "--out", tmp_path / "file" / "t", *quick, code=2), "out=")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("keep me")
+    refused(cli("prune", "--model", tiny, "--out", tmp_path / "other", *quick, code=2), "out=", "new folder")
+    assert (tmp_path / "other" / "mine.txt").read_text() == "keep me"
+    cli("prune", "--model", tiny, "--out", tmp_path / "t", *quick)
+    refused(
+        cli("prune", "--model", tiny, "--sparsity", "0.6", "--out", tmp_path / "t", *quick, code=2), "another ticket"
+    )
+
+
+def test_a_read_only_output(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    """Root may write anywhere but on a file system mounted read-only; anybody else is stopped by the folder's mode."""
+    folder = tmp_path / "frozen"
+    folder.mkdir(mode=0o555)
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    )
+    try:
+        if os.geteuid() == 0 and not mounted:
+            pytest.skip("root without the right to mount cannot meet a read-only folder")
+        out = folder / "t"
+        result = cli("prune", "--model", tiny, "--out", out, "--measure", "none", "--register", "none", code=2)
+        refused(result, f"out={folder}", "give a folder that can be written")
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """A limit on the size of a file makes the same system call fail at the same place as a full disk."""
+    model = tiny_model(tmp_path / "m", hidden_size=160)
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    command += ["--register", "none", "--out", str(tmp_path / "t")]
+
+    def limit() -> None:  # less than the ticket takes, more than the tracking store
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
+    subprocess.run(
+        [sys.executable, "-c", "from lottery.registry import store; store.connect()"], env=environment, check=True
+    )
+    failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith(f"Error: out={tmp_path}/t: File too large; make room")
+    assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
+    subprocess.run(command, check=True, capture_output=True, env=environment)  # there is room again
+    assert (tmp_path / "t" / "ticket.json").exists()

@@ -1,0 +1,72 @@
+"""The files that must say the same as each other: MLproject, conda.yaml, requirements.lock, pyproject.toml."""
+
+import re
+from dataclasses import fields
+
+import click
+import yaml
+
+from lottery.cli.main import main
+from lottery.spec import Spec
+from lottery.study.design import read_study
+from tests.support.paths import ROOT
+
+
+def test_mlproject_says_what_the_command_line_says() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    for entry, name in (("main", "prune"), ("evaluate", "evaluate"), ("generate", "generate")):
+        point = project["entry_points"][entry]
+        command = main.commands[name]
+        options = {
+            p.name: p for p in command.params if isinstance(p, click.Option) and p.name not in ("as_json", "out")
+        }
+        assert set(point["parameters"]) == set(options)
+        for parameter, said in point["parameters"].items():
+            if parameter == "ticket":  # asked for: by MLflow, and by the command itself
+                assert "default" not in said
+            else:
+                assert str(said["default"]) == str(options[parameter].default), (entry, parameter)
+            assert f"--{parameter} {{{parameter}}}" in point["command"]
+        assert point["command"].startswith(f"python -m lottery {name} ")
+    assert set(project["entry_points"]["main"]["parameters"]) == {f.name for f in fields(Spec)}
+
+
+def test_mlproject_s_studies() -> None:
+    """They ask by the presets' names, in the words of the command, and say of each parameter what it is anyhow."""
+    points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    options = {p.name for p in main.commands["study"].params}
+    default = {f.name: str(f.default) for f in fields(Spec)} | {"budget": "none"}
+    for name in ("cliff", "locate", "map", "compare"):
+        said, command = dict(points[name]["parameters"]), points[name]["command"]
+        model = "models" if name == "compare" else "model"
+        assert list(said) == [model, "budget", "method", "quantize", "dataset", "seed"]
+        assert command.startswith(f"python -m lottery study {name} --models {{{model}}} ")
+        assert said.pop(model)["default"] == ",".join(read_study(name).models)
+        for parameter, about in said.items():
+            assert parameter in options and str(about["default"]) == default[parameter]
+            assert f"--{parameter} {{{parameter}}}" in command
+
+
+def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
+    lock = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][0-9A-Za-z.]*)", line).groups()  # type: ignore[union-attr]
+        lock[re.sub(r"[_.]", "-", name.lower())] = version
+    assert lock["torch"] == "2.13.0" and not any("nvidia" in name for name in lock)
+    dependencies = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    pip = next(d["pip"] for d in dependencies if isinstance(d, dict))
+    assert any("whl/cu126" in line for line in pip)  # the build that a V100 needs
+    pinned = dict(line.split("==") for line in pip if not line.startswith("--"))
+    assert pinned == {name: lock[name] for name in pinned}
+    wanted = (ROOT / "pyproject.toml").read_text()
+    direct = re.search(r"^dependencies = \[(.*?)\]", wanted, re.S | re.M)[1]  # type: ignore[index]
+    assert set(re.findall(r'"([a-z0-9-]+)', direct)) == set(pinned)
+
+
+def test_mlproject_asks_for_a_report_as_the_command_does() -> None:
+    point = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]["report"]
+    options = {o.name: o.default for o in main.commands["report"].params}
+    assert {name: said["default"] for name, said in point["parameters"].items()} == {
+        k: options[k] for k in ("study", "out")
+    }
+    assert point["command"].split() == ["python", "-m", "lottery", "report", "--study", "{study}", "--out", "{out}"]

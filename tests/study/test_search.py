@@ -1,0 +1,125 @@
+"""The search for where a ticket stops being one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lottery.models.checkpoint import BUILTIN
+from lottery.registry.parts import part_key
+from lottery.study.bisection import crossing, halfway
+from tests.support.models import tiny_model
+from tests.support.studies import MEASURED, QUICK, runs, write
+
+
+def test_cliff_is_known_to_one_point(lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]) -> None:
+    # on the embedded model: of a random one every ratio is 1
+    command = ("study", "cliff", "--measure", "perplexity", "--limit", 4, "--register", "none")
+    found = lottery_json(*command)
+    (cliff,) = found["cliffs"]
+    ratios = {float(r["params"]["sparsity"]): r["metrics"]["perplexity_ratio"] for r in found["tickets"][1:]}
+    assert (cliff["below"], cliff["above"]) == (0.48, 0.49)  # pinned; seen by a scan of every point, too
+    assert ratios[0.48] <= 1.1 < ratios[0.49] and ratios[0.0] == 1.0
+    assert list(ratios) == [
+        0,
+        0.3,
+        0.4,
+        0.45,
+        0.48,
+        0.49,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ]  # in order, the grid's seven and four more
+    assert mlflow.get_run(found["run_id"]).data.metrics["cliff_builtin_all"] == pytest.approx(0.485)
+    said = cli(*command)
+    assert "crosses 1.1 between 48.00% and 49.00%" in said.stdout and "made" not in said.stderr
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.0, 1.0), st.sampled_from([0.01, 0.02, 0.05, 0.003]), st.sets(st.integers(0, 99), max_size=8))
+def test_bisection_against_a_scan(true: float, width: float, grid: set[int]) -> None:
+    """Whatever the grid: the crossing of a rising ratio lies in the end between two points as near as was asked."""
+
+    def ratio(sparsity: float) -> float:
+        return 1.0 if sparsity <= true else 2.0
+
+    points = {i / 100: ratio(i / 100) for i in grid}
+    asked = 0
+    while (sparsity := halfway(*crossing(points, 1.1), width)) is not None:
+        assert sparsity not in points
+        points[sparsity] = ratio(sparsity)
+        asked += 1
+        assert asked < 20
+    below, above = crossing(points, 1.1)
+    assert below <= true <= above and above - below <= width * 1.0001
+
+
+def test_an_overflow_is_beyond_the_cliff() -> None:
+    assert crossing({0.0: 1.0, 0.5: float("nan"), 0.7: 1.0}, 1.1) == (0.0, 0.5)
+    assert crossing({}, 1.1) == (0.0, 1.0) and crossing({0.3: 1.0}, 1.1) == (0.3, 1.0)
+
+
+def test_a_search_that_nobody_made_is_missing(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path, tmp_path: Path
+) -> None:
+    grid = [{"target": "all", "sparsity": ["0.2", "0.6"], "refine": "0.1"}]
+    path = write(tmp_path, "searched", models=[str(tiny)], grid=grid)
+    for part in ("ticket-0", "ticket-1"):
+        lottery_json("study", path, *QUICK, "--part", part)
+    found = json.loads(cli("study", path, *QUICK, "--part", "report", "--json", code=1).stdout)
+    assert [(r["title"], r["state"]) for r in found["tickets"]] == [
+        ("dense", "missing"), ("all 20%", "made"), ("all 60%", "made"), ("all: search", "missing"),
+    ]  # fmt: skip
+    assert "it ended between 60.00% and 100.00%" in found["tickets"][3]["reason"]
+    assert (
+        set(mlflow.get_run(found["run_id"]).data.metrics) == {"tickets", "failed"} and not found["cliffs"][0]["known"]
+    )
+
+
+def test_a_model_that_changed_is_searched_anew(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    """What was searched for the old one counts no more; the command, the report and a cluster's last job agree."""
+    model = tmp_path / "model"
+    shutil.copytree(BUILTIN, model)
+    grid = [{"target": "all", "sparsity": ["0.5", "0.6"], "refine": "0.03"}]
+    path = write(tmp_path, "changing", models=[str(model)], grid=grid)
+    first = lottery_json("study", path, *MEASURED, "--out", tmp_path / "first")
+    assert len(first["tickets"]) > 3 and first["cliffs"][0]["above"] < 0.6 and first["answers"][0]["answer"]
+    config = json.loads((model / "generation_config.json").read_text())
+    shutil.rmtree(model)
+    tiny_model(model)  # a random one: every ratio is about 1
+    (model / "generation_config.json").write_text(json.dumps(config))
+    second = lottery_json("study", path, *MEASURED, "--out", tmp_path / "second")
+    assert second["run_id"] == first["run_id"] and second["cliffs"][0]["below"] >= 0.9
+    closed = lottery_json("study", path, *MEASURED, "--part", "report", "--out", tmp_path / "closed")
+    assert closed["cliffs"] == second["cliffs"] and closed["answers"] == second["answers"]
+    parts = runs(f"tags.`{part_key(first['run_id'])}` LIKE 'refine%'")
+    assert not {run.info.run_id for run in parts} & {row["run_id"] for row in first["tickets"]}
+
+
+def test_a_search_with_nothing_to_do_is_not_missing(
+    lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    grid = [{"target": "all", "sparsity": ["0.95", "1"], "refine": "0.1"}]
+    path = write(tmp_path, "tight", models=[str(tiny)], grid=grid, tolerance="0.05")
+    found = lottery_json("study", path, *MEASURED, "--out", tmp_path / "report")
+    assert [row["state"] for row in found["tickets"] if row["title"] != "dense"] == ["made", "made"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["absent"] == []
+    grid = [{"target": "all", "sparsity": ["0.35", "0.6"], "refine": "0.1"}]
+    path = write(tmp_path, "loose", models=[str(tiny)], grid=grid)
+    for part in ("dense-0", "ticket-0", "ticket-1"):
+        lottery_json("study", path, *QUICK, "--part", part)
+    lottery_json("report", "--study", "loose", "--out", tmp_path / "loose")
+    (absent,) = json.loads((tmp_path / "loose" / "report.json").read_text())["absent"]
+    assert (absent["title"], absent["reason"]) == ("all: search", "it ended between 60.00% and 100.00%")
