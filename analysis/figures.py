@@ -1,7 +1,7 @@
-"""The README's figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
+"""The documents' figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
 
 Each study is asked for by its command; tickets that are there already are found, not made again, so that a second call
-only draws. Each figure is one function of a data frame (lottery/figures.py); what is drawn is said on stdout.
+only draws. Each figure is one function of a data frame (lottery/report/figures.py); what is drawn is said on stdout.
 """
 
 import argparse
