@@ -42,7 +42,7 @@ _listener: Callable[[str], None] | None = None
 
 @contextmanager
 def redirect_progress(listener: Callable[[str], None]) -> Iterator[None]:
-    """Within the block the lines of the stages go to `listener`, which shows them in its own way, and are not printed."""
+    """Within the block the lines of the stages go to `listener`, which shows them in its own way."""
     global _listener
     before, _listener = _listener, listener
     try:

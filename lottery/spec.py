@@ -85,8 +85,8 @@ def parse_measure(name: str, value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The parameters of one ticket and of its measurement: the command line, MLproject and `lottery.prune` take the same
-    ones."""
+    """The parameters of one ticket and of its measurement: the command line, MLproject and `lottery.prune` take the
+    same ones."""
 
     model: str = parameter(
         "builtin",

@@ -1,8 +1,8 @@
 """Large files are read and written past the page cache (O_DIRECT).
 
-They are read once or written once, so they need not lie in memory a second time. To fill a page of the cache takes longer
-than the disk itself when memory is fresh, above all in a virtual machine, or short. What the cache holds already is read
-from the cache.
+They are read once or written once, so they need not lie in memory a second time. When memory is short, or
+fresh as in a virtual machine, a page of the cache costs more time than the disk itself. What the cache holds already is
+read from the cache.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def new_buffer(nbytes: int) -> memoryview:
 
 
 def let_go(buffer: memoryview) -> int:
-    """Returns the memory of a buffer to the system, even while a view of it is still held. Returns its size in bytes."""
+    """Gives a buffer's memory back to the system, even while a view of it is held. Returns its size in bytes."""
     with contextlib.suppress(OSError, AttributeError):
         buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # obj is an mmap
     return len(buffer)
@@ -84,7 +84,7 @@ class DirectReader:
         return buffer[offset - first : offset - first + nbytes]
 
     def read_ahead(self, offset: int, nbytes: int) -> None:
-        """Starts to fetch a part into the page cache, and does not wait for it. Page faults would fetch it bit by bit."""
+        """Starts to fetch a part into the page cache and does not wait. Page faults would fetch it bit by bit."""
         with contextlib.suppress(OSError, AttributeError):
             os.posix_fadvise(self.cached_fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
@@ -227,7 +227,8 @@ def prefetch(parts: Sequence[ByteRange], budget: int) -> Iterator[tuple[memoryvi
 
 
 class Appender:
-    """A new file that is written from front to back by a thread of its own. The first `reserved` bytes wait for `close`.
+    """A new file that is written from front to back by a thread of its own. The first `reserved` bytes wait for
+    `close`.
 
     A `large` file is written past the page cache if the file system can. `chunk` is the size of one request in bytes, a
     multiple of PAGE; twice as many bytes are held in memory. Raises OSError when the file exists or cannot be made.

@@ -7,8 +7,8 @@ from lottery.errors import InputError, path_error
 
 
 def home() -> Path:
-    """Returns the folder of unfinished tickets, fetched tickets and compiled kernels: LOTTERY_HOME, or else `lottery` in
-    the user's cache folder."""
+    """Returns the folder of unfinished tickets, fetched tickets and compiled kernels: LOTTERY_HOME, or else `lottery`
+    in the user's cache folder."""
     if given := os.environ.get("LOTTERY_HOME"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lottery"

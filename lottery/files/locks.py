@@ -24,7 +24,8 @@ def process_lock(what: str) -> Iterator[None]:
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[IO[str]]:
-    """Yields a file that one process at a time holds. The owner may delete it; a process that waited then makes a new one.
+    """Yields a file that one process at a time holds. The owner may delete it; a process that waited then makes a new
+    one.
 
     The file is open for writing, because NFS implements flock as a lock of byte ranges, which needs write access.
     """

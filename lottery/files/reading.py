@@ -21,8 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_file_name(name: str, where: Path) -> str:
-    """Returns a file name that was read from the file `where`. Raises InputError unless it names something in one and the
-    same folder."""
+    """Returns a file name that was read from the file `where`. Raises InputError unless it names something in one and
+    the same folder."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise InputError(f"{where}: it names the file {name!r}, which lies outside of its folder")
     return name

@@ -18,7 +18,7 @@ MOST_LAYERS = 1000  # no model has more; a damaged config.json may name any numb
 
 @contextmanager
 def transformers_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turns whatever transformers raises over a file of the user into InputError: it has no class of its own for that."""
+    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that."""
     try:
         yield
     except (InputError, MachineError):
@@ -63,8 +63,8 @@ def tensors_from_config(folder: Path) -> dict[str, TensorInfo]:
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[str, str]]:
-    """Returns the linear layers of the model that config.json describes: name in a checkpoint -> (path in the model, name
-    of the class).
+    """Returns the linear layers of the model that config.json describes: name in a checkpoint -> (path in the model,
+    name of the class).
 
     Each layer has an entry without the base model's prefix too, because checkpoints of some families leave it out.
     """
@@ -80,8 +80,8 @@ def context_length(config: Any) -> int:
 
 
 def read_tokenizer(folder: Path) -> Any | None:
-    """Returns the folder's tokenizer, or None when it has none. Code from the folder is never run. Raises InputError for a
-    tokenizer that cannot be used."""
+    """Returns the folder's tokenizer, or None when it has none. Code from the folder is never run. Raises InputError
+    for a tokenizer that cannot be used."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
         return None
     with transformers_errors(folder, "its tokenizer"):
@@ -89,7 +89,7 @@ def read_tokenizer(folder: Path) -> Any | None:
 
 
 def model_class(config: Any, folder: Path) -> Any:
-    """Returns the class of transformers that config.json names. Raises InputError when transformers has no such class."""
+    """Returns the class of transformers that config.json names. Raises InputError when there is no such class."""
     architecture = (config.architectures or [None])[0]
     named: Any = getattr(transformers, str(architecture), None)
     if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):

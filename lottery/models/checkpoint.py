@@ -68,17 +68,17 @@ class Source(Protocol):
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         """Yields (tensor, function that gives its memory back) of each name in turn.
 
-        A base reads the next tensors while the caller works on one, as many as fit into `budget` bytes. Until the caller
-        gives the memory back, it may overwrite it: nobody else uses it.
+        A base reads the next tensors while the caller works on one, as many as fit into `budget` bytes. Until the
+        caller gives the memory back, it may overwrite it: nobody else uses it.
         """
 
 
 class Base:
     """A dense model to prune: where its files lie, and which tensors they hold.
 
-    `tied` says whether the head is the embedding matrix itself. `outline` (name -> shape and type) replaces the files of
-    a folder that has only config.json; it is enough for a plan. Raises InputError, naming the parameter `model`, when
-    the folder is not a causal language model in safetensors.
+    `tied` says whether the head is the embedding matrix itself. `outline` (name -> shape and type) replaces the files
+    of a folder that has only config.json; it is enough for a plan. Raises InputError, naming the parameter `model`,
+    when the folder is not a causal language model in safetensors.
     """
 
     def __init__(

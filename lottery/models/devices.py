@@ -105,7 +105,7 @@ def free_bytes(device: str) -> int:
 
 
 def cgroups() -> Iterator[Path]:
-    """Yields the cgroups of this process that can limit memory, its own first and the root last. Slurm limits a job so."""
+    """Yields the cgroups of this process that can limit memory, its own first, the root last. Slurm uses one."""
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -116,8 +116,8 @@ def cgroups() -> Iterator[Path]:
 
 
 def cgroup_room(folder: Path) -> int | None:
-    """Returns the bytes that a cgroup may still use, or None when it has no limit. File cache that the kernel would drop
-    counts as free."""
+    """Returns the bytes that a cgroup may still use, or None when it has no limit. File cache that the kernel would
+    drop counts as free."""
     for limit, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # cgroup version 1
@@ -131,7 +131,8 @@ def cgroup_room(folder: Path) -> int | None:
 
 @functools.cache
 def hardware(device: str) -> str:
-    """Returns the name of the GPU, or of the CPU with its number of threads. Speeds are comparable only within one name."""
+    """Returns the name of the GPU, or of the CPU with its number of threads. Speeds are comparable only within one
+    name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

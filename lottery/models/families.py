@@ -114,7 +114,7 @@ def expression(names: str, before: str = "", after: str = "") -> str:
 
 @cache
 def table(model_type: str) -> tuple[tuple[str, str, int], ...]:
-    """Returns (pattern of a name, role, least number of dimensions) of each role, in the order in which they are tried."""
+    """Returns (pattern of a name, role, least number of dimensions) in the order in which they are tried."""
     f = family(model_type)
     rows = [
         (f.buffers, expression(f.buffers, f.layer), "buffer", 0),
@@ -179,7 +179,7 @@ def head_name(model_type: str) -> str:
 
 
 def projection_names(name: str) -> list[str]:
-    """Returns the names of a matrix in a target: `c_proj`, and also `attn.c_proj`, because `mlp.c_proj` has the same last
-    part."""
+    """Returns the names of a matrix in a target: `c_proj`, and also `attn.c_proj`, because `mlp.c_proj` has the same
+    last part."""
     parts = name.removesuffix(".weight").split(".")
     return [parts[-1], *(f"{a}.{b}" for a, b in list(pairwise(parts))[-1:] if not a.isdigit())]

@@ -48,9 +48,10 @@ def fetch_snapshot(
 ) -> Snapshot:
     """Returns a snapshot with config.json, the safetensors weights and the existing `small_files` of one commit.
 
-    `check_config` gets config.json before a weight is downloaded. Without `weights` only config.json is fetched. Offline,
-    with `local_only`, and when the hub cannot be reached, the files come from the cache alone. Raises InputError when the
-    model cannot be used or is not in the cache, and MachineError when the hub, the network or the disk fails.
+    `check_config` gets config.json before a weight is downloaded. Without `weights` only config.json is fetched.
+    Offline, with `local_only`, and when the hub cannot be reached, the files come from the cache alone. Raises
+    InputError when the model cannot be used or is not in the cache, and MachineError when the hub, the network or the
+    disk fails.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
 
@@ -188,7 +189,7 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
 
 
 def indexed_shards(what: str, index: Path) -> list[str]:
-    """Returns the files that an index names for the weights. Raises InputError unless all are plain safetensors names."""
+    """Returns the files that an index names for the weights. Raises InputError unless they are safetensors names."""
     weight_map = read_json(what, index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     for name in names or [None]:
@@ -297,7 +298,7 @@ def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> Inpu
 
 
 def read_licence(folder: Path) -> str | None:
-    """Returns the licence that the header of a model card states, else the first line of the licence file, else None."""
+    """Returns the licence that a model card's header states, else the first line of the licence file, else None."""
     import yaml
     from huggingface_hub import metadata_load
 

@@ -27,7 +27,7 @@ def test_a_folder_without_safetensors(broken: Path, cli: Callable[..., Result]) 
     (broken / "model.safetensors").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no model.safetensors")
     (broken / "pytorch_model.bin").write_bytes(b"")
-    refused(cli("prune", "--model", broken, code=2), "model=", "pickled", "convert")
+    refused(cli("prune", "--model", broken, code=2), "model=", "pickles", "convert")
     (broken / "config.json").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no config.json")
 
