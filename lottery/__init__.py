@@ -1,4 +1,4 @@
-"""lottery: prune a causal language model, keep the winning ticket in MLflow, and measure what is left of it."""
+"""lottery prunes a causal language model, measures the pruned model, and registers it as a ticket in MLflow."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: `lottery --help` and a served model that only generates need neither torch nor mlflow.
+    # The names are imported on first use, because `lottery --help` and a served model that only generates need neither
+    # torch nor mlflow.
     if name in __all__:
         from lottery.progress import quiet_libraries
 

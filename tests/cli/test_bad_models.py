@@ -27,7 +27,7 @@ def test_a_folder_without_safetensors(broken: Path, cli: Callable[..., Result]) 
     (broken / "model.safetensors").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no model.safetensors")
     (broken / "pytorch_model.bin").write_bytes(b"")
-    refused(cli("prune", "--model", broken, code=2), "model=", "pickled", "convert")
+    refused(cli("prune", "--model", broken, code=2), "model=", "pickles", "convert")
     (broken / "config.json").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no config.json")
 
@@ -128,15 +128,15 @@ def test_an_index_that_climbs_out(broken: Path, cli: Callable[..., Result]) -> N
     (broken / "model.safetensors").rename(broken.parent / "model.safetensors")
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(cli("prune", "--model", broken, code=2), "'../model.safetensors'", "not a safetensors file beside it")
+    refused(cli("prune", "--model", broken, code=2), "'../model.safetensors'", "not a safetensors file next to it")
 
 
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("moved", ("is in one.safetensors, where it is not",)),
-        ("unknown", ("holds 'model.norm.weight', which", "does not know")),
-        ("twice", ("'model.norm.weight' stands in", "one.safetensors", "two.safetensors")),
+        ("moved", ("is in one.safetensors, but it is not there",)),
+        ("unknown", ("holds 'model.norm.weight', which", "does not list")),
+        ("twice", ("'model.norm.weight' is both in", "one.safetensors", "two.safetensors")),
         ("missing", ("two.safetensors", "no such file")),
         ("pickle", ("three.bin", "safetensors")),
     ],

@@ -150,7 +150,7 @@ def test_a_registered_ticket_of_a_hub_base_is_measured_against_it(
     ("fault", "code", "says"),
     [
         (Fault(status=500), 1, "500"),
-        (Fault(drop_after=1000), 1, "broke off"),
+        (Fault(drop_after=1000), 1, "was lost"),
         (Fault(hang_s=30, method="GET"), 1, "did not answer in time"),
         (Fault(status=403, code="GatedRepo"), 2, "HF_TOKEN"),
         (Fault(status=404, code="EntryNotFound"), 2, "model-00002"),
