@@ -26,7 +26,7 @@ class Ticket:
     page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
 
     def json(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("found", "page")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("measurement", "page")}
 
 
 def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
