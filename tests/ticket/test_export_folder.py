@@ -118,7 +118,7 @@ def test_other_bad_input(
     with pytest.raises(InputError, match="format=gguf: give dense, fp8, int8"):
         export.export(StoredTicket(small), to, "gguf")
     assert "--to" in cli("export", "--ticket", small, code=2).stderr
-    assert "no ticket.json there" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
+    assert "holds no ticket.json" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
     with monkeypatch.context() as changed:
         usage = export.shutil.disk_usage(tmp_path)
         changed.setattr(export.shutil, "disk_usage", lambda path: usage._replace(free=1000))
