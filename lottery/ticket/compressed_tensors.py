@@ -21,12 +21,12 @@ BLOCK = 2**20  # weights that are quantized at once
 
 
 def choose_8_bit_matrices(stored: StoredTicket, format: str) -> tuple[list[str], list[str]]:
-    """Returns the matrices to write in 8 bits, and the modules that a reader must ignore because they are not in 8 bits.
+    """Returns the matrices to write in 8 bits, and the modules that a reader must ignore since they are not.
 
-    The matrices are the linear layers of attention and MLP. The format has no place for GPT-2's transposed matrices, and
-    few readers know 8-bit heads or embeddings. vLLM takes int8 experts, but it refuses float8 experts whose activations
-    are not quantized. transformers 5.23 loads the int8 format only if the experts are in it too, and it does not load the
-    int8 format of a layer class that is not torch's own (Falcon's).
+    The matrices are the linear layers of attention and MLP. The format has no place for GPT-2's transposed matrices,
+    and few readers know 8-bit heads or embeddings. vLLM takes int8 experts, but it refuses float8 experts whose
+    activations are not quantized. transformers 5.23 loads the int8 format only if the experts are in it too, and it
+    does not load the int8 format of a layer class that is not torch's own (Falcon's).
 
     Raises InputError for a ticket that holds other codes, and for a model without such a matrix.
     """
@@ -59,7 +59,7 @@ def choose_8_bit_matrices(stored: StoredTicket, format: str) -> tuple[list[str],
         held += [name] if able and (kind == "none" or "quantized" in entry) else []
     if not held:
         raise InputError(
-            f"format={format}: none of this model's matrices is a linear layer that this format can hold; give format=dense"
+            f"format={format}: none of this model's matrices is a linear layer that this format holds; give format=dense"
         )
     quantized = {linear[module][0] for name in held if (module := name.removesuffix(".weight")) in linear}
     others |= {path for path, _ in linear.values()} - quantized
@@ -122,11 +122,12 @@ def quantized_parts(stored: StoredTicket, name: str, format: str, rounding: Roun
 
 
 def quantize(weight_OI: torch.Tensor, kind: str, dtype: torch.dtype) -> tuple[np.ndarray, torch.Tensor, int]:
-    """Quantizes a matrix, so that weight = code * step. Returns codes_OI (uint8), step_O (of `dtype`), and the number of
-    weights that became zero.
+    """Quantizes a matrix, so that weight = code * step.
 
-    The step is first rounded up to its type. Codes made for the unrounded step would be wrong by as much as the rounding
-    changes it.
+    Returns codes_OI (uint8), step_O (of `dtype`), and the number of weights that became zero.
+
+    The step is first rounded up to its type. Codes made for the unrounded step would be wrong by as much as the
+    rounding changes it.
     """
     codes_OI = np.empty(weight_OI.shape, np.uint8)
     steps, lost, most = [], 0, quantizing.QUANTIZED_DTYPES[kind][1]
@@ -151,7 +152,7 @@ def quantize(weight_OI: torch.Tensor, kind: str, dtype: torch.dtype) -> tuple[np
 
 
 def pack_to_int32(codes_OI: np.ndarray) -> np.ndarray:
-    """Packs int8 codes as compressed-tensors does: four to an int32, the first in the low byte, each increased by 128."""
+    """Packs int8 codes as compressed-tensors does: four to an int32, the first in the low byte, each plus 128."""
     rows, columns = codes_OI.shape
     padded_OI = np.zeros((rows, -(-columns // 4) * 4), np.uint8)
     np.bitwise_xor(codes_OI, 0x80, out=padded_OI[:, :columns])
@@ -159,7 +160,7 @@ def pack_to_int32(codes_OI: np.ndarray) -> np.ndarray:
 
 
 def quantization_config(format: str, ignored: list[str]) -> dict[str, Any]:
-    """Returns compressed-tensors' description of 8-bit weights with one scale per row, and of unquantized activations."""
+    """Returns compressed-tensors' description of 8-bit weights with a scale per row; activations are not quantized."""
     name, number = EIGHT_BIT_FORMATS[format]
     weights = {"num_bits": 8, "type": number, "strategy": "channel", "symmetric": True, "dynamic": False}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}

@@ -41,9 +41,9 @@ def export(stored: StoredTicket, to: str | Path, format: str = "dense", card: st
     """Writes a ticket into the new folder `to`, and returns what was written, with the keys of `--json`.
 
     A ticket that holds masks alone must be opened together with its base. `card` is the text of a README.md. One tensor
-    at a time is in memory: as it is stored, unpacked, and in its new form (at most four times a 16-bit matrix), plus two
-    buffers of the writer. Raises InputError for a folder that cannot be written to, a format that cannot hold the ticket,
-    and a damaged ticket; MachineError for a full disk.
+    at a time is in memory: as it is stored, unpacked, and in its new form (at most four times a 16-bit matrix), plus
+    two buffers of the writer. Raises InputError for a folder that cannot be written to, a format that cannot hold the
+    ticket, and a damaged ticket; MachineError for a full disk.
     """
     dest = check_destination(stored, to)
     if format != "dense" and format not in EIGHT_BIT_FORMATS:
@@ -76,7 +76,7 @@ def export(stored: StoredTicket, to: str | Path, format: str = "dense", card: st
 
 
 def check_destination(stored: StoredTicket, to: str | Path) -> Path:
-    """Returns the absolute path of the folder. Raises InputError if it is not empty, a file, or in the ticket's folder."""
+    """Returns the absolute path of `to`. Raises InputError if it is a file, not empty, or in the ticket's folder."""
     dest = resolve_path(to, "to")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise taken(dest)
@@ -158,7 +158,7 @@ def write_rest(stored: StoredTicket, folder: Path, format: str, ignored: list[st
 
 
 def notes(stored: StoredTicket, format: str, eight: set[str], rounding: Rounding) -> list[str]:
-    """Returns what a user must know: which weights differ from the ticket's, which matrices are not in 8 bits, and why."""
+    """Returns notes for the user: which weights differ from the ticket's, and which matrices are not in 8 bits."""
     kind, own = stored.record["spec"]["quantize"], str(DTYPES[stored.dtype]).removeprefix("torch.")
     dequantized = [n for n, e in stored.entries.items() if "quantized" in e and n not in eight and e["dtype"] != "F32"]
     lines = []
@@ -180,13 +180,14 @@ def notes(stored: StoredTicket, format: str, eight: set[str], rounding: Rounding
         )
     if rounding.others:
         lines.append(
-            f"the codes are the ticket's own: read in float32 they give its weights to the bit; in a reader that rounds their "
-            f"scales to {own}, as transformers does when it computes in {own}, a row is off by at most {rounding.others:.2%}"
+            f"the codes are the ticket's own: read in float32 they give its weights to the bit; in a reader that "
+            f"rounds their scales to {own}, as transformers does when it computes in {own}, a row is off by at most "
+            f"{rounding.others:.2%}"
         )
     if rounding.experts:
         lines.append(
-            f"the scales of the experts are rounded to {own}, by at most {rounding.experts:.2%}: with scales in float32, "
-            f"transformers would hold the experts' weights in float32 too"
+            f"the scales of the experts are rounded to {own}, by at most {rounding.experts:.2%}: with scales in "
+            f"float32, transformers would hold the experts' weights in float32 too"
         )
     return lines
 

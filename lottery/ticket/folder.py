@@ -18,7 +18,7 @@ BLOCK = 2**24  # bytes that are hashed at once
 class TicketFolder:
     """A ticket's folder. The constructor checks every file against the record, except the data of the tensors.
 
-    Raises InputError where the folder is not a complete ticket, or where any checked byte differs from what was written.
+    Raises InputError where the folder is not a complete ticket, or where any checked byte has changed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -44,7 +44,7 @@ class StoredMatrix:
         return self.values_K.shape == (info.shape if self.bitmask_OB is None else (kept,))
 
     def mask_fits(self, kept: int) -> bool:
-        """Returns whether the bitmask has the shape of this matrix, `kept` survivors, and only 0 beyond the last column."""
+        """Returns whether the bitmask has this matrix's shape, `kept` survivors, and 0 beyond the last column."""
         mask_OB = self.bitmask_OB
         if mask_OB is None or mask_OB.shape != (self.rows, -(-self.columns // 8)):
             return False

@@ -53,7 +53,7 @@ def find_base(stored: StoredTicket, base: str = "auto", *, local_only: bool = Fa
 
 
 def candidates(stored: StoredTicket) -> list[str]:
-    """Returns where the base of a ticket may lie, the most likely place first: its revision at the hub, then a folder."""
+    """Returns where the base of a ticket may lie, the most likely place first: the hub, then a folder."""
     about = stored.base_record
     measured = read_json(stored.folder / MEASUREMENTS) if (stored.folder / MEASUREMENTS).is_file() else {}
     places = []

@@ -1,6 +1,6 @@
 """Packs a tensor into what a ticket stores of it (bitmask and survivors, or 8-bit codes), and writes the shards.
 
-Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
+Legend: O rows (all dimensions but the last; for a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
 """
 
 import hashlib

@@ -52,7 +52,7 @@ def find_wrong_kind(prefix: str, holder: Any, kinds: Mapping[str, Kind], optiona
 
 
 def find_contradiction(name: str, entry: dict[str, Any], quantize: str) -> str | None:
-    """Returns the field of a tensor's entry that contradicts the others, or the spec's `quantize`; None if there is none."""
+    """Returns the field of a tensor's entry that contradicts other fields or the spec's `quantize`; else None."""
     numel = math.prod(entry["shape"])
     if max(entry.get("kept", 0), entry.get("requested", 0)) > numel or numel >= 2**60:
         return f"{name}: kept"
@@ -160,8 +160,8 @@ OPTIONAL_TENSOR_FIELDS = TENSOR_FIELDS.keys() - {"role", "shape", "dtype", "sha2
 def sparsities(record: dict[str, Any]) -> dict[str, float]:
     """Returns the shares of the masks' zeros: of the targeted, of all prunable and of all weights.
 
-    A tied matrix counts once. Zeros that an earlier ticket left outside of the target count towards the last two shares.
-    For a quantized ticket, `rounding_zeros` counts separately the survivors that were rounded to zero.
+    A tied matrix counts once. Zeros that an earlier ticket left outside of the target count towards the last two
+    shares. For a quantized ticket, `rounding_zeros` counts separately the survivors that were rounded to zero.
     """
     removed = targeted = removed_target = prunable = total = 0
     for entry in record["tensors"].values():
@@ -184,7 +184,7 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
 
 
 def header_sha256(shard: Path) -> str:
-    """Returns the hash of a safetensors file's header and its length. The hashes of the tensors cover all other bytes."""
+    """Returns the hash of a safetensors file's header and its length. The tensors' hashes cover all other bytes."""
     with open(shard, "rb") as f:
         length = f.read(8)
         size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length can be any number

@@ -1,6 +1,6 @@
 """Reads a ticket's folder back, and checks every hash.
 
-Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
+Legend: O rows (all dimensions but the last; for a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
 """
 
 import threading
@@ -51,9 +51,8 @@ class StoredTicket(TicketFolder):
                 revision = self.record["base"]["revision"]
                 made_of = f"the ticket {self.id} was made of"
                 problem = f"is not the one that {made_of}" if name in base.files else f"is missing, and {made_of} it"
-                raise InputError(
-                    f"{base.folder}: its file {name} {problem}; give {self.record['base']['id']}{f' at revision {revision}' if revision else ', unchanged'}"
-                )
+                way_out = f"{self.record['base']['id']}{f' at revision {revision}' if revision else ', unchanged'}"
+                raise InputError(f"{base.folder}: its file {name} {problem}; give {way_out}")
 
     @property
     def small_files(self) -> list[str]:
@@ -129,7 +128,10 @@ class StoredTicket(TicketFolder):
         return TensorInfo(shard, entry["dtype"], tuple(entry["shape"]))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Returns one tensor as the model has it: dense, with zeros for removed weights. Raises InputError if damaged."""
+        """Returns one tensor as the model has it: dense, with zeros for removed weights.
+
+        Raises InputError where it is damaged.
+        """
         return self._unpacked(name).contiguous()
 
     def matrix(self, name: str) -> "StoredMatrix":

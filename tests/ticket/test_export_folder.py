@@ -100,7 +100,7 @@ def test_places_that_cannot_be_written(small: Path, tmp_path: Path, cli: Callabl
     refused(tmp_path / "full", "it is not empty", "give a new folder")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
     refused(tmp_path / "full" / "mine.txt", "it is a file")
-    refused(small / "model", "the ticket's own folder", "give another one")
+    refused(small / "model", "the ticket's own folder", "give another folder")
     refused(small, "it is not empty")
     said = cli("export", "--ticket", small, "--to", "/proc/no/such", code=2).stderr
     assert "to=/proc/no: " in said and "give a folder that can be written" in said
