@@ -1,4 +1,4 @@
-"""One model, loaded anew from its files and measured."""
+"""Loads one model from its files and measures it."""
 
 import gc
 from collections.abc import Sequence
@@ -18,9 +18,13 @@ def measure_model(
     source_bytes: int,
     score: ModelResult | None = None,
 ) -> tuple[ModelResult, float | None]:
-    """Load the model anew from its files, and measure it; beside, its NLL of the samples that `score` holds."""
+    """Loads the model from its files and measures what `setup` asks for.
+
+    Returns the result, and the model's NLL (nats per token) of the samples that `score` holds, None without samples.
+    `what` begins the titles of the progress bars.
+    """
     if "speed" in setup.measures:
-        speed.memory_bandwidth(setup.device)  # its half gigabyte is no part of the peak
+        speed.memory_bandwidth(setup.device)  # now, so that its half gigabyte does not count towards the peak
     gc.collect()
     memory.reset_peak(setup.device)
     with progress_bar(f"{what}: load"):
@@ -39,7 +43,7 @@ def measure_model(
             found = samples.generate_samples(model, setup.tokenizer, advance)
         metrics |= samples.text_metrics(found, setup.tokenizer)
     if "speed" in setup.measures:
-        progress_line(f"{what}: speed")  # no bar: its thread would take part in what is timed
+        progress_line(f"{what}: speed")  # a bar has a thread, which would disturb the timing
         metrics |= speed.speed_metrics(model, setup.tokenizer, setup.eager)
     if "memory" in setup.measures:
         metrics["peak_bytes"] = memory.peak_bytes(setup.device)

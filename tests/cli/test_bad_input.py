@@ -100,7 +100,7 @@ def test_an_adopted_run_that_does_not_exist(
 def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
     common = ("--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none")
     result = cli("prune", *common, "--json")
-    assert "warning: limit=1: of a single window no interval is known" in result.stderr
+    assert "warning: limit=1: a single window gives no interval" in result.stderr
     assert "dataset=" not in result.stderr
     assert ", the first window of 128, " in " ".join(cli("prune", *common).stdout.split())
     found = json.loads(result.stdout)
