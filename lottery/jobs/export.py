@@ -22,8 +22,8 @@ def export_ticket(ticket: str, to: str | Path, format: str = "dense", base: str 
     measured = read_measurement(stored.folder)
     if measured and measured.ticket != stored.id:
         raise InputError(
-            f"ticket={stored.folder}: its measurements.json belongs to the ticket {measured.ticket}, not to {stored.id};"
-            f" remove that file"
+            f"ticket={stored.folder}: its measurements.json belongs to the ticket {measured.ticket}, not to "
+            f"{stored.id}; remove that file"
         )
     check_destination(stored, to)
     check_loadable(stored, stored.tensors)

@@ -20,7 +20,7 @@ def plan(**parameters: Any) -> dict[str, Any]:
     spec = Spec.parse(**parameters)
     source, chosen, _ = resolve(spec, config_only=True)
     bare = isinstance(source, Base) and source.is_config_only
-    found = plan_ticket(source, spec, chosen, with_ticket_id=not bare)
+    result = plan_ticket(source, spec, chosen, with_ticket_id=not bare)
     total = sum(source.info(p.name).numel for p in source.places)
     shares = {
         role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
@@ -32,9 +32,9 @@ def plan(**parameters: Any) -> dict[str, Any]:
         "parameters": total,
         "shares": {role: share for role, share in shares.items() if share},
         "tied": source.tied_head is not None,
-        "notes": tied_head_notes(chosen, source.tied_head) + sparser_already(found["tensors"]),
+        "notes": tied_head_notes(chosen, source.tied_head) + sparser_already(result["tensors"]),
         "disk_bytes_before": source.disk_bytes,
-        **found,
+        **result,
     }
 
 

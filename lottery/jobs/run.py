@@ -83,14 +83,14 @@ def choose_destination(job: Job, out: Path | None) -> Destination:
             raise InputError(f"out={out}: it is a file; give a new folder")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
             raise InputError(f"out={out}: it is not empty and holds no ticket; give a new folder")
-        found = Destination(folder, "out", keep=True)
+        destination = Destination(folder, "out", keep=True)
     elif job.name is None:
-        found = Destination(home() / "tickets" / job.ticket, "LOTTERY_HOME", keep=True)
+        destination = Destination(home() / "tickets" / job.ticket, "LOTTERY_HOME", keep=True)
     else:  # one folder per store: a ticket that one store does not have yet must not be overwritten for another
         folder = home() / "unfinished" / f"{job.ticket}-{store.store_digest()[:8]}"
-        found = Destination(folder, "LOTTERY_HOME", keep=False)
-    make_folder(found.folder.parent, found.parameter)
-    return found
+        destination = Destination(folder, "LOTTERY_HOME", keep=False)
+    make_folder(destination.folder.parent, destination.parameter)
+    return destination
 
 
 def is_same_measurement(job: Job, found: Measurement) -> bool:
@@ -104,10 +104,10 @@ def record_pending(client: store.Client, job: Job, folder: Path) -> None:
     A measurement under the same parameters is left alone: `recover_measurement` makes it this run's own.
     """
     with process_lock(job.ticket), publishing.explain_store_errors(folder):
-        found = recovery.find_pending(client, folder)
-        if found is not None and not is_same_measurement(job, found):
+        pending = recovery.find_pending(client, folder)
+        if pending is not None and not is_same_measurement(job, pending):
             say(f"{folder}: an earlier measurement did not reach the store and is recorded first")
-            publishing.send(client, folder, found)
+            publishing.send(client, folder, pending)
 
 
 def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[str, float]]:
@@ -150,13 +150,13 @@ def prune_into(job: Job, folder: Path, where: str) -> float:
 
 def recover_measurement(client: store.Client, job: Job, folder: Path) -> Measurement | None:
     """Returns what a process measured for the same job but could not record; None if there is no such measurement."""
-    found = recovery.find_pending(client, folder)
-    if found is None or not is_same_measurement(job, found):
+    pending = recovery.find_pending(client, folder)
+    if pending is None or not is_same_measurement(job, pending):
         return None
     say("this ticket was measured already, by a process that stopped before it recorded the result")
-    if (unfinished := lookup.find_run(client, found.id)) is not None:
+    if (unfinished := lookup.find_run(client, pending.id)) is not None:
         recovery.delete_unregistered(client, unfinished)
-    return found
+    return pending
 
 
 def measure(client: store.Client, job: Job, stored: StoredTicket, seconds: Mapping[str, float]) -> Measurement:

@@ -45,7 +45,7 @@ def measure_controls(
     perplexity_only = replace(setup, measures=("perplexity",))
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
-    found = []
+    rows_N = []
     for i in range(1, spec.control + 1):
         shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
         random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
@@ -59,8 +59,8 @@ def measure_controls(
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         assert measured.nll_N is not None
-        found.append(measured.nll_N)
-    return np.stack(found)
+        rows_N.append(measured.nll_N)
+    return np.stack(rows_N)
 
 
 def kept_whole(entry: Mapping[str, Any]) -> bool:

@@ -22,11 +22,11 @@ NEW_TOKENS = 50
 
 def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
     """Continues each fixed prompt greedily by 50 tokens."""
-    found = []
+    texts = []
     for prompt in PROMPTS:
-        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})
+        texts.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})
         advance(1)
-    return found
+    return texts
 
 
 def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, float]:

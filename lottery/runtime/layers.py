@@ -81,9 +81,9 @@ class PackedLinear(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
-            found = None if array is None else torch.from_numpy(array.copy())
-            found = found if found is None or dtype is None else found.view(dtype)
-            self.register_buffer(name, found if found is None else found.to(device), persistent=False)
+            tensor = None if array is None else torch.from_numpy(array.copy())
+            tensor = tensor if tensor is None or dtype is None else tensor.view(dtype)
+            self.register_buffer(name, tensor if tensor is None else tensor.to(device), persistent=False)
 
         mask_OB, scale_O = matrix.bitmask_OB, matrix.scale_O
         keep("bitmask_OB", mask_OB)
@@ -257,10 +257,10 @@ def resident_tensors(model: Any) -> dict[int, torch.Tensor]:
 
     These are parameters, buffers, the workspace, and the scales that bitsandbytes keeps outside of its parameters.
     """
-    found = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            found += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
+            tensors += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
         elif state := getattr(module, "state", None):
-            found += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
-    return {tensor.data_ptr(): tensor for tensor in found if tensor.numel()}
+            tensors += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
+    return {tensor.data_ptr(): tensor for tensor in tensors if tensor.numel()}

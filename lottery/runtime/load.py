@@ -155,10 +155,10 @@ def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torc
 def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str) -> Any:
     """Builds the transformers model from `state`. Raises InputError where its tensors are not those of the model."""
     config = read_config(source.folder)
-    found_class = model_class(config, source.folder)
+    cls = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the progress line of the caller says that it loads
     with transformers_errors(source.folder, "config.json"):
-        model, found = found_class.from_pretrained(
+        model, loading_info = cls.from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
@@ -168,10 +168,10 @@ def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, 
             **({"device_map": {"": device}} if device != "cpu" else {}),
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found[kind]:
+        if loading_info[kind]:
             problem = kind.replace("_", " ")
             raise InputError(
-                f"model={source.folder}: {problem} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
+                f"model={source.folder}: {problem} at loading: {', '.join(map(str, sorted(loading_info[kind])[:3]))}"
             )
     if device != "meta":
         choose_experts(model, source.folder)

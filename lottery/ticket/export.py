@@ -68,11 +68,11 @@ def export(stored: StoredTicket, to: str | Path, format: str = "dense", card: st
             raise path_error(e, f"to={dest}: {e.strerror}; make room, or give another folder") from e
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
     size = sum(files.values())
-    found = {"ticket": stored.id, "path": str(dest), "format": format, "files": files, "disk_bytes": size}
-    found |= {"disk_ratio": size / stored.base_record["disk_bytes"], **sparsities(stored.record)}
+    result = {"ticket": stored.id, "path": str(dest), "format": format, "files": files, "disk_bytes": size}
+    result |= {"disk_ratio": size / stored.base_record["disk_bytes"], **sparsities(stored.record)}
     if eight:
-        found |= {"quantized": len(eight), "rounding_zeros": rounding.zeros}
-    return found | {"notes": notes(stored, format, eight, rounding), "load": load_line(dest, format)}
+        result |= {"quantized": len(eight), "rounding_zeros": rounding.zeros}
+    return result | {"notes": notes(stored, format, eight, rounding), "load": load_line(dest, format)}
 
 
 def check_destination(stored: StoredTicket, to: str | Path) -> Path:

@@ -39,9 +39,9 @@ def find_base(stored: StoredTicket, base: str = "auto", *, local_only: bool = Fa
     reasons = []
     for candidate in [base] if base != "auto" else candidates(stored):
         try:
-            found = open_base(candidate, local_only=local_only)
-            stored.check_base(found)
-            return found
+            candidate_base = open_base(candidate, local_only=local_only)
+            stored.check_base(candidate_base)
+            return candidate_base
         except (InputError, MachineError, OSError) as e:
             reasons.append(str(e))
     if base != "auto":

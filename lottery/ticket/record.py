@@ -173,14 +173,14 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
         if "requested" in entry:
             targeted += numel
             removed_target += gone
-    found = {
+    result = {
         "sparsity_target": removed_target / targeted,
         "sparsity_prunable": removed / prunable,
         "sparsity_model": removed / total,
     }
     if any("rounding_zeros" in entry for entry in record["tensors"].values()):
-        found["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
-    return found
+        result["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
+    return result
 
 
 def header_sha256(shard: Path) -> str:

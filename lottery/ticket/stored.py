@@ -138,28 +138,28 @@ class StoredTicket(TicketFolder):
         """Returns a pruned or quantized matrix as it is stored, with its hash checked, in the memory of `parts`."""
         info, entry, parts = self.tensors[name], self.entries[name], self.parts(name)
         columns = info.shape[0] if entry.get("transposed") else info.shape[-1]
-        found = StoredMatrix(
+        stored_matrix = StoredMatrix(
             info.numel // columns, columns, info.dtype, entry.get("transposed", False), entry.get("quantized")
         )
-        types = {"bitmask": torch.uint8, "scale": torch.float32, "values": DTYPES[found.values_dtype]}
+        types = {"bitmask": torch.uint8, "scale": torch.float32, "values": DTYPES[stored_matrix.values_dtype]}
         if any(part.dtype != types[key.rpartition(".")[2]] for key, part in zip(self._keys(name), parts, strict=False)):
             self._damaged(f"tensor {name!r}")
         if entry.get("packed"):
-            found.bitmask_OB = parts.pop(0).numpy()
-            if not found.mask_fits(entry["kept"]):
+            stored_matrix.bitmask_OB = parts.pop(0).numpy()
+            if not stored_matrix.mask_fits(entry["kept"]):
                 self._damaged(f"tensor {name!r}")
-        if self.is_mask_only and found.bitmask_OB is not None:
-            bits_OI = matrix_bits(parts.pop(), found.transposed)
-            found.values_K = np.concatenate(bitmask.compact(bits_OI.copy(), found.bitmask_OB))
-            return found
-        if found.quantized:
-            found.scale_O = parts.pop().numpy()
+        if self.is_mask_only and stored_matrix.bitmask_OB is not None:
+            bits_OI = matrix_bits(parts.pop(), stored_matrix.transposed)
+            stored_matrix.values_K = np.concatenate(bitmask.compact(bits_OI.copy(), stored_matrix.bitmask_OB))
+            return stored_matrix
+        if stored_matrix.quantized:
+            stored_matrix.scale_O = parts.pop().numpy()
         values = parts.pop()
-        width = torch.uint8 if found.quantized else FLOAT_BITS[info.dtype][0]
-        found.values_K = values.view(width).numpy()
-        if not found.fits(entry.get("kept"), info):
+        width = torch.uint8 if stored_matrix.quantized else FLOAT_BITS[info.dtype][0]
+        stored_matrix.values_K = values.view(width).numpy()
+        if not stored_matrix.fits(entry.get("kept"), info):
             self._damaged(f"tensor {name!r}")
-        return found
+        return stored_matrix
 
     def _unpacked(self, name: str) -> torch.Tensor:
         """Does what `tensor` does, but the tensor of a Conv1D may be a transposed view."""
