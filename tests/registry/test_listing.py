@@ -153,7 +153,7 @@ def test_an_edited_measuring_is_refused(made: list[dict[str, Any]], cli: Callabl
     )  # fmt: skip
     for wrong in mistakes:
         path.write_text(json.dumps(found | wrong))
-        assert "not one that lottery writes" in cli("publish", folder, code=2).stderr, wrong
+        assert "damaged or edited" in cli("publish", folder, code=2).stderr, wrong
     path.write_text("{")
     assert "not readable as JSON" in cli("publish", folder, code=2).stderr
     path.write_text(json.dumps(found | {"ticket": "000000000000"}))

@@ -100,7 +100,7 @@ def test_places_that_cannot_be_written(small: Path, tmp_path: Path, cli: Callabl
     refused(tmp_path / "full", "it is not empty", "give a new folder")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
     refused(tmp_path / "full" / "mine.txt", "it is a file")
-    refused(small / "model", "the ticket's own folder", "give another one")
+    refused(small / "model", "the ticket's own folder", "give another folder")
     refused(small, "it is not empty")
     said = cli("export", "--ticket", small, "--to", "/proc/no/such", code=2).stderr
     assert "to=/proc/no: " in said and "give a folder that can be written" in said
@@ -118,7 +118,7 @@ def test_other_bad_input(
     with pytest.raises(InputError, match="format=gguf: give dense, fp8, int8"):
         export.export(StoredTicket(small), to, "gguf")
     assert "--to" in cli("export", "--ticket", small, code=2).stderr
-    assert "no ticket.json there" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
+    assert "holds no ticket.json" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
     with monkeypatch.context() as changed:
         usage = export.shutil.disk_usage(tmp_path)
         changed.setattr(export.shutil, "disk_usage", lambda path: usage._replace(free=1000))
