@@ -122,7 +122,7 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
 
 
 def test_more_than_there_is_room_for(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr("lottery.study.start.CONFIRM_BYTES", 100_000)
+    monkeypatch.setattr("lottery.study.preparation.CONFIRM_BYTES", 100_000)
     before = len(runs("tags.kind = 'study'"))
     said = cli("study", "map", "--model", tiny, *QUICK, code=2).stderr
     assert "6 tickets, 0.01 GB on disk in all" in said and "say --yes" in said
