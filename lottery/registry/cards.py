@@ -77,10 +77,10 @@ def run_description(found: Measurement, base: str) -> str:
 def model_description(base: str, licence: str | None) -> str:
     """Returns a registered model's description, which says what its versions have in common."""
     return (
-        f"Tickets of **{escape_markdown(base)}** (licence: {escape_markdown(licence or 'not stated')}): each version is "
-        f"that model after pruning, either self-contained or stored as masks over the base. The alias `winner` names the "
-        f"winning ticket with the most zeros under the default protocol. A ticket wins if its perplexity is at most 10% "
-        f"over the dense model's; the upper end of the ratio's 95% interval decides."
+        f"Tickets of **{escape_markdown(base)}** (licence: {escape_markdown(licence or 'not stated')}): each version "
+        f"is that model after pruning, either self-contained or stored as masks over the base. The alias `winner` names "
+        f"the winning ticket with the most zeros under the default protocol. A ticket wins if its perplexity is at most "
+        f"10% over the dense model's; the upper end of the ratio's 95% interval decides."
     )[:LONGEST_DESCRIPTION]
 
 

@@ -164,7 +164,7 @@ def save_pyfunc(run: Run, stored: TicketFolder, model: Any, temporary: Path) -> 
 
 
 def add_shards(stored: TicketFolder, folder: Path, here: Path | None) -> None:
-    """Links the shards into `here`, the logged model's local folder, or (None) into `folder`, which is uploaded next."""
+    """Links the shards into `here`, the logged model's local folder, or (None) into `folder`, which is then uploaded."""
     for shard in stored.shards:
         if here is None:  # the upload follows the link and reads the shard itself
             (folder / "data" / "ticket" / shard.name).symlink_to(shard)
