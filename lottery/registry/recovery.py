@@ -20,16 +20,16 @@ def recover_logged_model(run: runs.Run, stored: TicketFolder) -> str | None:
 
     Incomplete logged models of the run are deleted.
     """
-    whole, sha256 = None, file_sha256(stored.folder / RECORD)
+    complete, sha256 = None, file_sha256(stored.folder / RECORD)
     for model in logged_models.unregistered(run.client, run.client.get_run(run.id)):
         here = logged_models.local_path(model.artifact_location)
         if str(model.status) == "READY" and (
             here is None or versions.holds_ticket(here / "data" / "ticket", stored.id, sha256)
         ):
-            whole = model.model_id
+            complete = model.model_id
         else:
             logged_models.delete_model(run.client, model.model_id)
-    return whole
+    return complete
 
 
 def close_killed_runs(client: store.Client) -> None:

@@ -63,10 +63,10 @@ def saved_view() -> str:
 
     It has the charts of CHARTS. The section of bar charts, which MLflow itself draws for every metric, is folded.
     """
-    whole = {"deleted": False, "isGenerated": False}
+    common = {"deleted": False, "isGenerated": False}
     sections = [
-        {"uuid": VIEW, "name": "Tickets", "display": True, "isReordered": False, **whole},
-        {"uuid": f"{VIEW}-rest", "name": "Model metrics", "display": False, "isReordered": False, **whole},
+        {"uuid": VIEW, "name": "Tickets", "display": True, "isReordered": False, **common},
+        {"uuid": f"{VIEW}-rest", "name": "Model metrics", "display": False, "isReordered": False, **common},
     ]
     charts = [
         {
@@ -76,7 +76,7 @@ def saved_view() -> str:
             "runsCountToCompare": 100,
             "xaxis": {"key": x, "type": "METRIC"},
             "yaxis": {"key": y, "type": "METRIC"},
-            **whole,
+            **common,
         }
         for x, y in CHARTS
     ]

@@ -282,7 +282,7 @@ def baseline_key(spec: Spec) -> tuple[Any, ...]:
 def baselines_of(tickets: list[Part]) -> Iterator[Part]:
     """Yields the dense baselines that these tickets are compared with, one for each protocol.
 
-    A ticket whose speed or memory alone is measured needs none: its own job measures the dense model too.
+    A ticket with only its speed or memory measured needs none: its own job measures the dense model too.
     """
     seen: dict[tuple[Any, ...], Part] = {}
     for ticket in tickets:
