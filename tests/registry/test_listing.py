@@ -66,7 +66,7 @@ def test_what_cannot_be_listed(made: list[dict[str, Any]], cli: Callable[..., Re
     assert "filter=nonsense" in cli("list", "--filter", "nonsense", code=2).stderr
     said = cli("list", "--name", "nobody", code=2).stderr
     assert "name=nobody" in said and NAME in said
-    assert "no ticket is registered that fits" in cli("list", "--name", NAME, "--filter", "params.target = 'x'").stdout
+    assert "no registered ticket matches" in cli("list", "--name", NAME, "--filter", "params.target = 'x'").stdout
 
 
 def test_measured_again_it_keeps_what_it_was_registered_with(

@@ -169,4 +169,4 @@ def test_a_judgement_of_no_text_is_said_to_be_one(
     query = f"tags.kind = 'dense' and tags.protocol = '{made['tags']['protocol']}'"
     dense = mlflow.MlflowClient().search_runs(["0"], query)[0].info.run_id
     said = cli("label", dense, "--coherent", "yes").stderr
-    assert said.count("\n") == 1 and f"run={dense}: it is the dense base's" in said
+    assert said.count("\n") == 1 and f"run={dense}: it is a run of the dense base" in said
