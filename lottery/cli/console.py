@@ -1,4 +1,4 @@
-"""Plans, exports and the machine's state as tables for the console."""
+"""Renders plans, exports and the checks of the machine as text for the console."""
 
 import math
 import re
@@ -12,14 +12,13 @@ from lottery.measuring.console import format_ranges, megabytes, render
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """One row for the same matrix of several layers; `--json` lists every tensor."""
+    """Returns the plan as a table. The same matrix of several layers has one row; `--json` lists every tensor."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, entry in plan["tensors"].items():
         if "requested" in entry:
-            every = re.sub(r"\.\d+\.", ".*.", name)  # all layers, and all experts of a layer
-            groups.setdefault((every, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"]), []).append(
-                entry
-            )
+            pattern = re.sub(r"\.\d+\.", ".*.", name)  # all layers, and all experts of a layer
+            group = (pattern, entry["role"], " x ".join(map(str, entry["shape"])), entry["dtype"])
+            groups.setdefault(group, []).append(entry)
     table = Table(box=box.MARKDOWN)
     for column in ("tensor", "role", "shape", "type", "layers", "removed", "of", "MB after"):
         table.add_column(column, justify="right" if column in ("removed", "of", "MB after") else "left")
@@ -28,18 +27,18 @@ def plan_table(plan: dict[str, Any]) -> str:
         removed = numel - sum(e["kept"] for e in entries)
         layers = format_ranges([e["layer"] for e in entries if "layer" in e])
         table.add_row(*key, layers, f"{removed:,}", f"{numel:,}", megabytes(sum(e["bytes"] for e in entries)))
-    eight = sum("quantized" in e for e in plan["tensors"].values())
+    quantized = sum("quantized" in e for e in plan["tensors"].values())
     untouched = sum("requested" not in e and "quantized" not in e for e in plan["tensors"].values())
     shares = ", ".join(f"{role} {share:.1%}" for role, share in plan["shares"].items())
     if plan["tied"]:
         shares += " (the head is the embedding matrix itself)"
-    dropped = [f"left out, a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
+    dropped = [f"left out, as each is a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
     return render(
         table,
         *plan["notes"],
         f"{plan['base']}: {plan['parameters']:,} parameters: {shares}",
-        f"ticket {plan['ticket'] or '(no weights are here, so it has no name yet)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
-        f"{f'{eight} tensors are stored in 8 bits; ' if eight else ''}{untouched} tensors stay as they are",
+        f"ticket {plan['ticket'] or '(its id is not known yet: the weights of the base are not on this machine)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
+        f"{f'{quantized} tensors are stored in 8 bits; ' if quantized else ''}{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",
         f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
@@ -57,7 +56,7 @@ def export_text(found: dict[str, Any]) -> str:
     ]
     if "quantized" in found:
         lines.append(
-            f"{found['quantized']} matrices are in 8 bits; {found['rounding_zeros']:,} more weights are zero by rounding"
+            f"{found['quantized']} matrices are in 8 bits; {found['rounding_zeros']:,} more weights became zero by rounding"
         )
     return render(*lines, *found["notes"], f"folder: {found['path']}", f"to load it: {found['load']}")
 

@@ -1,4 +1,7 @@
-"""Is this machine fit? Versions, GPU, tracking store, disk: what was found, and what to do where it is not fine."""
+"""Checks whether this machine can do the work: versions, GPU, CPU, int8, tracking store, disk.
+
+Each check says what it found and, if that is not fine, what to do.
+"""
 
 import platform
 import shutil
@@ -53,7 +56,7 @@ def gpu() -> Check:
 
 def cpu() -> Check:
     arithmetic = (
-        "bfloat16 at home" if computes_bfloat16("cpu") else "bfloat16 emulated: 16-bit models compute in float32"
+        "native bfloat16" if computes_bfloat16("cpu") else "bfloat16 is emulated, so 16-bit models compute in float32"
     )
     return Check("CPU", True, f"{torch.get_num_threads()} threads, {arithmetic}")
 
@@ -63,7 +66,7 @@ def int8() -> Check:
     try:
         check_int8(device)
     except InputError as e:
-        # where it is not installed at all, which a device may have no build for, the rest works
+        # bitsandbytes has no build for some devices: where it is not installed, everything else works
         return Check("int8", isinstance(e.__cause__, ModuleNotFoundError), str(e))
     return Check("int8", True, f"bitsandbytes computes on {device}")
 

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Everything heavy is imported inside the commands."""
+"""The command `lottery`: the group of all commands, and how an error ends it. Heavy libraries are imported inside commands."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from lottery.progress import quiet_libraries
 
 
 class Lottery(click.Group):
-    """Every error ends here: one line on stderr, exit code 2 for bad input, 1 for a machine that failed."""
+    """The group of commands. Every error ends here as one line on stderr: exit code 2 for bad input, 1 for a failed machine."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         quiet_libraries()
@@ -30,7 +30,7 @@ class Lottery(click.Group):
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             stop("interrupted", 130)
-        except Exception as e:  # a defect of ours is raised again, with its traceback
+        except Exception as e:  # a bug in lottery is raised again, with its traceback
             if (known := known_failure(e)) is None:
                 raise
             stop(*known)
@@ -40,7 +40,8 @@ class Lottery(click.Group):
 
 
 def stop(reason: str, code: int) -> NoReturn:
-    if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has opened a run that nothing has adopted yet: it gets the reason
+    """Prints the reason and exits. If `mlflow run` has opened a run that no job has adopted yet, the run gets the reason."""
+    if "MLFLOW_RUN_ID" in os.environ:
         from lottery.registry import runs
 
         runs.fail_adopted(reason)
@@ -52,7 +53,7 @@ def stop(reason: str, code: int) -> NoReturn:
 @click.version_option(__version__, prog_name="lottery")
 def main() -> None:
     """Prune a causal language model, keep the ticket in MLflow, and measure what is left of it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run is closed and nothing half-written stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run is closed and no partial file stays
 
 
 @main.command()

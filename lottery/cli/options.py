@@ -1,4 +1,4 @@
-"""Options that several commands share: one for each parameter of Spec, the ticket, its base, --json."""
+"""Options that several commands share: one for each parameter of Spec, the ticket, its base and --json."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from lottery.spec import Spec
 def spec_options(
     *names: str, but: tuple[str, ...] = (), of: type = Spec
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """One option for each of these parameters of Spec (all: none named) with its default and help; or for all `but` some,
-    with None for what the file of a study says."""
+    """Adds one option for each named parameter of the dataclass `of` (for all of them, if no name is given), with its default
+    and help. With `but`, every parameter except those is added, and its default is None: the study's file decides."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         chosen: list[Field[Any]] = [f for f in fields(of) if (f.name in names or not names) and f.name not in but]
@@ -30,7 +30,7 @@ def spec_options(
 
 
 def ticket_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The ticket as the first word, or by --ticket."""
+    """Adds the ticket, which is the first argument or the option --ticket."""
 
     @click.argument("where", metavar="TICKET", required=False)
     @click.option("--ticket", default=None, help="A ticket's folder, models:/NAME/VERSION, or models:/NAME@winner.")
@@ -49,8 +49,7 @@ base_option = click.option(
     "--base",
     default="auto",
     show_default=True,
-    help="Where the dense base lies, if not where it lay (tickets of masks).",
+    help="The folder or hub id of the dense base, if it has moved (for tickets that store masks only).",
 )
-
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")

@@ -1,4 +1,4 @@
-"""The commands that ask or change what MLflow holds: list, label, publish, report."""
+"""The commands that read or change what MLflow holds: list, label, publish, report."""
 
 import json
 import sys
@@ -35,7 +35,9 @@ def label(run: str, coherent: str, note: str | None, as_json: bool) -> None:
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path())
 @json_option
 def publish(folders: tuple[str, ...], as_json: bool) -> None:
-    """Record in MLflow what a run has kept on disk because its tracking store was away. Once, however often it is called.
+    """Record in MLflow what a run kept on disk while its tracking store could not be reached.
+
+    A folder is recorded once, however often the command is called.
 
     Example: lottery publish ~/.cache/lottery/unfinished/b8e18a35979a-1f0c2d3e
     """
@@ -47,7 +49,7 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
     for folder in folders:
         try:
             run_id, uri, sent = publishing.publish(client, resolve_path(folder, "dir"))
-        except (InputError, MachineError) as e:  # the others are published all the same
+        except (InputError, MachineError) as e:  # the other folders are still published
             failed.append(e)
             click.echo(f"Error: {e}", err=True)
             continue
@@ -64,18 +66,18 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command(name="list")
-@click.option("--filter", "query", default="", help='As in MLflow\'s searches: "metrics.perplexity_ratio < 1.1".')
-@click.option("--name", default=None, help="Of this registered model alone.")
+@click.option("--filter", "query", default="", help='A filter in MLflow\'s syntax: "metrics.perplexity_ratio < 1.1".')
+@click.option("--name", default=None, help="List only this registered model.")
 @click.option(
     "--order",
     default="version",
     show_default=True,
     type=click.Choice(["version", "sparsity", "perplexity", "ratio", "size"]),
-    help="The least first.",
+    help="What to sort by; the smallest comes first.",
 )
 @json_option
 def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> None:
-    """The registered tickets, one line each.
+    """List the registered tickets, one line each.
 
     Example: lottery list --filter "params.target = 'late' and metrics.perplexity_ratio < 1.1" --order ratio
     """
@@ -87,13 +89,17 @@ def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> Non
 
 @click.command()
 @click.option(
-    "--study", default="newest", show_default=True, help="A name, a study's id, a run's id; several by commas."
+    "--study", default="newest", show_default=True, help="A study's name or id, or its run's id; several with commas."
 )
 @click.option(
-    "--filter", "query", default="", help="Tickets instead, as in MLflow's searches: \"params.target = 'late'\"."
+    "--filter", "query", default="", help="Report these tickets instead; MLflow's syntax: \"params.target = 'late'\"."
 )
 @click.option(
-    "--out", type=click.Path(), default="report", show_default=True, help="A folder, new or an earlier report's."
+    "--out",
+    type=click.Path(),
+    default="report",
+    show_default=True,
+    help="The folder to write: new, or an earlier report's.",
 )
 @json_option
 def report(study: str, query: str, out: str, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The command `lottery study`: its options, and which of them go together."""
+"""The command `lottery study`: its options, and which of them can be combined."""
 
 import shlex
 from dataclasses import fields
@@ -14,22 +14,26 @@ from lottery.study.slurm import SlurmOptions
 
 @click.command()
 @click.argument("name", metavar="NAME|FILE.yaml", required=False)
-@click.option("--models", "--model", default=None, help="The models to ask, several between commas.")
+@click.option("--models", "--model", default=None, help="The models to prune; several with commas.")
 @click.option(
     "--budget", default=None, help="Remove this share of all parameters from every target, e.g. 0.05; or none."
 )
 @spec_options(but=("model", "target", "sparsity"))
-@click.option("--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
-@click.option("--fresh", is_flag=True, help="Make every ticket again; the dense baseline stays.")
 @click.option(
-    "--yes", is_flag=True, help="Also where the tickets take over 100 GB or more than is free, or a cluster is at it."
+    "--show", is_flag=True, help="Print the study's YAML file, with the options above in it, and do nothing else."
 )
-@click.option("--part", default=None, help="Only this part of it: what one task of a cluster does.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing else.")
+@click.option("--fresh", is_flag=True, help="Make every ticket again; the dense baseline is kept.")
 @click.option(
-    "--out", type=click.Path(), default=None, help="Folder of the report; none: no report.  [default: in LOTTERY_HOME]"
+    "--yes",
+    is_flag=True,
+    help="Go on even if the tickets take over 100 GB or more than is free, or a cluster already makes them.",
 )
-@click.option("--slurm", "on_slurm", is_flag=True, help="Have a Slurm cluster make it, one task a ticket.")
+@click.option("--part", default=None, help="Make only this part of the study, as one task of a cluster does.")
+@click.option(
+    "--out", type=click.Path(), default=None, help="The report's folder; none: no report.  [default: in LOTTERY_HOME]"
+)
+@click.option("--slurm", "on_slurm", is_flag=True, help="Run the study on a Slurm cluster, one task per ticket.")
 @spec_options(of=SlurmOptions)
 @json_option
 def study(
@@ -46,9 +50,9 @@ def study(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Ask a question of many tickets: cliff, locate, map, compare, size, or a YAML file of yours. Ends in a report.
+    """Answer a question with many tickets: cliff, locate, map, compare, size, or your own YAML file. Writes a report.
 
-    What has been made already is found, not made again: a study that was killed goes on with the same command.
+    Tickets that exist already are not made again: the same command continues a study that was killed.
 
     Example: lottery study locate --budget 0.05
     """
@@ -82,7 +86,7 @@ def study(
 
 
 def given_options() -> list[str]:
-    """The options of this command that were typed, as they could be typed again."""
+    """Returns the options of this command that were typed, as words that could be typed again."""
     context, words = click.get_current_context(), []
     for option in context.command.params:
         value = context.params.get(option.name or "")
@@ -93,17 +97,19 @@ def given_options() -> list[str]:
 
 
 def check_together(name: str, given: list[str]) -> None:
-    """Raises InputError for options that would be passed over."""
+    """Raises InputError for options that would have no effect."""
     words = [word for word in given if word.startswith("--")]
     if name.endswith(".json") and (others := set(words) - {"--part", "--out", "--json", "--yes"}):
-        raise InputError(f"study={name}: a plan stands; leave {', '.join(sorted(others))} out, or give the YAML file")
+        raise InputError(
+            f"study={name}: a plan cannot be changed; leave {', '.join(sorted(others))} out, or give the YAML file"
+        )
     if "--part" in words and (others := {"--slurm", "--dry-run", "--fresh"} & set(words)):
-        raise InputError(f"{', '.join(sorted(others))}: with --part it would be passed over; leave one of them out")
+        raise InputError(f"{', '.join(sorted(others))}: with --part it has no effect; leave one of them out")
     no_report = {"--slurm", "--dry-run"} & set(words)
     if "--out" in words and given[given.index("--out") + 1] != "none" and no_report:
         raise InputError(
-            f"{min(no_report)}: no report is written here; leave --out away, `lottery report --out` writes one"
+            f"{min(no_report)}: no report is written with it; leave out --out, `lottery report --out` writes one"
         )
-    of_slurm = {f"--{f.name}" for f in fields(SlurmOptions)} & set(words)
-    if of_slurm and "--slurm" not in words:
-        raise InputError(f"{', '.join(sorted(of_slurm))}: only with --slurm; add it, or leave this out")
+    slurm_options = {f"--{f.name}" for f in fields(SlurmOptions)} & set(words)
+    if slurm_options and "--slurm" not in words:
+        raise InputError(f"{', '.join(sorted(slurm_options))}: only with --slurm; add --slurm, or leave this out")

@@ -1,4 +1,4 @@
-"""The command `lottery study`, in its forms: here, as a plan alone, one part of it, or on a cluster."""
+"""What `lottery study` does in each mode: run here, print the plan, make one part, or submit to a cluster."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from lottery.study.planning import Plan, read_plan
 from lottery.study.preparation import prepare_study
 from lottery.study.slurm import SlurmOptions, check_options, reachability_warnings, submit
 
-if TYPE_CHECKING:  # MLflow takes a second, and a plan alone does not need it
+if TYPE_CHECKING:  # importing MLflow takes a second, and --dry-run does not need it
     from lottery.study.result import StudyResult
 
 
@@ -25,12 +25,12 @@ def run_study(
     name: str, asked: Study | None, *, dry_run: bool, fresh: bool, yes: bool, part: str | None,
     slurm: SlurmOptions | None, out: str | None, command_line: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """`asked`: None where `name` is a plan that was written for a cluster. `out`: the report's folder, `none` for no report,
-    None for one of its own. `command_line`: the command line."""
+    """Runs, prints or submits the study. `asked` is None if `name` is a plan that was written for a cluster. `out` is the
+    report's folder, `none` for no report, or None for a folder in LOTTERY_HOME. `command_line` is recorded with the run."""
     if out not in (None, "none"):
         from lottery.report.writing import check_folder
 
-        check_folder(Path(out).expanduser().resolve(), out)  # before the hours that a study takes
+        check_folder(Path(out).expanduser().resolve(), out)  # a study takes hours, so this is checked first
     plan, cache = (read_plan(Path(name)), Cache()) if asked is None else prepare_study(asked, fresh)
     if slurm is not None:
         submit_study(plan, slurm, dry_run, yes, command_line, as_json)
@@ -46,7 +46,7 @@ def run_study(
 
 
 def make_part(plan: Plan, part: str, as_json: bool) -> None:
-    """One part of a study, as a task of a cluster makes it."""
+    """Makes one part of a study, as a task of a cluster does, and prints its tickets."""
     from lottery.study.result import check_failed
     from lottery.study.run import run_part
 
@@ -60,13 +60,13 @@ def make_part(plan: Plan, part: str, as_json: bool) -> None:
 
 
 def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, command_line: str, as_json: bool) -> None:
-    """Its parts as jobs, each of which reads the plan from LOTTERY_HOME. Nothing is begun where Slurm refuses."""
+    """Submits the parts as jobs, each of which reads the plan from LOTTERY_HOME. If Slurm refuses, the study's run is put back as it was."""
     from lottery.study import start
 
     for line in reachability_warnings():
         say(f"warning: {line}")
-    which = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
-    parts = {what: [int(part.part.split("-")[1]) for part in chosen] for what, chosen in which.items()}
+    parts_of_kind = {"dense": plan.baselines, "ticket": plan.tickets, "refine": plan.refined}
+    parts = {what: [int(part.part.split("-")[1]) for part in chosen] for what, chosen in parts_of_kind.items()}
     file, begun = start.study_folder(plan) / "plan.json", False
     before = None
     if not dry_run:
@@ -93,7 +93,7 @@ def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, co
 
 
 def print_study(result: "StudyResult", out: str | None, as_json: bool) -> None:
-    """Its table, what it answers, and where its report is."""
+    """Prints the study's table, its answers, and where its report is."""
     if not as_json:
         click.echo(console.study_table(result))
     found = None
@@ -101,7 +101,7 @@ def print_study(result: "StudyResult", out: str | None, as_json: bool) -> None:
     from lottery.study.start import study_folder
 
     if out != "none":
-        from lottery.report import writing  # matplotlib and pandas: not before they are needed
+        from lottery.report import writing  # imports matplotlib and pandas, which the other modes do not need
 
         try:
             found = writing.write_report(result.run_id, out or study_folder(result.plan) / "report")

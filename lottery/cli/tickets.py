@@ -12,14 +12,14 @@ from lottery.spec import Spec
 
 @click.command()
 @spec_options()
-@click.option("--out", type=click.Path(), default=None, help="Keep the ticket directory here too.")
+@click.option("--out", type=click.Path(), default=None, help="Also keep the ticket's folder here.")
 @json_option
 def prune(out: str | None, as_json: bool, **parameters: str) -> None:
     """Prune a model, measure the ticket, register it.
 
     Example: lottery prune --target late --sparsity 0.5
     """
-    Spec.parse(**parameters)  # a typo is answered before the seconds that the libraries take
+    Spec.parse(**parameters)  # reports a typo before the libraries load, which takes seconds
     from lottery.jobs import run
 
     print_ticket(run.prune(out, **parameters), as_json)
@@ -31,7 +31,7 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
 @spec_options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
 @json_option
 def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
-    """Measure a ticket again, otherwise.
+    """Measure a ticket again, with other settings.
 
     Example: lottery evaluate models:/ticket-builtin/1 --window 256
     """
@@ -44,13 +44,20 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 @click.command()
 @ticket_argument
 @click.option("--prompt", default="The meaning of life is", show_default=True)
-@click.option("--tokens", default=50, show_default=True, type=click.IntRange(1), help="New tokens at most.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option(
+    "--tokens", default=50, show_default=True, type=click.IntRange(1), help="The maximum number of new tokens."
+)
+@click.option("--temperature", default=0.0, show_default=True, help="0: greedy decoding.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 @click.option(
-    "--top_p", default=1.0, show_default=True, help="Draw from the likeliest tokens of this total probability."
+    "--top_p",
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest tokens whose probabilities add up to this.",
 )
-@click.option("--top_k", default=0, show_default=True, help="Draw from this many of the likeliest tokens; 0: from all.")
+@click.option(
+    "--top_k", default=0, show_default=True, help="Sample from this many of the likeliest tokens; 0: from all."
+)
 @base_option
 @spec_options("runtime")
 @json_option
@@ -120,18 +127,18 @@ def verify(ticket: str, base: str, as_json: bool) -> None:
 
 @click.command()
 @ticket_argument
-@click.option("--to", required=True, type=click.Path(), help="The folder to write, a new one.")
+@click.option("--to", required=True, type=click.Path(), help="The new folder to write.")
 @click.option(
     "--format",
     default="dense",
     show_default=True,
     type=click.Choice(["dense", "fp8", "int8"]),
-    help="An ordinary model, or 8 bits as compressed-tensors has them.",
+    help="dense: an ordinary model; fp8, int8: the 8-bit formats of compressed-tensors.",
 )
 @base_option
 @json_option
 def export(ticket: str, to: str, format: str, base: str, as_json: bool) -> None:
-    """Write a ticket as an ordinary model's folder.
+    """Write a ticket as a model folder that other tools load.
 
     Example: lottery export models:/ticket-builtin/1 --to my-model
     """

@@ -96,11 +96,6 @@ def answer_cliff(rows: Sequence[Row]) -> Answer:
 # Where
 
 
-def at_levels(members: Sequence[Ranking], end: int) -> str:
-    """at 30% (ratio 1.0001) and 50% (1.0392): of the target that stands at that end."""
-    return "at " + natural_list(f"{r.at} (ratio {format_ratio(math.exp(r.log_ratio_T[end]))})" for r in members)
-
-
 def answer_ranking(found: Sequence[Ranking]) -> Answer:
     question = "Where is it?"
     if not found:
@@ -108,43 +103,67 @@ def answer_ranking(found: Sequence[Ranking]) -> Answer:
             question, "", "not known: it takes tickets of two targets at one sparsity, with their windows", ""
         )
     sentences, sure = [], []
-    best: list[tuple[tuple[bool, bool], str, str]] = []
     for (base, by, cells, how), members in group_by(found, lambda r: (r.base, r.by, r.cells, r.setting)).items():
-        equal = "At equal budget" if by == "budget" else "At equal sparsity"
-        best += [((by == "budget", not cells), base, r.targets[0]) for r in members if not how]
-        least = group_by(members, lambda r: r.targets[0])
-        most = group_by(members, lambda r: r.targets[-1])
-        words = [
-            "; ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items()) + f" loses {what}"
-            if len(named) == 1
-            else f"{what} is lost by " + ", ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items())
-            for named, end, what in ((least, 0, "least"), (most, -1, "most"))
-        ]
-        sentences.append(f"{base}{f' ({how})' if how else ''}: {equal.lower()}, {'; '.join(words)}.")
+        equal = "at equal budget" if by == "budget" else "at equal sparsity"
+        sentences.append(f"{base}{f' ({how})' if how else ''}: {equal}, {least_and_most_damaged(members)}.")
         certain, pairs = sum(r.certain for r in members), sum(r.pairs for r in members)
-        sure.append(
-            f"{base}, {equal.lower()}: the order of {certain} of {pluralize(pairs, 'pair')} of targets is certain."
-        )
+        sure.append(f"{base}, {equal}: the order of {certain} of {pluralize(pairs, 'pair')} of targets is certain.")
         if by == "sparsity" and not cells:
-            removed = np.concatenate([r.removed_T for r in members])
-            if np.isfinite(removed).any():
-                sure.append(
-                    f"Equal sparsity is not equal budget: these tickets lose from {percent(float(np.nanmin(removed)), 1)} to "
-                    f"{percent(float(np.nanmax(removed)), 1)} of all weights."
-                )
+            sure += range_removed(members)
     sure.append(
         "Certain: the paired 95% interval of the difference over the windows does not hold 0, each pair for itself."
     )
-    # What is the least damaged most often; an equal budget is the fairer question, a part of the model before a single layer.
+    short, about = ranking_headline(found)
+    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(ranking_rows(found)), about)
+
+
+def least_and_most_damaged(members: Sequence[Ranking]) -> str:
+    """Returns the clause that names the target at either end of each level's ranking."""
+    least = group_by(members, lambda r: r.targets[0])
+    most = group_by(members, lambda r: r.targets[-1])
+    words = [
+        "; ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items()) + f" loses {what}"
+        if len(named) == 1
+        else f"{what} is lost by " + ", ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items())
+        for named, end, what in ((least, 0, "least"), (most, -1, "most"))
+    ]
+    return "; ".join(words)
+
+
+def at_levels(members: Sequence[Ranking], end: int) -> str:
+    """Returns "at 30% (ratio 1.0001) and 50% (ratio 1.0392)": the ratios are of the target at that end of each ranking."""
+    return "at " + natural_list(f"{r.at} (ratio {format_ratio(math.exp(r.log_ratio_T[end]))})" for r in members)
+
+
+def range_removed(members: Sequence[Ranking]) -> list[str]:
+    """Returns one sentence on how different the removed shares of all weights are, or none if they are not known."""
+    removed = np.concatenate([r.removed_T for r in members])
+    if not np.isfinite(removed).any():
+        return []
+    low, high = (percent(float(end(removed)), 1) for end in (np.nanmin, np.nanmax))
+    return [f"Equal sparsity is not equal budget: these tickets lose from {low} to {high} of all weights."]
+
+
+def ranking_headline(found: Sequence[Ranking]) -> tuple[str, str]:
+    """Returns (the target that is most often the least damaged, what it is of), for tickets pruned in the default way.
+
+    Rankings at an equal budget come before those at an equal sparsity, since that is the fairer question; rankings of parts
+    of the model come before those of single layers.
+    """
+    best = [((r.by == "budget", not r.cells), r.base, r.targets[0]) for r in found if not r.setting]
     fairest = max((rank for rank, _, _ in best), default=(False, True))
     tops = group_by([b for b in best if b[0] == fairest], lambda b: b[1])
     top = {base: Counter(t for _, _, t in of_base).most_common(1)[0][0] for base, of_base in tops.items()}
-    about = f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
-    short = next(iter(top.values()), found[0].targets[0])
     if len(set(top.values())) > 1:
-        short, about = "it differs", "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
-        about += f"; and {len(top) - 6} more" if len(top) > 6 else ""
-    data = [
+        about = "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
+        return "it differs", about + (f"; and {len(top) - 6} more" if len(top) > 6 else "")
+    short = next(iter(top.values()), found[0].targets[0])
+    return short, f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
+
+
+def ranking_rows(found: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """Returns one row for each target of each ranking."""
+    return [
         {
             "base": r.base, "protocol": r.protocol, "setting": r.setting, "by": r.by, "level": r.level, "at": r.at,
             "cells": r.cells, "target": t, "rank": i + 1, "ratio": math.exp(r.log_ratio_T[i]),
@@ -155,7 +174,6 @@ def answer_ranking(found: Sequence[Ranking]) -> Answer:
         for r in found
         for i, t in enumerate(r.targets)
     ]  # fmt: skip
-    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(data), about)
 
 
 # Is it the same in every model

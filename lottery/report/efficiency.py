@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
@@ -74,8 +75,8 @@ def frontier(rows: Rows) -> Rows:
 
 
 def plot_speed(rows: Rows) -> Figure:
-    """Decoding speed and memory of the tickets of ONE machine: a point with its quartiles, the dense model of the same
-    process beside (`beside_tok_s`, `beside_bytes`), and what memory alone would allow.
+    """Draws decoding speed and memory of the tickets of ONE machine: for each ticket a point with its quartiles, the dense
+    model of the same process (`beside_tok_s`, `beside_bytes`), and the speed that memory alone would allow.
 
     Raises ValueError for rows of two machines: their speeds do not compare.
     """
@@ -91,44 +92,49 @@ def plot_speed(rows: Rows) -> Figure:
     ]
     with styled():
         figure, (decode, memory) = panels([1.3 + 0.27 * len(rows), 0.8 + 0.27 * len(rows)])
-        place = np.arange(len(rows))
-        low, high = (
-            rows["decode_tok_s_lo"].fillna(rows["decode_tok_s"]),
-            rows["decode_tok_s_hi"].fillna(rows["decode_tok_s"]),
-        )
-        handles: list[Any] = [
-            decode.errorbar(rows["decode_tok_s"], place, xerr=[rows["decode_tok_s"] - low, high - rows["decode_tok_s"]], linestyle="",
-                            marker="o", color=COLOURS[0], capsize=3, label="ticket [quartiles]")
-        ]  # fmt: skip
-        for column, label, marker, colour in (
-            ("beside_tok_s", "dense, beside", "|", COLOURS[1]),
-            ("decode_floor_tok_s", "memory's limit", ">", PALE),
-        ):
-            if column in rows and rows[column].notna().any():
-                handles += decode.plot(rows[column], place, linestyle="", marker=marker, color=colour, markersize=9 if marker == "|" else 6,
-                                       markeredgewidth=2 if marker == "|" else 1, label=label)  # fmt: skip
-        known = np.concatenate(
-            [rows[c].dropna() for c in ("decode_tok_s", "beside_tok_s", "decode_floor_tok_s") if c in rows]
-        )
-        if known.max() > 8 * known.min():
-            decode.set_xscale("log")
-            decode.xaxis.set_major_locator(FixedLocator(ticks(known.min(), known.max())))
-            decode.xaxis.set_minor_locator(FixedLocator([]))
-            decode.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            decode.set_xlim(left=0)
-        decode.xaxis.set_major_formatter(FuncFormatter(format_tick))
-        decode.set_title(f"Decoding, tokens per second\n{clean_label(machines[0])}")
-        legend(decode, handles, 3, -0.14)
-        memory.barh(
-            place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket"
-        )
-        if "beside_bytes" in rows and rows["beside_bytes"].notna().any():
-            memory.plot(rows["beside_bytes"] / 1e6, place, linestyle="", marker="|", markersize=11, markeredgewidth=2, color=COLOURS[1],
-                        label="dense, beside")  # fmt: skip
-        memory.set_title("Weights in memory, MB")
+        draw_decoding(decode, rows, f"Decoding, tokens per second\n{clean_label(machines[0])}")
+        draw_memory(memory, rows)
         for axes in (decode, memory):
-            axes.set_yticks(place, names)
+            axes.set_yticks(np.arange(len(rows)), names)
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
         return figure
+
+
+def draw_decoding(axes: Axes, rows: Rows, title: str) -> None:
+    place = np.arange(len(rows))
+    speed = rows["decode_tok_s"]
+    low, high = rows["decode_tok_s_lo"].fillna(speed), rows["decode_tok_s_hi"].fillna(speed)
+    handles: list[Any] = [
+        axes.errorbar(speed, place, xerr=[speed - low, high - speed], linestyle="",
+                      marker="o", color=COLOURS[0], capsize=3, label="ticket [quartiles]")
+    ]  # fmt: skip
+    for column, label, marker, colour in (
+        ("beside_tok_s", "dense, beside", "|", COLOURS[1]),
+        ("decode_floor_tok_s", "memory's limit", ">", PALE),
+    ):
+        if column in rows and rows[column].notna().any():
+            handles += axes.plot(rows[column], place, linestyle="", marker=marker, color=colour, markersize=9 if marker == "|" else 6,
+                                 markeredgewidth=2 if marker == "|" else 1, label=label)  # fmt: skip
+    known = np.concatenate(
+        [rows[c].dropna() for c in ("decode_tok_s", "beside_tok_s", "decode_floor_tok_s") if c in rows]
+    )
+    if known.max() > 8 * known.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(ticks(known.min(), known.max())))
+        axes.xaxis.set_minor_locator(FixedLocator([]))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(format_tick))
+    axes.set_title(title)
+    legend(axes, handles, 3, -0.14)
+
+
+def draw_memory(axes: Axes, rows: Rows) -> None:
+    place = np.arange(len(rows))
+    axes.barh(place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket")
+    if "beside_bytes" in rows and rows["beside_bytes"].notna().any():
+        axes.plot(rows["beside_bytes"] / 1e6, place, linestyle="", marker="|", markersize=11, markeredgewidth=2, color=COLOURS[1],
+                  label="dense, beside")  # fmt: skip
+    axes.set_title("Weights in memory, MB")

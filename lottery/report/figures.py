@@ -32,16 +32,6 @@ from lottery.report.style import (
 )
 
 
-def spaced(values: Sequence[float], places: int = 6) -> list[float]:
-    """Of more sparsities than an axis can name, those that leave room."""
-    found: list[float] = []
-    room = (max(values) - min(values)) / places if len(values) > 1 else 0
-    for v in sorted(values):
-        if not found or v - found[-1] >= room * 0.75:
-            found.append(v)
-    return found
-
-
 def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = ()) -> Figure:
     """Ratio to the dense base against sparsity, with the 95% band of each curve; a panel a model (`by` target), or the
     models together (`by` base). `crossings`: where curves cross 1 + tolerance (an answer's data)."""

@@ -1,7 +1,7 @@
 """A study's report: one page that stands alone, figures and tables beside it. From MLflow runs alone, no model code."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lottery import __version__
 from lottery.report import (
     answers,
+    drawings,
     efficiency,
     frames,
     grouping,
@@ -34,49 +35,79 @@ MOST_SPEEDS = 40  # tickets in a figure of speeds
 
 
 def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """(path -> content, what a program reads of it)"""
+    """Returns (path below the report's folder -> content, the report's summary for programs)."""
     rows = frames.records(found.rows)
+    drawn: dict[str, Figure] = {}
+    sections = answer_sections(found, rows, drawn)
+    sheets = ticket_tables(found, rows)
+    sizes = size_drawings(found, drawn)
+    speeds = speed_drawings(found, drawn)
+    absent, left = frames.records(found.absent), frames.records(found.left_out)
+    others = [s for s in (tables.absences(absent), tables.left_out(left)) if s.rows]
+    every = [*sheets, *(s.table for s in sections if s.table), *(table for _, table in speeds), *others]
+    page = template().render(
+        title=title(found), name=", ".join(s.name for s in found.studies) or "tickets",
+        facts=facts(found, list(dict.fromkeys(r["base"] for r in rows))),
+        answered=[s for s in sections if s.answer.known], open=[s for s in sections if not s.answer.known],
+        places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
+        speeds=speeds, others=others, samples=samples(found),
+        protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())],
+        apart=protocols_note(found), limits=caveats(rows), version=__version__,
+    )  # fmt: skip
+    files = {"index.html": page.encode()} | rendering.table_files(every)
+    for name, drawing in drawn.items():
+        files |= {f"figures/{name}.svg": images.to_svg(drawing).encode(), f"figures/{name}.png": images.to_png(drawing)}
+    return files, summarize(found, sections, absent, left, files)
+
+
+def answer_sections(
+    found: results.Results, rows: Sequence[grouping.Row], drawn: dict[str, Figure]
+) -> list[drawings.Section]:
+    """Answers the five questions. The figures go into `drawn`."""
     chief = grouping.keep_main_protocol(grouping.measured_tickets(rows))
     ranked = rankings.rank_targets(chief, found.nll)
-    drawn: dict[str, Figure] = {}
-    sections = [
+    return [
         section("cliff", answers.answer_cliff(rows), found, drawn),
         section("where", answers.answer_ranking(ranked), found, drawn),
         section("agreement", answers.answer_agreement(ranked), found, drawn),
         section("eight_bits", answers.answer_quantization(rows, found.nll), found, drawn),
         section("bigger", answers.answer_model_size(rows), found, drawn),
     ]
-    sheets = ticket_tables(found, rows)
-    fast = speeds_by_machine(found)
-    machines = [
-        (name, part, tables.speeds(f"speed-{i}", name, frames.records(part)))
-        for i, (name, part) in enumerate(fast.items())
-    ]
+
+
+def size_drawings(found: results.Results, drawn: dict[str, Figure]) -> list[drawings.Drawing]:
     caption = (
         "Perplexity against bytes on disk; the line joins the tickets that no other is both smaller and better than."
     )
-    sized = [draw(drawn, n, efficiency.plot_pareto, part, caption) for n, part in split_by_model("size", found.tickets)]
-    speeds = [
-        draw(drawn, f"speed-{i}", efficiency.plot_speed, part.head(MOST_SPEEDS),
-             f"Speed and memory on {name}. Each ticket beside the dense model as the same process measured it, in a study once; memory's limit is its "
-             f"bandwidth over the bytes that a token reads.")
-        for i, (name, part, _) in enumerate(machines)
-    ]  # fmt: skip
-    absent, left = frames.records(found.absent), frames.records(found.left_out)
-    others = [s for s in (tables.absences(absent), tables.left_out(left)) if s.rows]
-    every = [*sheets, *(s.table for s in sections if s.table), *(m[2] for m in machines), *others]
-    bases = list(dict.fromkeys(r["base"] for r in rows))
-    page = template().render(
-        title=title(found), name=", ".join(s.name for s in found.studies) or "tickets", facts=facts(found, bases),
-        answered=[s for s in sections if s.answer.known], open=[s for s in sections if not s.answer.known],
-        places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=[d for d in sized if d],
-        speeds=[(d, m[2]) for d, m in zip(speeds, machines, strict=True)], others=others, samples=samples(found),
-        protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())], apart=protocols_note(found), limits=caveats(rows), version=__version__,
-    )  # fmt: skip
-    files = {"index.html": page.encode()} | rendering.table_files(every)
-    for name, drawing in drawn.items():
-        files |= {f"figures/{name}.svg": images.to_svg(drawing).encode(), f"figures/{name}.png": images.to_png(drawing)}
-    summary = {
+    parts = split_by_model("size", found.tickets)
+    made = [draw(drawn, name, efficiency.plot_pareto, part, caption) for name, part in parts]
+    return [d for d in made if d]
+
+
+def speed_drawings(
+    found: results.Results, drawn: dict[str, Figure]
+) -> list[tuple[drawings.Drawing | None, rendering.Table]]:
+    """Returns one figure and one table for each machine."""
+    made = []
+    for i, (machine, part) in enumerate(speeds_by_machine(found).items()):
+        caption = (
+            f"Speed and memory on {machine}. Each ticket beside the dense model as the same process measured it, in a study once; memory's limit is its "
+            f"bandwidth over the bytes that a token reads."
+        )
+        drawing = draw(drawn, f"speed-{i}", efficiency.plot_speed, part.head(MOST_SPEEDS), caption)
+        made.append((drawing, tables.speeds(f"speed-{i}", machine, frames.records(part))))
+    return made
+
+
+def summarize(
+    found: results.Results,
+    sections: Sequence[drawings.Section],
+    absent: Sequence[grouping.Row],
+    left: Sequence[grouping.Row],
+    files: Iterable[str],
+) -> dict[str, Any]:
+    """Returns what a program reads of a report."""
+    return {
         "study": ",".join(s.name for s in found.studies),
         "studies": [{"name": s.name, "study_id": s.study_id, "run_id": s.run_id} for s in found.studies],
         "tickets": len(found.tickets),
@@ -89,7 +120,6 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
         "figures": sorted(n for n in files if n.startswith("figures/")),
         "tables": sorted(n for n in files if n.startswith("tables/")),
     }  # fmt: skip
-    return files, summary
 
 
 def template() -> jinja2.Template:
@@ -109,7 +139,7 @@ def code(words: str) -> Markup:
     )
 
 
-def ticket_tables(found: results.Results, rows: Sequence[tables.Row]) -> list[rendering.Table]:
+def ticket_tables(found: results.Results, rows: Sequence[grouping.Row]) -> list[rendering.Table]:
     """One a model and protocol: perplexities of two protocols are never in one column."""
     made = []
     of_table = grouping.group_by(
@@ -137,7 +167,7 @@ def ticket_tables(found: results.Results, rows: Sequence[tables.Row]) -> list[re
     return made
 
 
-def runs_to_show(rows: Sequence[tables.Row]) -> set[str]:
+def runs_to_show(rows: Sequence[grouping.Row]) -> set[str]:
     """The runs to show: of a ticket that was measured twice under one protocol the one that says most, the newest of such."""
     of_ticket = grouping.group_by(
         rows, lambda r: (r["kind"], r.get("ticket"), number(r, "budget")) if r["kind"] == "ticket" else r["kind"]
@@ -231,7 +261,7 @@ def facts(found: results.Results, bases: Sequence[str]) -> list[tuple[str, str]]
             ("report by", f"lottery {__version__}, Python {sys.version.split()[0]}, pandas {pd.__version__}")]  # fmt: skip
 
 
-def caveats(rows: Sequence[tables.Row]) -> list[str]:
+def caveats(rows: Sequence[grouping.Row]) -> list[str]:
     """What the figures do not tell."""
     sizes = sorted({p for r in rows if (p := number(r, "parameters"))})
     bases = {r["base"] for r in rows}

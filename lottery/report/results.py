@@ -42,17 +42,9 @@ class Results:
     def tickets(self) -> pd.DataFrame:
         return self.rows[self.rows["kind"] == "ticket"]
 
-    @property
-    def dense(self) -> pd.DataFrame:
-        return self.rows[self.rows["kind"] == "dense"]
-
     def nll(self, run_id: str) -> np.ndarray | None:
         """Mean NLL of each evaluation window; None where the run has none."""
         return read_array(self.client, run_id, "nll_per_window.npy")
-
-    def control_nll(self, run_id: str) -> np.ndarray | None:
-        """The same of each random control, [C, N]."""
-        return read_array(self.client, run_id, "control_nll_per_window.npy")
 
     def samples(self, run_id: str) -> list[dict[str, str]]:
         """prompt, text, and the dense base's text where it was measured beside."""

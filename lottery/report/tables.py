@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from lottery.report.answers import Answer
-from lottery.report.grouping import number
+from lottery.report.grouping import Row, number
 from lottery.report.rendering import Table
 from lottery.report.wording import format_ratio, percent, pluralize
 
-Row: TypeAlias = Mapping[str, Any]
+Columns: TypeAlias = Mapping[
+    str, tuple[bool, Callable[[Row], str]]
+]  # name -> (whether it holds numbers, its cell of a row)
 METRIC_COLUMNS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "perplexity_ratio_lo",
            "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable", "sparsity_model",
@@ -26,7 +28,7 @@ def make_table(
     name: str,
     title: str,
     rows: Sequence[Row],
-    columns: Mapping[str, tuple[bool, Callable[[Row], str]]],
+    columns: Columns,
     note: str = "",
     marks: Sequence[str] = (),
     data: Sequence[Mapping[str, Any]] | None = None,
@@ -65,62 +67,77 @@ def text_cell(row: Row, name: str) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
+def perplexity_cell(r: Row) -> str:
+    return "" if r.get("state") else interval(r, "perplexity", 2) or text_cell(r, "outcome") or "not measured"
+
+
+def ratio_cell(r: Row) -> str:
+    return "1" if r.get("kind") == "dense" and number(r, "perplexity") else interval(r, "perplexity_ratio", 4)
+
+
+def control_cell(r: Row) -> str:
+    low, high = format_number(r, "control_perplexity_lo", 1), format_number(r, "control_perplexity_hi", 1)
+    return f"{format_number(r, 'control_perplexity', 1)} ({low} to {high})" if low else ""
+
+
+def removed_cell(r: Row) -> str:
+    removed = number(r, "sparsity_model")
+    return "" if removed is None or r.get("kind") == "dense" else f"{removed:.1%}"
+
+
+def coherent_cell(r: Row) -> str:
+    note = f"({text_cell(r, 'note')})" if text_cell(r, "note") else ""
+    return " ".join(w for w in (text_cell(r, "coherent"), note) if w)
+
+
+TICKETS: Columns = {
+    "ticket": (False, lambda r: text_cell(r, "title") + (f": {text_cell(r, 'state')}" if r.get("state") else "")),
+    "perplexity [95%]": (True, perplexity_cell),
+    "ratio to dense [95%]": (True, ratio_cell),
+    "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
+    "gone of all weights": (True, removed_cell),
+    "random controls (least to greatest)": (True, control_cell),
+    "ratio to them [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
+    "beats them": (False, lambda r: text_cell(r, "beats_control")),
+    "coherent, to a reader": (False, coherent_cell),
+    "file MB": (True, lambda r: format_number(r, "disk_bytes", 2, 1e-6)),
+    "of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
+    "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
+}
+
+
 def tickets(name: str, title: str, rows: Sequence[Row], absent: Sequence[Row], note: str) -> Table:
-    """One model under one protocol: the dense row first; what was planned and is not there stands where it would."""
-
-    def perplexity(r: Row) -> str:
-        return "" if r.get("state") else interval(r, "perplexity", 2) or text_cell(r, "outcome") or "not measured"
-
-    def ratio(r: Row) -> str:
-        return "1" if r.get("kind") == "dense" and number(r, "perplexity") else interval(r, "perplexity_ratio", 4)
-
-    def control(r: Row) -> str:
-        low, high = format_number(r, "control_perplexity_lo", 1), format_number(r, "control_perplexity_hi", 1)
-        return f"{format_number(r, 'control_perplexity', 1)} ({low} to {high})" if low else ""
-
-    def removed(r: Row) -> str:
-        share = number(r, "sparsity_model")
-        return "" if share is None or r.get("kind") == "dense" else f"{share:.1%}"
-
-    def coherent(r: Row) -> str:
-        return " ".join(
-            w for w in (text_cell(r, "coherent"), f"({text_cell(r, 'note')})" if text_cell(r, "note") else "") if w
-        )
-
-    columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
-        "ticket": (False, lambda r: text_cell(r, "title") + (f": {text_cell(r, 'state')}" if r.get("state") else "")),
-        "perplexity [95%]": (True, perplexity),
-        "ratio to dense [95%]": (True, ratio),
-        "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
-        "gone of all weights": (True, removed),
-        "random controls (least to greatest)": (True, control),
-        "ratio to them [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
-        "beats them": (False, lambda r: text_cell(r, "beats_control")),
-        "coherent, to a reader": (False, coherent),
-        "file MB": (True, lambda r: format_number(r, "disk_bytes", 2, 1e-6)),
-        "of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
-        "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
-    }
+    """Returns the table of one model under one protocol. The dense row comes first; a ticket that was planned and is
+    missing stands at its own place in the order."""
     every = [*rows, *absent]
-    dense = [r for r in every if r.get("kind") == "dense"]
     order = {t: i for i, t in enumerate(dict.fromkeys(str(r.get("target")) for r in every))}
-    others = sorted(
-        (r for r in every if r.get("kind") != "dense"),
-        key=lambda r: (
-            order[str(r.get("target"))],
-            "" if r.get("quantize") == "none" else str(r.get("quantize") or ""),
-            "" if r.get("method") == "magnitude" else str(r.get("method") or ""),
-            number(r, "sparsity") or 0.0,
-        ),
-    )
-    shown = [*dense, *others]
-    marks = ["dense" if r.get("kind") == "dense" else "absent" if r.get("state") else "" for r in shown]
-    marks = [
-        m or ("winner" if r.get("winner") == "yes" else "overflow" if number(r, "perplexity") is None else "")
-        for m, r in zip(marks, shown, strict=True)
-    ]
+    dense = [r for r in every if r.get("kind") == "dense"]
+    others = [r for r in every if r.get("kind") != "dense"]
+    shown = [*dense, *sorted(others, key=lambda r: sort_key(r, order))]
     data = [{k: r.get(k) for k in (*ABOUT[:2], "state", *ABOUT[2:], *METRIC_COLUMNS)} for r in shown]
-    return make_table(name, title, shown, columns, note, marks, data)
+    return make_table(name, title, shown, TICKETS, note, [row_mark(r) for r in shown], data)
+
+
+def sort_key(r: Row, order: Mapping[str, int]) -> tuple[int, str, str, float]:
+    """`order`: target -> its place. Among tickets of one target the default way of pruning comes first, and the least
+    sparsity."""
+    return (
+        order[str(r.get("target"))],
+        "" if r.get("quantize") == "none" else str(r.get("quantize") or ""),
+        "" if r.get("method") == "magnitude" else str(r.get("method") or ""),
+        number(r, "sparsity") or 0.0,
+    )
+
+
+def row_mark(r: Row) -> str:
+    """Returns what kind of row it is; the page gives each mark its own style."""
+    if r.get("kind") == "dense":
+        return "dense"
+    if r.get("state"):
+        return "absent"
+    if r.get("winner") == "yes":
+        return "winner"
+    return "overflow" if number(r, "perplexity") is None else ""
 
 
 def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
@@ -131,7 +148,7 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
         mine, dense = number(r, "decode_tok_s"), number(r, "beside_tok_s")
         return f"{mine / dense:.2f}" if mine and dense else ""
 
-    columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
+    columns: Columns = {
         "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text_cell(r, "title")),
         "decode tok/s [quartiles]": (True, lambda r: interval(r, "decode_tok_s", 1)),
         "dense, beside": (True, lambda r: format_number(r, "beside_tok_s", 1)),
@@ -147,7 +164,7 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
 
 
 def absences(rows: Sequence[Row]) -> Table:
-    columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
+    columns: Columns = {
         "ticket": (False, lambda r: text_cell(r, "title")),
         "model": (False, lambda r: text_cell(r, "base")),
         "state": (False, lambda r: text_cell(r, "state")),
@@ -159,7 +176,7 @@ def absences(rows: Sequence[Row]) -> Table:
 
 
 def left_out(rows: Sequence[Row]) -> Table:
-    columns: dict[str, tuple[bool, Callable[[Row], str]]] = {
+    columns: Columns = {
         "target": (False, lambda r: text_cell(r, "target")),
         "model": (False, lambda r: text_cell(r, "model")),
         "reason": (False, lambda r: text_cell(r, "reason")),
@@ -192,7 +209,6 @@ def format_cliff(r: Row) -> str:
     return f"{share(r, 'at')} [{share(r, 'lo') or '?'}, {share(r, 'hi') or '?'}]"
 
 
-Columns: TypeAlias = dict[str, tuple[bool, Callable[[Row], str]]]
 CLIFFS: Columns = {
     "model": (False, lambda r: r["base"]),
     "target": (False, lambda r: f"{r['target']} {r['setting']}".strip()),
@@ -238,6 +254,3 @@ EIGHT: Columns = {
     "file, of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
     "in 16 bits": (True, lambda r: format_number(r, "disk_ratio_16", 3)),
 }
-
-
-# Forms

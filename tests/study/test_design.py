@@ -104,7 +104,7 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
         (("locate", "--model", str(tmp_path / "no")), "there is no such folder"),
         (("locate", "--part", "dense-0", "--slurm"), "--slurm: with --part"),
         (("locate", "--partition", "batch"), "--partition: only with --slurm"),
-        (("locate", "--slurm", "--out", "x"), "--slurm: no report is written here"),
+        (("locate", "--slurm", "--out", "x"), "--slurm: no report is written with it"),
         (("a/plan.json", "--part", "dense-0", "--fresh", "--seed", "1"), "leave --fresh, --seed out"),
     ):
         done = cli("study", *arguments, code=2)

@@ -1,0 +1,1 @@
+"""The parts of `python analysis/bench.py`: one file for each part, and what several parts use."""
