@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 from tests.support.refused import refused
 from tests.support.store import only_run
@@ -110,7 +109,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, cli: Callable[..., Result]
     refused(cli("prune", "--model", model, "--dataset", "builtin", code=2), "tokenizer", "1000")
 
 
-def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path) -> None:
+def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path, forks: Forks) -> None:
     (broken / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tok: pass\nclass Conf: pass\n")
     for file, change in (
         ("tokenizer_config.json", {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", None]}}),
@@ -118,9 +117,9 @@ def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path) -> None
     ):
         content = json.loads((broken / file).read_text()) | change
         (broken / file).write_text(json.dumps(content))
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(broken), "--dataset", "builtin", "--limit", "1"]
-    command += ["--measure", "perplexity", "--register", "none", "--out", str(tmp_path / "t")]
-    subprocess.run(command, input="yes\n" * 50, text=True, capture_output=True)
+    how = ("--dataset", "builtin", "--limit", "1", "--measure", "perplexity", "--register", "none")
+    (done,) = forks.run(("prune", "--model", broken, *how, "--out", tmp_path / "t"), typed="yes\n" * 50)
+    assert "evil" not in done["out"] and done["code"] in (0, 2), done
     assert not (tmp_path / "ran").exists()
 
 

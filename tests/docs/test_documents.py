@@ -123,6 +123,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     return shell
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme(shell: Shell) -> None:
     lines = [line for language, content, _ in blocks(README) if language == "bash" for line in content.splitlines()]
     assert lines[:3] == ["make ticket", "make test", 'export PATH="$PWD/.venv/bin:$PATH"']
@@ -135,6 +136,7 @@ def test_the_commands_of_the_readme(shell: Shell) -> None:
     assert (shell.folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_table_of_the_cliff_has_every_row_that_its_command_prints(shell: Shell) -> None:
     command = next(command for command in shell.printed if command.startswith("lottery study cliff"))
     rows = re.findall(r"^\| (\w[^|]*?) +\|.*?\| (\w*) *\|$", shell.printed[command], re.M)
@@ -142,6 +144,7 @@ def test_the_table_of_the_cliff_has_every_row_that_its_command_prints(shell: She
     assert rows and rows == re.findall(r"^\| (\w[^|]*?) +\|.*?\| (\w*) *\|$", section, re.M), shell.printed[command]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of(page: Path, shell: Shell) -> None:
     shell.run_page(page)
