@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lottery.progress import quiet_libraries
+
 __version__ = "0.1.0"
 __all__ = ["Ticket", "load", "prune"]
 
@@ -15,11 +17,10 @@ def __getattr__(name: str) -> Any:
     # The names are imported on first use, because `lottery --help` and a served model that only generates need neither
     # torch nor mlflow.
     if name in __all__:
-        from lottery.progress import quiet_libraries
-
         quiet_libraries()
         from lottery.jobs.load import load
-        from lottery.jobs.run import Ticket, prune
+        from lottery.jobs.result import Ticket
+        from lottery.jobs.run import prune
 
         return {"Ticket": Ticket, "load": load, "prune": prune}[name]
     raise AttributeError(f"module 'lottery' has no attribute {name!r}")
