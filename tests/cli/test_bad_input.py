@@ -123,7 +123,7 @@ def test_an_export_takes_no_figures_of_another_ticket(tiny: Path, cli: Callable[
         "--out", tmp_path / "t")  # fmt: skip
     there = json.loads((tmp_path / "t" / "measurements.json").read_text())
     (tmp_path / "t" / "measurements.json").write_text(json.dumps(there | {"ticket": "0" * 12}))
-    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "of the ticket 000000000000")
+    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "to the ticket 000000000000")
     assert not (tmp_path / "e").exists()
 
 
