@@ -39,8 +39,8 @@ def bench_packed() -> dict[str, Any]:
 
 
 def make_layers(weight: torch.Tensor, own: torch.dtype) -> dict[str, torch.nn.Module]:
-    """Returns the same pruned layer in each form: dense in two types, packed, and of bitsandbytes. `own`: the type in which
-    the packed layers compute."""
+    """Returns the same pruned layer in each form: dense in two types, packed, and of bitsandbytes. `own`: the type in
+    which the packed layers compute."""
     import numpy as np
 
     from lottery.kernels import bitmask, quantizing, select

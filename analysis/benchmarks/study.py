@@ -16,7 +16,8 @@ from benchmarks.timing import print_ratio
 
 
 def bench_study() -> dict[str, Any]:
-    """The dense baseline is in the store already when the first timed main job starts, as it is for nineteen of twenty."""
+    """The dense baseline is in the store already when the first timed main job starts, as it is for nineteen of
+    twenty."""
     from lottery.measuring.cache import Cache
     from lottery.study.design import read_study
     from lottery.study.planning import make_plan
