@@ -1,4 +1,6 @@
-"""Compares pruning in 16 bits, int8, fp8: python analysis/eight_bits.py [--model builtin] [--dataset auto] [--control 3]
+"""Compares pruning in 16 bits, int8 and fp8.
+
+    python analysis/eight_bits.py [--model builtin] [--dataset auto] [--control 3]
 
 It makes a ticket of `all` for every quantize= and several sparsities, and measures each as loaded from disk, with
 random controls. It then measures each again with runtime=packed, for the memory that its weights take and the speed

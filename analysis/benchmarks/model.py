@@ -1,4 +1,4 @@
-"""The part `model`: a whole model, dense against pruned and in 8 bits: memory, prefill and decoding.
+"""The part `model` compares a whole dense model with pruned and 8-bit tickets of it: memory, prefill and decoding.
 
 It uses files and tensors alone and no tracking store, so it also runs where MLflow is not installed.
 """

@@ -1,4 +1,4 @@
-"""The part `packed`: one linear layer whose weights stay packed in memory, against a dense layer."""
+"""The part `packed` compares one linear layer whose weights stay packed in memory with a dense layer."""
 
 from functools import partial
 from statistics import median

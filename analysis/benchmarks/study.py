@@ -1,4 +1,4 @@
-"""The part `study`: `lottery study locate`, against the same tickets as so many main jobs."""
+"""The part `study` compares `lottery study locate` with the same tickets as so many main jobs."""
 
 import os
 import statistics

@@ -49,12 +49,7 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
             values, handles = [1.0, 1 + tolerance], []
             for name, curve in split(part, by):
                 colour, marker, line = looks[name]
-                points = curve.drop_duplicates("sparsity").sort_values("sparsity")
-                first = {"sparsity": 0.0} | dict.fromkeys(
-                    ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi"), 1.0
-                )
-                if not (points["sparsity"] == 0).any() and (points["quantize"].fillna("none") == "none").all():
-                    points = pd.concat([pd.DataFrame([first]), points])
+                points = curve_points(curve)
                 x, y = points["sparsity"], points["perplexity_ratio"]
                 axes.fill_between(x, points["perplexity_ratio_lo"].fillna(y), points["perplexity_ratio_hi"].fillna(y),
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
@@ -82,6 +77,16 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
             if len(handles) > 1:
                 legend(axes, handles, 4 if by == "target" else 2)
         return figure
+
+
+def curve_points(curve: Rows) -> Rows:
+    """Returns the points of one curve by sparsity. It begins at the dense base, but not in 8 bits: these have a cost,
+    too."""
+    points = curve.drop_duplicates("sparsity").sort_values("sparsity")
+    if (points["sparsity"] == 0).any() or (points["quantize"].fillna("none") != "none").any():
+        return points
+    ratios = ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi")
+    return pd.concat([pd.DataFrame([{"sparsity": 0.0} | dict.fromkeys(ratios, 1.0)]), points])
 
 
 def plot_ranking(rows: Rows) -> Figure:

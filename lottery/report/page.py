@@ -249,9 +249,12 @@ def facts(found: results.Results, bases: Sequence[str]) -> list[tuple[str, str]]
         made += f", {', '.join(f'{n} {state}' for state, n in states.items())}"
     pairs.append(("tickets", made + (f", {len(found.left_out)} left out" if len(found.left_out) else "")))
     for study in found.studies:
-        begun = f"{study.started:%Y-%m-%d %H:%M} UTC"
+        started = f"{study.started:%Y-%m-%d %H:%M} UTC"
         pairs.append(
-            (f"study {study.name}", f"begun {begun}, {study.status.lower()}, id {study.study_id}, run {study.run_id}")
+            (
+                f"study {study.name}",
+                f"started {started}, {study.status.lower()}, id {study.study_id}, run {study.run_id}",
+            )
         )
         if command := study.tags.get("command"):
             pairs.append(("command", command))
