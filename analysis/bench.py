@@ -41,9 +41,15 @@ SLICE_LAYERS, FULL_LAYERS = 6, 32
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="All 32 layers: 14.5 GB and as much again, and as much memory.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the files go, and stay.  [default: a new one]")
-@click.option("--rounds", default=3, show_default=True, help="How often what touches the disk is measured.")
+@click.option(
+    "--full", is_flag=True, help="Use all 32 layers: 14.5 GB of files, as much again for a copy, and as much memory."
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="The folder for the files, which are kept.  [default: a temporary one]",
+)
+@click.option("--rounds", default=3, show_default=True, help="How many times each task on the disk is measured.")
 @click.option("--work", nargs=3, hidden=True)
 @click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "evaluate", "study"]))
 def main(

@@ -1,8 +1,11 @@
-"""Prune and quantize, side by side: python analysis/eight_bits.py [--model builtin] [--dataset auto] [--control 3]
+"""Compares pruning in 16 bits, int8 and fp8.
 
-Every quantize= at several sparsities of `all`, each ticket measured as it was loaded from disk, with random controls; then
-once more with runtime=packed, for the memory that its weights take and what that costs. A Markdown table on stdout.
-Speed as a share of the dense model's in the same run, in the same minute.
+    python analysis/eight_bits.py [--model builtin] [--dataset auto] [--control 3]
+
+It makes a ticket of `all` for every quantize= and several sparsities, and measures each as loaded from disk, with
+random controls. It then measures each again with runtime=packed, for the memory that its weights take and the speed
+that this costs. It prints Markdown tables on stdout. A speed is a share of the dense model's speed in the same run, in
+the same minute.
 """
 
 import os
@@ -27,7 +30,7 @@ SPARSITIES = (0, 0.3, 0.5, 0.7, 0.9)
 @click.option("--control", default=3, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("eight_bits"), show_default=True)
 def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> None:
-    """Each ticket is kept in FOLDER, and found there again when the command is repeated."""
+    """Each ticket is kept in FOLDER, and is found there when the command is repeated."""
     from lottery.jobs.evaluate import evaluate
     from lottery.jobs.run import prune
     from lottery.measuring.console import format_interval, format_metric
@@ -44,7 +47,7 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
     )
     row(*head, "in memory", "decode")
     row(*["---"] * (len(head) + 2))
-    packed_rows: list[tuple[str, ...]] = []  # a table of its own: for int8 that is another arithmetic
+    packed_rows: list[tuple[str, ...]] = []  # they stand in a second table: packed int8 is w8a16, not w8a8
     for quantize in ("none", "int8", "fp8"):
         for sparsity in SPARSITIES:
             out = folder / f"{quantize}-{sparsity}"
@@ -74,7 +77,7 @@ def main(model: str, dataset: str, limit: str, control: int, folder: Path) -> No
 
 
 def lean(ticket: "Ticket") -> tuple[str, str]:
-    """Resident bytes and speed of decoding, as shares of the dense model's."""
+    """Returns the bytes of the weights in memory and the decoding speed, as shares of the dense model's."""
     speed = ticket.metrics["decode_tok_s"] / ticket.measurement.dense["decode_tok_s"]
     return f"{ticket.metrics['weights_ratio']:.3f}", f"{speed:.2f}"
 

@@ -1,7 +1,8 @@
-"""The documents' figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
+"""Makes the documents' figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
 
-Each study is asked for by its command; tickets that are there already are found, not made again, so that a second call
-only draws. Each figure is one function of a data frame (lottery/report/figures.py); what is drawn is said on stdout.
+It runs each study by its command. Tickets that exist already are not made again, so a second call only draws. Each
+figure is one function of a data frame (lottery/report/figures.py, heatmaps.py). The files and the answers are printed
+on stdout.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STUDIES = {  # name of its figures -> what `lottery study` is asked
+STUDIES = {  # name of the figure -> arguments of `lottery study`
     "cliff": ("cliff",),
     "locate": ("locate", "--control", "3"),
     "budget": ("locate", "--control", "3", "--budget", "0.05"),
@@ -24,9 +25,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--measure", default="perplexity", help="what to measure; all: also speed, memory, samples")
-    parser.add_argument("--limit", default="none", help="the first windows only, for a quick look")
-    asked = parser.parse_args()
-    options = ("--models", asked.model, "--measure", asked.measure, "--limit", asked.limit)
+    parser.add_argument("--limit", default="none", help="measure the first N windows only, for a quick look")
+    arguments = parser.parse_args()
+    options = ("--models", arguments.model, "--measure", arguments.measure, "--limit", arguments.limit)
     runs = {name: run_study(*words, *options) for name, words in STUDIES.items()}
 
     from lottery.progress import quiet_libraries
@@ -45,17 +46,17 @@ def main() -> None:
         "budget": figures.plot_ranking(frame(places.data)),
         "map": heatmaps.plot_layers(found["map"].rows),
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
-        (asked.out / f"{name}.svg").write_text(images.to_svg(figure), encoding="utf-8")
-        (asked.out / f"{name}.png").write_bytes(images.to_png(figure))
-        print(asked.out / f"{name}.svg")
+        (arguments.out / f"{name}.svg").write_text(images.to_svg(figure), encoding="utf-8")
+        (arguments.out / f"{name}.png").write_bytes(images.to_png(figure))
+        print(arguments.out / f"{name}.svg")
     for answer in (cliff, places):
         print(f"\n{answer.question} {answer.sentence}\n{answer.sure}")
 
 
 def run_study(*words: str) -> str:
-    """Its run's id. What it says while it works goes to the terminal."""
+    """Runs `lottery study` and returns its run's id. Its progress goes to the terminal."""
     done = subprocess.run(
         [sys.executable, "-m", "lottery", "study", *words, "--out", "none", "--json"],
         stdout=subprocess.PIPE,

@@ -1,10 +1,10 @@
-"""How to ask the registry for tickets and plot them: a script in cells, for an editor that runs those, or all at once.
+"""Shows how to search tickets and plot them in Python. The script has cells, which an editor can run one by one.
 
-`python analysis/tickets.py` in a folder with an mlflow.db of tickets (or with MLFLOW_TRACKING_URI set) prints each answer
-and leaves tickets.png. Nothing here loads a model.
+Call `python analysis/tickets.py` in a folder with an mlflow.db of tickets, or with MLFLOW_TRACKING_URI set. It prints
+each result and writes tickets.png. It loads no model.
 """
 
-# %% Every finished ticket is one row: its parameters, metrics and tags by their names.
+# %% Every finished ticket is one row; its params, metrics and tags are columns.
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +17,11 @@ tickets = results.search_tickets()
 print(f"{len(tickets)} tickets of {', '.join(tickets['base'].unique())}")
 print(tickets[["title", "base", "perplexity", "perplexity_ratio", "disk_ratio", "winner"]].to_string(max_rows=12))
 
-# %% Perplexities compare under one protocol only: here, the one of most tickets.
+# %% Perplexities compare under one protocol only. This takes the protocol of most tickets.
 most = tickets["protocol"].value_counts().idxmax()
 mine = tickets[(tickets["protocol"] == most) & (tickets["quantize"] == "none")]
 
-# %% The winner with the most zeros, of each model.
+# %% For each model, the winner with the most zeros.
 winners = mine[mine["winner"] == "yes"]
 best = winners.sort_values("sparsity_model").groupby("base").tail(1)
 print(best[["base", "title", "sparsity_model", "perplexity_ratio", "run_id"]].to_string(index=False))
@@ -30,11 +30,11 @@ print(best[["base", "title", "sparsity_model", "perplexity_ratio", "run_id"]].to
 table = mine.pivot_table("perplexity_ratio", "target", "sparsity", aggfunc="min")
 print(table.round(4).to_string(na_rep=""))
 
-# %% What a filter of MLflow's can do, the store does: "metrics.perplexity_ratio < 1.1 and params.target = 'late'".
+# %% The store applies any filter in MLflow's syntax: "metrics.perplexity_ratio < 1.1 and params.target = 'late'".
 small: pd.DataFrame = results.search_tickets("metrics.disk_ratio < 0.9")
 print(f"{len(small)} tickets are smaller than nine tenths of their base")
 
-# %% A figure is one function of a data frame.
+# %% Each figure is one function of a data frame.
 figure = figures.plot_cliff(mine)
 Path("tickets.png").write_bytes(images.to_png(figure))
 print("tickets.png")

@@ -1,10 +1,10 @@
-"""Make the embedded model again: its BPE tokenizer and a 5.1 M parameter Llama, trained on a folder of texts.
+"""Trains the embedded model again: its BPE tokenizer and a Llama of 5.1 M parameters, on a folder of texts.
 
-    python analysis/train_builtin.py --texts ../shared/data/text
+python analysis/train_builtin.py --texts ../shared/data/text
 
-Everything is kept under --work (tokenizer, tokens, checkpoint, log), so that the same command goes on where a killed
-one stopped; the finished model replaces lottery/assets/builtin. The training texts are not part of this project; the
-script reads every .txt below --texts. The last 2% of every text is held out and its loss printed as training goes.
+Everything is kept under --work (tokenizer, tokens, checkpoint, log), so that the same command continues where a killed
+one stopped. The finished model replaces lottery/assets/builtin. The training texts are not part of this project; the
+script reads every .txt below --texts. The last 2% of every text is held out, and its loss is printed during training.
 """
 
 import json
@@ -29,7 +29,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "lottery" / "assets"
 
 
 def plain_prose(text: str) -> str:
-    """WikiText's spaced tokens, headings and book line wrapping -> prose as people type it, documents split by END."""
+    """Returns prose as people type it, with END between documents: without WikiText's spaced tokens and headings, and
+    without the line breaks of a book."""
     text = text.replace("\r\n", "\n").replace("\u2019", "'").replace("\u2018", "'")
     text = text.replace("\u201c", '"').replace("\u201d", '"').replace("\u2014", "--")
     if " @-@ " in text:
@@ -74,7 +75,7 @@ def train_tokenizer(texts: dict[str, str]) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """uint16 token streams: training, and the held-out last 2% of every text."""
+    """Returns two uint16 arrays of tokens: those for training, and the last 2% of every text, which is held out."""
     end = tokenizer.convert_tokens_to_ids(END)
     train, held = [], []
     for text in texts.values():
@@ -107,7 +108,7 @@ def new_model() -> LlamaForCausalLM:
 
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, held: np.ndarray, device: str) -> float:
-    """Mean NLL per token (nats) over non-overlapping windows."""
+    """Returns the mean NLL per token (nats) over windows that do not overlap."""
     windows_NT = torch.from_numpy(held[: len(held) // WINDOW * WINDOW].astype(np.int64)).view(-1, WINDOW)
     losses = []
     for batch_NT in windows_NT.split(16):
@@ -132,7 +133,7 @@ def save_checkpoint(path: Path, model: LlamaForCausalLM, adam: torch.optim.AdamW
 
 
 def load_checkpoint(path: Path, model: LlamaForCausalLM, adam: torch.optim.AdamW) -> int:
-    """The step to go on with: 0 where there is no checkpoint."""
+    """Loads the checkpoint and returns the step to continue with; 0 if there is no checkpoint."""
     if not path.exists():
         return 0
     state = load_file(path)
@@ -157,7 +158,7 @@ def train(model: LlamaForCausalLM, tokens: np.ndarray, held: np.ndarray, work: P
     first = load_checkpoint(work / "checkpoint.safetensors", model, adam)
     started, running = time.time(), 0.0
     for step in range(first, steps):
-        rng = np.random.default_rng([seed, step])  # each step's windows depend on nothing but seed and step
+        rng = np.random.default_rng([seed, step])  # each step's windows depend on seed and step alone
         starts = rng.integers(0, len(tokens) - WINDOW - 1, batch)
         windows_NT = torch.from_numpy(np.stack([tokens[s : s + WINDOW + 1] for s in starts]).astype(np.int64))
         for group in adam.param_groups:
@@ -190,7 +191,7 @@ def train(model: LlamaForCausalLM, tokens: np.ndarray, held: np.ndarray, work: P
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "builtin", show_default=True)
 def main(texts: Path, work: Path, steps: int, batch: int, seed: int, out: Path) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "tokenizer_config.json").exists():
-        raise click.BadParameter(f"{out}: it holds something else than a model; give a new folder", param_hint="--out")
+        raise click.BadParameter(f"{out}: it holds other files than a model; give a new folder", param_hint="--out")
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "held.npy").exists():
         corpus = read_texts(texts)
@@ -198,7 +199,7 @@ def main(texts: Path, work: Path, steps: int, batch: int, seed: int, out: Path) 
         tokenizer.save_pretrained(work / "tokenizer")
         tokens, held = tokenize(tokenizer, corpus)
         np.save(work / "tokens.npy", tokens)
-        np.save(work / "held.npy", held)  # last: its presence says that the others are whole
+        np.save(work / "held.npy", held)  # saved last: if it exists, the others are complete
     tokens, held = np.load(work / "tokens.npy"), np.load(work / "held.npy")
     torch.manual_seed(seed)
     model = new_model()

@@ -42,8 +42,8 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def make_checkpoint(cache: Path, layers: int) -> None:
-    """Writes the model as the hub's cache does: its files are named by their sha256, and the snapshot of a commit links to
-    them."""
+    """Writes the model as the hub's cache does: its files are named by their sha256, and the snapshot of a commit links
+    to them."""
     from safetensors.torch import save_file
 
     repo = cache / "models--random--mistral-shaped"

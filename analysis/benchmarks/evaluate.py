@@ -1,4 +1,4 @@
-"""The part `evaluate`: the embedded model's perplexity, against a bare forward loop over the same windows."""
+"""The part `evaluate` compares the embedded model's perplexity with a bare forward loop over the same windows."""
 
 import statistics
 from typing import Any

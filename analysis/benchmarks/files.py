@@ -1,4 +1,5 @@
-"""The part `files`: pruning a checkpoint against cp and fsync of its files, loading the ticket against the dense files."""
+"""The part `files` compares pruning a checkpoint with cp and fsync of its files, and loading the ticket with loading
+the dense files."""
 
 import os
 import shutil

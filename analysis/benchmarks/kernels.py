@@ -1,4 +1,5 @@
-"""The part `kernels`: selecting and packing one matrix, against torch's own pruning, a k-th value and a plain copy."""
+"""The part `kernels` compares selecting and packing one matrix with torch's own pruning, a k-th value and a plain
+copy."""
 
 from typing import Any
 

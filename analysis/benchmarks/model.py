@@ -1,4 +1,4 @@
-"""The part `model`: a whole model, dense against pruned and in 8 bits: memory, prefill and decoding.
+"""The part `model` compares a whole dense model with pruned and 8-bit tickets of it: memory, prefill and decoding.
 
 It uses files and tensors alone and no tracking store, so it also runs where MLflow is not installed.
 """
@@ -60,7 +60,8 @@ def measure_tickets(
     measure: Callable[..., tuple[dict[str, float], torch.Tensor]],
     rows: dict[str, dict[str, float]],
 ) -> dict[str, bool]:
-    """Adds the metrics of each ticket to `rows`, in either runtime. Returns for each whether both give the same logits."""
+    """Adds the metrics of each ticket to `rows`, in either runtime. Returns for each whether both give the same
+    logits."""
     from lottery.ticket.stored import StoredTicket
 
     same = {}
@@ -68,8 +69,8 @@ def measure_tickets(
         stored = StoredTicket(find_or_make_ticket(base, folder, quantize, sparsity), None)
         name = f"{'16 bits' if quantize == 'none' else quantize}, {sparsity:.0%} pruned"
         if quantize == "int8":
-            # bitsandbytes' layers round activations, too, so their logits differ. On a CPU they would take ten minutes: the
-            # part `packed` times one there.
+            # bitsandbytes' layers round activations, too, so their logits differ. On a CPU they would take ten minutes, so
+            # there only the part `packed` times such a layer.
             if device == "cuda":
                 rows[name], _ = measure(stored, "dense", eager=True)
             rows[f"{name}, packed"], _ = measure(stored, "packed")

@@ -1,4 +1,4 @@
-"""The part `packed`: one linear layer whose weights stay packed in memory, against a dense layer."""
+"""The part `packed` compares one linear layer whose weights stay packed in memory with a dense layer."""
 
 from functools import partial
 from statistics import median
@@ -39,8 +39,8 @@ def bench_packed() -> dict[str, Any]:
 
 
 def make_layers(weight: torch.Tensor, own: torch.dtype) -> dict[str, torch.nn.Module]:
-    """Returns the same pruned layer in each form: dense in two types, packed, and of bitsandbytes. `own`: the type in which
-    the packed layers compute."""
+    """Returns the same pruned layer in each form: dense in two types, packed, and of bitsandbytes. `own`: the type in
+    which the packed layers compute."""
     import numpy as np
 
     from lottery.kernels import bitmask, quantizing, select

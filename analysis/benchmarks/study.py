@@ -1,4 +1,4 @@
-"""The part `study`: `lottery study locate`, against the same tickets as so many main jobs."""
+"""The part `study` compares `lottery study locate` with the same tickets as so many main jobs."""
 
 import os
 import statistics
@@ -16,7 +16,8 @@ from benchmarks.timing import print_ratio
 
 
 def bench_study() -> dict[str, Any]:
-    """The dense baseline is in the store already when the first timed main job starts, as it is for nineteen of twenty."""
+    """The dense baseline is in the store already when the first timed main job starts, as it is for nineteen of
+    twenty."""
     from lottery.measuring.cache import Cache
     from lottery.study.design import read_study
     from lottery.study.planning import make_plan

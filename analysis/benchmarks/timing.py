@@ -16,8 +16,8 @@ HUGE_PAGE = 2**21  # bytes
 def touch_memory(nbytes: int) -> float:
     """Makes the machine hand out `nbytes` of memory, gives them back, and returns the speed in GB per second.
 
-    A virtual machine fetches memory that lay idle from its host page by page, and slower than any disk. Those seconds are
-    not what is compared here, so they pass before the clock starts.
+    A virtual machine fetches memory that lay idle from its host page by page, and slower than any disk. Those seconds
+    are not what is compared here, so they pass before the clock starts.
     """
     begin = time.perf_counter()
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

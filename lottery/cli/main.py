@@ -1,4 +1,5 @@
-"""The command `lottery`: the group of all commands, and how an error ends it. Heavy libraries are imported inside commands."""
+"""The command `lottery`: the group of all commands, and how an error ends it. Heavy libraries are imported inside
+commands."""
 
 import json
 import os
@@ -19,7 +20,8 @@ from lottery.progress import quiet_libraries
 
 
 class Lottery(click.Group):
-    """The group of commands. Every error ends here as one line on stderr: exit code 2 for bad input, 1 for a failed machine."""
+    """The group of commands. Every error ends here as one line on stderr: exit code 2 for bad input, 1 for a failed
+    machine."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         quiet_libraries()
@@ -40,7 +42,8 @@ class Lottery(click.Group):
 
 
 def stop(reason: str, code: int) -> NoReturn:
-    """Prints the reason and exits. If `mlflow run` has opened a run that no job has adopted yet, the run gets the reason."""
+    """Prints the reason and exits. If `mlflow run` has opened a run that no job has adopted yet, the run gets the
+    reason."""
     if "MLFLOW_RUN_ID" in os.environ:
         from lottery.registry import runs
 

@@ -14,8 +14,9 @@ from lottery.spec import Spec
 def spec_options(
     *names: str, but: tuple[str, ...] = (), of: type = Spec
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds one option for each named parameter of the dataclass `of` (for all of them, if no name is given), with its default
-    and help. With `but`, every parameter except those is added, and its default is None: the study's file decides."""
+    """Adds one option for each named parameter of the dataclass `of` (for all of them, if no name is given), with its
+    default and help. With `but`, every parameter except those is added, and its default is None: the study's file
+    decides."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         chosen: list[Field[Any]] = [f for f in fields(of) if (f.name in names or not names) and f.name not in but]

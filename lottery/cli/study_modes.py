@@ -25,8 +25,9 @@ def run_study(
     name: str, asked: Study | None, *, dry_run: bool, fresh: bool, yes: bool, part: str | None,
     slurm: SlurmOptions | None, out: str | None, command_line: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Runs, prints or submits the study. `asked` is None if `name` is a plan that was written for a cluster. `out` is the
-    report's folder, `none` for no report, or None for a folder in LOTTERY_HOME. `command_line` is recorded with the run."""
+    """Runs, prints or submits the study. `asked` is None if `name` is a plan that was written for a cluster. `out` is
+    the report's folder, `none` for no report, or None for a folder in LOTTERY_HOME. `command_line` is recorded with the
+    run."""
     if out not in (None, "none"):
         from lottery.report.writing import check_folder
 
@@ -60,7 +61,8 @@ def make_part(plan: Plan, part: str, as_json: bool) -> None:
 
 
 def submit_study(plan: Plan, options: SlurmOptions, dry_run: bool, yes: bool, command_line: str, as_json: bool) -> None:
-    """Submits the parts as jobs, each of which reads the plan from LOTTERY_HOME. If Slurm refuses, the study's run is put back as it was."""
+    """Submits the parts as jobs, each of which reads the plan from LOTTERY_HOME. If Slurm refuses, the study's run is
+    put back as it was."""
     from lottery.study import start
 
     for line in reachability_warnings():

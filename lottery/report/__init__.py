@@ -1,1 +1,1 @@
-"""From runs to answers, tables, figures, and one page."""
+"""Turns runs into answers, tables, figures and one page."""

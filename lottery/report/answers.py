@@ -1,10 +1,10 @@
-"""The questions that a study asks, each answered with how sure it is. Arrays and rows only: no model, no MLflow.
+"""Answers the five questions of a study, each with how sure the answer is. It works on rows and arrays, without MLflow.
 
-A row is a mapping, as `results.rows` has them. What is compared is the mean NLL per token: its difference between a ticket
-and the dense base is the logarithm of the ratio of their perplexities. Everything is sure or not by resampling evaluation
-windows (resampling.py).
+A row is a mapping, a record of `Results.rows`. Answers compare the mean NLL per token: the difference between a ticket
+and the dense base is the logarithm of the ratio of their perplexities. How sure an answer is comes from resampling the
+evaluation windows (measuring/intervals.py).
 
-Legend: N windows, T targets.
+Legend: T targets.
 """
 
 import math
@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lottery.measuring.intervals import (
-    RESAMPLES,
-    difference_interval,
-)
+from lottery.measuring.intervals import RESAMPLES, difference_interval
 from lottery.report.cliffs import find_cliffs, main_cliffs
 from lottery.report.grouping import Row, group_by, keep_main_protocol, measured_tickets, number, setting
 from lottery.report.rankings import LEAST_TARGETS, Nll, Ranking, compare_rankings
@@ -28,9 +25,9 @@ from lottery.report.wording import format_range, format_ratio, natural_list, per
 
 @dataclass(frozen=True)
 class Answer:
-    """`short`: a word or two for a headline, and `about` what they are of; `sentence`: the answer; `sure`: how sure, and what
-    it rests on; `data`: the rows that its figure is drawn of. Where nothing is known `short` is empty, and `sentence` begins
-    with "not known"."""
+    """`short`: the answer in a word or two for a headline, and `about`: what these words refer to; `sentence`: the full
+    answer; `sure`: how sure it is and what it rests on; `data`: the rows that its figure shows. If nothing is known,
+    `short` is empty and `sentence` begins with "not known"."""
 
     question: str
     short: str
@@ -44,14 +41,11 @@ class Answer:
         return bool(self.short)
 
 
-# How much can be cut
-
-
 def answer_cliff(rows: Sequence[Row]) -> Answer:
     question = "How much can be cut?"
     found = main_cliffs(rows)
     if not found:
-        return Answer(question, "", "not known: it takes tickets of one target at two sparsities at least", "")
+        return Answer(question, "", "not known: this needs tickets of one target at two sparsities or more", "")
     sentences = []
     for c in found:
         allowed = f"perplexity is {percent(c.tolerance)} over the dense model's"
@@ -78,9 +72,9 @@ def answer_cliff(rows: Sequence[Row]) -> Answer:
         short = f"about {short}" if any(c.wide for c in found) else short
     sure = [
         f"{c.base}: the band {c.text.split(' ', 1)[1]} is where the two ends of the ratio's 95% interval cross; tickets at "
-        f"{percent(c.bracket[0])} and {percent(c.bracket[1])} stand on either side, with a straight line in log ratio between"
+        f"{percent(c.bracket[0])} and {percent(c.bracket[1])} stand on either side, joined by a straight line in the log of the ratio"
         + (
-            ", which is further apart than the band is wide: the curve bends upwards, so it is rather more than less."
+            ". These tickets are far apart: the curve bends upwards between them, so the cliff is more likely higher than lower."
             if c.wide
             else "."
         )
@@ -93,14 +87,14 @@ def answer_cliff(rows: Sequence[Row]) -> Answer:
     return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(every), about)
 
 
-# Where
-
-
 def answer_ranking(found: Sequence[Ranking]) -> Answer:
     question = "Where is it?"
     if not found:
         return Answer(
-            question, "", "not known: it takes tickets of two targets at one sparsity, with their windows", ""
+            question,
+            "",
+            "not known: this needs tickets of two targets at one sparsity, with the NLL of their windows",
+            "",
         )
     sentences, sure = [], []
     for (base, by, cells, how), members in group_by(found, lambda r: (r.base, r.by, r.cells, r.setting)).items():
@@ -111,7 +105,7 @@ def answer_ranking(found: Sequence[Ranking]) -> Answer:
         if by == "sparsity" and not cells:
             sure += range_removed(members)
     sure.append(
-        "Certain: the paired 95% interval of the difference over the windows does not hold 0, each pair for itself."
+        "An order is certain if the paired 95% interval of the difference over the windows does not hold 0; each pair is tested by itself."
     )
     short, about = ranking_headline(found)
     return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(ranking_rows(found)), about)
@@ -131,7 +125,8 @@ def least_and_most_damaged(members: Sequence[Ranking]) -> str:
 
 
 def at_levels(members: Sequence[Ranking], end: int) -> str:
-    """Returns "at 30% (ratio 1.0001) and 50% (ratio 1.0392)": the ratios are of the target at that end of each ranking."""
+    """Returns "at 30% (ratio 1.0001) and 50% (ratio 1.0392)": the ratios are of the target at that end of each
+    ranking."""
     return "at " + natural_list(f"{r.at} (ratio {format_ratio(math.exp(r.log_ratio_T[end]))})" for r in members)
 
 
@@ -147,8 +142,8 @@ def range_removed(members: Sequence[Ranking]) -> list[str]:
 def ranking_headline(found: Sequence[Ranking]) -> tuple[str, str]:
     """Returns (the target that is most often the least damaged, what it is of), for tickets pruned in the default way.
 
-    Rankings at an equal budget come before those at an equal sparsity, since that is the fairer question; rankings of parts
-    of the model come before those of single layers.
+    Rankings at an equal budget come before those at an equal sparsity, since that is the fairer question; rankings of
+    parts of the model come before those of single layers.
     """
     best = [((r.by == "budget", not r.cells), r.base, r.targets[0]) for r in found if not r.setting]
     fairest = max((rank for rank, _, _ in best), default=(False, True))
@@ -176,15 +171,12 @@ def ranking_rows(found: Sequence[Ranking]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-# Is it the same in every model
-
-
 def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> Answer:
     question = "Is it the same in every model?"
     bases = list(dict.fromkeys(r.base for r in found))
     if len(bases) < 2:
         only = f"only {bases[0]} has" if bases else "no model has"
-        return Answer(question, "", f"not known: {only} targets that were put in order; it takes two models", "")
+        return Answer(question, "", f"not known: {only} targets that were ranked; this needs two models", "")
     data = []
     for members in group_by(found, lambda r: (r.by, r.level, r.cells, r.setting)).values():
         for first, second in combinations(members, 2):
@@ -224,11 +216,9 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
     return Answer(question, short, sentence, sure, tuple(data), f"Kendall's tau {spread}")
 
 
-# Prune and quantize
-
-
 def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
-    """What 8 bits cost beside the same ticket in 16: the ratio of the two perplexities, with its paired interval."""
+    """Compares a ticket in 8 bits with the same ticket in 16: the ratio of the perplexities, with its paired 95%
+    interval."""
     question = "Prune and quantize: what do 8 bits cost on top?"
     data = []
 
@@ -272,13 +262,10 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
 
 
 def quantization_scheme(r: Row) -> str:
-    """int8 is two: bitsandbytes rounds activations to 8 bits, too."""
+    """Returns the scheme's name. int8 has two: bitsandbytes (runtime `dense`) also rounds activations to 8 bits."""
     if r["quantize"] != "int8":
         return str(r["quantize"])
     return "int8 (w8a16)" if r.get("runtime") == "packed" else "int8 (w8a8)"
-
-
-# Do bigger models hold better tickets
 
 
 def answer_model_size(rows: Sequence[Row]) -> Answer:
@@ -286,7 +273,7 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
     of_all = [c for c in main_cliffs(rows) if c.at is not None]
     known = sorted((c for c in of_all if c.parameters), key=lambda c: c.parameters or 0)
     if len({c.parameters for c in known}) < 2:
-        lack = "it takes two models whose cliff was found"
+        lack = "this needs two models whose cliff was found"
         if len(of_all) > len(known):
             lack = "the runs do not say how many weights their models have"
         return Answer(question, "", f"not known: {lack}", "")
@@ -304,7 +291,7 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
     sure = (
         f"This rests on {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')} ({natural_list(families)}): the bigger model of "
         f"{pluralize(len(pairs), 'pair')} has the later cliff in {up} and the earlier in {down} with bands apart. Models differ in more "
-        f"than their size: in what and how long they were trained."
+        f"than their size, for example in what they were trained on and how long."
     )
     data = tuple(c.__dict__ for c in known)
     rests = f"over {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')}"

@@ -1,6 +1,7 @@
-"""Small artifacts of a run, read when they are asked for; None where the run has none."""
+"""Reads small artifacts of a run."""
 
 import contextlib
+import io
 import json
 import tempfile
 from functools import cache
@@ -13,7 +14,7 @@ from lottery.registry.store import STORE_ERRORS, Client
 
 
 def read_json(client: Client, run_id: str, name: str) -> Any | None:
-    """A small artifact; None where the run has none, or it is no JSON."""
+    """Returns the parsed artifact, or None if the run has none or the file is no JSON."""
     content = read_artifact(client, run_id, name)
     try:
         return None if content is None else json.loads(content)
@@ -23,8 +24,7 @@ def read_json(client: Client, run_id: str, name: str) -> Any | None:
 
 @cache
 def read_array(client: Client, run_id: str, name: str) -> np.ndarray | None:
-    import io
-
+    """Returns the artifact as float64, or None if the run has none or the file is no array."""
     content = read_artifact(client, run_id, name)
     try:
         return None if content is None else np.load(io.BytesIO(content), allow_pickle=False).astype(np.float64)
@@ -33,6 +33,7 @@ def read_array(client: Client, run_id: str, name: str) -> np.ndarray | None:
 
 
 def read_artifact(client: Client, run_id: str, name: str) -> bytes | None:
+    """Returns the artifact, or None if the run has none or the store fails."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(*STORE_ERRORS):
         return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
     return None

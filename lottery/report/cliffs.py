@@ -1,4 +1,4 @@
-"""Where the curve of a target crosses what a winner may lose."""
+"""Finds the cliff of a target: where its curve of ratio against sparsity crosses what a winner may lose."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from lottery.report.grouping import Row, group_by, keep_main_protocol, number, setting
 from lottery.report.wording import percent
 
-REFINED = 0.025  # between two tickets: closer than this, a straight line is as good as the intervals
+REFINED = 0.025  # sparsity: between two tickets that are closer, a straight line is as exact as the intervals
 
 
 @dataclass(frozen=True)
 class Cliff:
-    """Where one curve of ratio against sparsity crosses 1 + tolerance. `at` is None where it does not within what was
-    measured; `lo`, `hi`: where the upper and the lower end of the ratio's interval cross (None: not within)."""
+    """The sparsity `at` which one curve crosses 1 + tolerance; None if it does not cross within what was measured. `lo`
+    and `hi` are where the upper and the lower end of the ratio's interval cross, or None. `bracket`: the sparsities of
+    the tickets on either side."""
 
     base: str
     family: str
@@ -26,12 +27,12 @@ class Cliff:
     lo: float | None
     hi: float | None
     bracket: tuple[float, float] | None
-    most: float  # the greatest sparsity that was measured
+    most: float  # the highest sparsity that was measured
     tickets: int
 
     @property
     def wide(self) -> bool:
-        """Whether so much lies between the two tickets around it that the straight line decides."""
+        """Whether the two tickets around it are so far apart that the straight line between them decides."""
         return self.bracket is not None and self.bracket[1] - self.bracket[0] > REFINED + 1e-9
 
     @property
@@ -45,9 +46,11 @@ class Cliff:
 def first_crossing(
     sparsity: Sequence[float], log_ratio: Sequence[float], limit: float
 ) -> tuple[float, float, float] | None:
-    """(where a curve first crosses `limit`, the points on either side); a straight line in between. None where it does not.
+    """Returns (where the curve first crosses `limit`, the sparsity before, the sparsity after), or None if it does not
+    cross.
 
-    Where the point after is infinite (it overflowed) the last good one is all that is known.
+    The curve is a straight line between two points. If the point after is infinite (the ticket overflowed), the
+    crossing is put at the point before: nothing else is known.
     """
     for i in range(1, len(sparsity)):
         left, right = log_ratio[i - 1], log_ratio[i]
@@ -58,14 +61,14 @@ def first_crossing(
 
 
 def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
-    """Of every curve (model, target, how it was made) of at least two sparsities; the dense base is its beginning."""
+    """Returns the cliff of every curve (model, protocol, target, way of pruning) that has two sparsities or more."""
     curves = group_by(
         (r for r in rows if r.get("kind") == "ticket" and number(r, "sparsity") is not None),
         lambda r: (r["base"], r["protocol"], r["target"], setting(r), number(r, "tolerance") or 0.0),
     )
     found = []
     for (base, protocol, target, how, tolerance), members in curves.items():
-        # The dense base is where a curve begins; 8 bits cost something at 0, too.
+        # A curve begins at the dense base, but not in 8 bits: these have a cost at sparsity 0, too.
         whole = {"perplexity_ratio": 1.0, "perplexity_ratio_lo": 1.0, "perplexity_ratio_hi": 1.0}
         points: dict[float, Row] = {} if members[0].get("quantize") in ("int8", "fp8") else {0.0: whole}
         for r in members:
@@ -77,7 +80,7 @@ def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
         if len({s for s in at if s}) + ("run_id" in points.get(0.0, {})) < 2:
             continue
         if (number(points[at[0]], "perplexity_ratio") or math.inf) > 1 + tolerance:
-            continue  # it has no beginning: over the limit as soon as it was measured
+            continue  # its first point is over the limit already, so where it crosses is not known
         ends = {}
         for name in ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi"):
             logs = [math.log(number(points[s], name) or number(points[s], "perplexity_ratio") or math.inf) for s in at]
@@ -104,7 +107,8 @@ def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
 
 
 def main_cliffs(rows: Sequence[Row]) -> list[Cliff]:
-    """One of each model: of target `all`, made as usual, where there is such a curve, else of the one of most tickets."""
+    """Returns one cliff per model. A curve of target `all` comes first, then one pruned in the default way, then the
+    one of most tickets."""
     best: dict[str, Cliff] = {}
     for cliff in find_cliffs(keep_main_protocol(rows)):
         other = best.get(cliff.base)

@@ -1,4 +1,4 @@
-"""Which figures stand with which answer."""
+"""Draws the figures that belong to each answer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from lottery.report import figures, frames, grouping, heatmaps, images, rankings, rendering, results, tables
 from lottery.report.answers import Answer
 
-MOST_CELLS = 24  # single layers in a figure of ranks: the map shows more
+MOST_CELLS = 24  # single layers in a ranking figure; the heat map shows more
 
 
 @dataclass(frozen=True)
 class Drawing:
+    """A figure inside the page."""
+
     name: str
     caption: str
     svg: Markup
@@ -23,7 +25,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """One question with its answer, figures and tables."""
+    """One question with its answer, figures and table."""
 
     name: str
     answer: Answer
@@ -34,7 +36,8 @@ class Section:
 def draw(
     drawn: dict[str, Figure], name: str, function: Callable[..., Figure], rows: pd.DataFrame, caption: str, *more: Any
 ) -> Drawing | None:
-    """A figure for the page and for the folder; None where no row has what it shows."""
+    """Draws a figure, puts it into `drawn` for the folder, and returns it for the page; None if no row has what it
+    shows."""
     needs = {"size": "disk_bytes", "cliffs": "perplexity_ratio"} | dict.fromkeys(
         ("places", "layers"), "perplexity_ratio"
     )
@@ -72,7 +75,8 @@ def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, 
 
 
 def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figure]) -> list[Drawing | None]:
-    """Of each model its curves; where there are several models, first the one of each that the answer is about."""
+    """Draws the curves of each model. If there are several models, a figure of the curves that the answer is about
+    comes first."""
     rows = pd.DataFrame(grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows))))
     rows = rows[~rows["target"].str.fullmatch(rankings.SINGLE_LAYER)].reindex(columns=found.rows.columns)
     usual = select_rows(rows, (not grouping.setting(r) for r in frames.records(rows)))
@@ -93,32 +97,32 @@ def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figu
 
 
 def select_rows(rows: pd.DataFrame, flags: Iterable[bool]) -> pd.DataFrame:
-    """The rows so flagged; an empty list would be taken for one of columns."""
+    """Returns the flagged rows. The flags become a Series, since pandas takes an empty list for a list of columns."""
     return rows[pd.Series(list(flags), rows.index, dtype=bool)]
 
 
 def split_by_model(name: str, rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """A figure for each model, which a page puts side by side where there is room."""
+    """Returns (name of the figure, rows) for each model. A page puts these figures side by side if it has room."""
     parts = [part for _, part in rows.groupby("base", sort=False)]
     return [(name if len(parts) == 1 else f"{name}-{i}", part) for i, part in enumerate(parts)]
 
 
 def agreement_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
-    """Of two models one figure; of more one for each level, at which each two are compared."""
+    """Draws one figure for two models; for more models, one figure per level that compares each two."""
     about = "Kendall's tau between the orders of the targets in each two models"
     if data[["a", "b"]].stack().nunique() == 2:
         caption = f"{about}, with its 95% interval from resampled windows."
         return [draw(drawn, "agreement", heatmaps.plot_agreement, data, caption)]
-    caption = f"{about}; between brackets where its 95% interval, which stands in the table, holds 0."
+    caption = f"{about}; in brackets if its 95% interval (see the table) holds 0."
     levels = data.groupby(["by", "level", "cells", "setting"], sort=False)
     return [draw(drawn, f"agreement-{i}", heatmaps.plot_agreement, part, caption) for i, (_, part) in enumerate(levels)]
 
 
 def ranking_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawing | None]:
-    """A figure for each model, and for equal budget and equal sparsity apart."""
+    """Draws a figure for each model, separately for equal budget and equal sparsity."""
     made = []
     data = data[data["setting"] == data["setting"].iloc[0]]
-    for by, what in (("budget", "equal numbers of weights gone"), ("sparsity", "equal sparsity")):
+    for by, what in (("budget", "equal numbers of removed weights"), ("sparsity", "equal sparsity")):
         for cells in (False, True):
             part = data[(data["by"] == by) & (data["cells"] == cells)]
             for i, (_, of_base) in enumerate(part.groupby("base", sort=False)):
@@ -134,7 +138,7 @@ def ranking_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Drawi
 
 
 def heatmap_drawings(drawn: dict[str, Figure], found: results.Results) -> list[Drawing | None]:
-    """Heat maps of the tickets made as usual: targets against sparsity, components against layers."""
+    """Draws heat maps of the tickets pruned in the default way: targets against sparsity, components against layers."""
     rows = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.tickets)))
     usual = pd.DataFrame([r for r in rows if not grouping.setting(r)]).reindex(columns=found.rows.columns)
     equal = usual[usual["budget"].isna()]

@@ -1,4 +1,4 @@
-"""What tickets cost and save: bytes on disk, speed, memory."""
+"""Figures of what tickets cost and save: bytes on disk, speed, memory."""
 
 import math
 from typing import Any
@@ -29,8 +29,9 @@ from lottery.report.style import (
 
 
 def plot_pareto(rows: Rows) -> Figure:
-    """Ratio to dense against bytes on disk, a panel a model; the staircase joins the tickets that no other beats in both.
-    Shapes say 16 or 8 bits. Tickets of masks alone hold no weights, so they are left out where others are there."""
+    """Draws the ratio to dense against bytes on disk, one panel per model. A staircase joins the tickets that no other
+    ticket beats in both; markers show 16 or 8 bits. Tickets that store masks only hold no weights, so they are left out
+    if the model has other tickets."""
     rows = of_tickets(rows, "perplexity_ratio", "disk_bytes")
     with styled():
         parts = split(rows, "base")
@@ -67,7 +68,7 @@ def plot_pareto(rows: Rows) -> Figure:
 
 
 def frontier(rows: Rows) -> Rows:
-    """Those that no other is both smaller and better than, from the smallest on."""
+    """Returns the rows than which no other is both smaller and better, the smallest first."""
     ordered = rows.sort_values(["disk_bytes", "perplexity_ratio"], kind="stable")
     return ordered[
         ordered["perplexity_ratio"] < ordered["perplexity_ratio"].astype(float).cummin().shift(fill_value=math.inf)
@@ -75,8 +76,8 @@ def frontier(rows: Rows) -> Rows:
 
 
 def plot_speed(rows: Rows) -> Figure:
-    """Draws decoding speed and memory of the tickets of ONE machine: for each ticket a point with its quartiles, the dense
-    model of the same process (`beside_tok_s`, `beside_bytes`), and the speed that memory alone would allow.
+    """Draws decoding speed and memory of the tickets of ONE machine: for each ticket a point with its quartiles, the
+    dense model of the same process (`beside_tok_s`, `beside_bytes`), and the speed that memory alone would allow.
 
     Raises ValueError for rows of two machines: their speeds do not compare.
     """

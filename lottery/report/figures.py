@@ -1,7 +1,7 @@
-"""Each figure one function: a data frame in (as `results.rows` or an answer's data), a matplotlib Figure out.
+"""Figures of cliffs, rankings, 8 bits and model sizes. Each is one function from a data frame to a matplotlib Figure.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and never alone: markers, lines and hatches differ too.
-No pyplot: nothing is shown, and nothing is kept between two figures.
+The data frame is `Results.rows` or an answer's data. pyplot is not used: no window opens, and no state is kept between
+two figures.
 """
 
 import re
@@ -33,14 +33,15 @@ from lottery.report.style import (
 
 
 def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = ()) -> Figure:
-    """Ratio to the dense base against sparsity, with the 95% band of each curve; a panel a model (`by` target), or the
-    models together (`by` base). `crossings`: where curves cross 1 + tolerance (an answer's data)."""
+    """Draws the ratio to dense against sparsity, with the 95% band of each curve: one panel per model (`by` target), or
+    all models in one panel (`by` base). `crossings`: where curves cross 1 + tolerance (the data of the answer "how
+    much")."""
     rows = of_tickets(rows, "perplexity_ratio", "sparsity")
     with styled():
         parts = [(base, g) for base, g in split(rows, "base")] if by == "target" else [("", rows)]
         looks = colours(rows[by].unique())
         figure, all_axes = panels([3.5] * len(parts))
-        # of many curves the numbers would lie on one another: they stand in the legend
+        # the numbers of many curves would overlap, so they stand in the legend
         crowd = by == "base" and len(crossings) > 2
         at = {c["base"]: c["at"] for c in crossings if c.get("at") is not None} if crowd else {}
         for axes, (base, part) in zip(all_axes, parts, strict=True):
@@ -48,12 +49,7 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
             values, handles = [1.0, 1 + tolerance], []
             for name, curve in split(part, by):
                 colour, marker, line = looks[name]
-                points = curve.drop_duplicates("sparsity").sort_values("sparsity")
-                first = {"sparsity": 0.0} | dict.fromkeys(
-                    ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi"), 1.0
-                )
-                if not (points["sparsity"] == 0).any() and (points["quantize"].fillna("none") == "none").all():
-                    points = pd.concat([pd.DataFrame([first]), points])
+                points = curve_points(curve)
                 x, y = points["sparsity"], points["perplexity_ratio"]
                 axes.fill_between(x, points["perplexity_ratio_lo"].fillna(y), points["perplexity_ratio_hi"].fillna(y),
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
@@ -83,9 +79,20 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
         return figure
 
 
+def curve_points(curve: Rows) -> Rows:
+    """Returns the points of one curve by sparsity. It begins at the dense base, but not in 8 bits: these have a cost,
+    too."""
+    points = curve.drop_duplicates("sparsity").sort_values("sparsity")
+    if (points["sparsity"] == 0).any() or (points["quantize"].fillna("none") != "none").any():
+        return points
+    ratios = ("perplexity_ratio", "perplexity_ratio_lo", "perplexity_ratio_hi")
+    return pd.concat([pd.DataFrame([{"sparsity": 0.0} | dict.fromkeys(ratios, 1.0)]), points])
+
+
 def plot_ranking(rows: Rows) -> Figure:
-    """Targets at one level, the least damaged on top, each with its 95% interval; a grey tie joins neighbours whose order
-    is not certain. Rows are those of the answer "where", of one model and way of pruning."""
+    """Draws the targets at each level, the least damaged on top, each with its 95% interval. A grey bar joins
+    neighbours whose order is not certain. `rows`: the data of the answer "where", of one model and one way of
+    pruning."""
     with styled():
         parts = split(rows, ["base", "by", "level"])
         figure, all_axes = panels([0.8 + 0.27 * len(part) for _, part in parts])
@@ -119,13 +126,14 @@ def plot_ranking(rows: Rows) -> Figure:
 
 
 def component_of(target: str) -> str:
-    """Of single layers the component: a colour each would be too many."""
+    """Returns the component of a single layer's target, else the target: one colour per layer would be too many
+    colours."""
     return target.split("@")[0] if re.fullmatch(r"\w+@\d+", target) else target
 
 
 def plot_quantization(rows: Rows) -> Figure:
-    """What 8 bits cost on top of pruning: the ratio to the same ticket in 16 bits against sparsity, paired 95% intervals.
-    Rows are those of the answer."""
+    """Draws what 8 bits cost on top of pruning: the ratio to the same ticket in 16 bits against sparsity, with paired
+    95% intervals. `rows`: the data of the answer "what do 8 bits cost"."""
     with styled():
         parts = split(rows, "base")
         figure, all_axes = panels([2.9] * len(parts))
@@ -151,8 +159,8 @@ def plot_quantization(rows: Rows) -> Figure:
 
 
 def plot_model_sizes(rows: Rows) -> Figure:
-    """Where the cliff is against how many weights a model has; shapes and colours are families. Rows are those of the
-    answer "do bigger models hold better tickets"."""
+    """Draws where the cliff is against the number of weights of the model; markers and colours show families. `rows`:
+    the data of the answer "do bigger models hold better tickets"."""
     rows = rows.dropna(subset=["at", "parameters"])
     with styled():
         figure, (axes,) = panels([3.2])

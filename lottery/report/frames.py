@@ -1,4 +1,4 @@
-"""A run of MLflow as a row of a data frame."""
+"""Turns MLflow runs into rows of a data frame, and back into plain records."""
 
 import contextlib
 import json
@@ -10,22 +10,25 @@ import pandas as pd
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
-
-
 NUMBERS = ("sparsity", "tolerance", "control", "seed")  # params that are numbers
 TAGS = ("ticket", "protocol", "base", "family", "hardware", "device", "winner", "beats_control", "coherent", "note",
         "outcome", "limited")  # fmt: skip
-
-
 METRICS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "perplexity_ratio_lo",
            "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable",
            "sparsity_model", "parameters", "rounding_zeros", "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio",
            "cuda_bytes", "peak_bytes", "generate_tok_s", "prefill_tok_s", "decode_tok_s", "decode_tok_s_lo",
            "decode_tok_s_hi", "decode_floor_tok_s", "ttft_ms", "repetition", "distinct_2", "dense_nll")  # fmt: skip
-
-
-RESERVED = ("study", "part", "kind", "title", "budget", "run_id", "status", "started")  # never a run's own word
+RESERVED = (
+    "study",
+    "part",
+    "kind",
+    "title",
+    "budget",
+    "run_id",
+    "status",
+    "started",
+)  # columns that no metric of a run may overwrite
 DEFAULT_PARAMS = {
     "method": "magnitude",
     "scope": "layer",
@@ -36,11 +39,13 @@ DEFAULT_PARAMS = {
 
 
 def string_list(given: Any) -> list[str]:
+    """Returns the items of a list as text, and [] for anything else."""
     return [str(word) for word in given] if isinstance(given, list) else []
 
 
 def run_to_row(run: Any) -> dict[str, Any]:
-    """One run: params, then metrics, then tags of the names that a run of lottery has, and what it is itself."""
+    """Returns one run as a row: its known params, its metrics, its known tags, and its own kind, title, id, status and
+    start."""
     params, tags, metrics = run.data.params, run.data.tags, run.data.metrics
     found: dict[str, Any] = {k: v for k, v in params.items() if k in PARAMS}
     found |= {name: to_number(params.get(name)) for name in NUMBERS}
@@ -57,7 +62,7 @@ def run_to_row(run: Any) -> dict[str, Any]:
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """With every column that a run can have: what no run has is empty. The dense rows of a model first."""
+    """Returns the rows as a data frame with every column that a run can have; a column that no run has is empty."""
     found = pd.DataFrame(list(rows))
     first = [*RESERVED[:4], "model", "base", "family", *PARAMS[1:3], "budget"]
     columns = list(dict.fromkeys([*first, *PARAMS, *METRICS, *TAGS, *RESERVED, *found.columns]))
@@ -71,7 +76,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def ticket_title(params: Mapping[str, Any]) -> str:
-    """As runs are named: target, sparsity, and what is not as usual."""
+    """Returns the name that a run has: target, sparsity, and the parameters that differ from their defaults."""
     sparsity = to_number(params.get("sparsity"))
     words = [str(params.get("target", "")), "" if sparsity is None else f"{100 * sparsity:g}%"]
     words += [
@@ -81,6 +86,7 @@ def ticket_title(params: Mapping[str, Any]) -> str:
 
 
 def to_number(value: Any) -> float | None:
+    """Returns a finite number, or None for anything else."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -89,8 +95,8 @@ def to_number(value: Any) -> float | None:
 
 
 def describe_protocol(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
-    """The run's protocol in a line for people, as MLflow keeps it with the data set, by its id and the base: how many tokens
-    a text has is for a tokenizer to say."""
+    """Returns (protocol's id, base) -> the protocol in a line for people, from the dataset that MLflow keeps with the
+    run. The base is part of the key because the number of tokens of a text depends on the tokenizer."""
     id, base = run.data.tags.get("protocol"), base or run.data.tags.get("base", "")
     for given in run.inputs.dataset_inputs if run.inputs else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -107,5 +113,5 @@ def describe_protocol(run: Any, base: str | None = None) -> dict[tuple[str, str]
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each row by itself, without what it does not have."""
+    """Returns each row as a dict, without its empty columns."""
     return [{str(k): v for k, v in row.items() if not pd.isna(v)} for row in rows.to_dict("records")]

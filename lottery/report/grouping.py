@@ -1,4 +1,4 @@
-"""Which tickets may be compared: rows grouped by model, protocol and how they were pruned."""
+"""Groups rows by model, protocol and the way of pruning, so that only tickets that compare are compared."""
 
 import math
 from collections import Counter
@@ -11,20 +11,25 @@ SETTING = {"method": "magnitude", "scope": "layer", "pattern": "unstructured", "
 
 
 def number(row: Row, name: str) -> float | None:
+    """Returns a finite value as a float, or None."""
     value = row.get(name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def setting(row: Row, *without: str) -> str:
-    """What is not as usual of how a ticket was made; "" for the usual."""
+    """Returns how a ticket was made, as words for what differs from the defaults; "" for the defaults. Parameters named
+    in `without` do not count."""
     words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
-    unusual += [row["source"]] if isinstance(row.get("source"), str) else []  # another ticket (results.with_source)
+    unusual += (
+        [row["source"]] if isinstance(row.get("source"), str) else []
+    )  # it was pruned from another ticket: results.with_source
     return " ".join([*unusual, *(["seed " + f"{number(row, 'seed') or 0:g}"] if row.get("method") == "random" else [])])
 
 
 def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Returns key -> items, both in the order in which they come."""
     found: dict[Any, list[Item]] = {}
     for item in items:
         found.setdefault(key(item), []).append(item)
@@ -36,7 +41,7 @@ def measured_tickets(rows: Iterable[Row]) -> list[Row]:
 
 
 def keep_main_protocol(rows: Iterable[Row]) -> list[Row]:
-    """Of each model only the tickets of one protocol, that of most of them: numbers of two are never compared."""
+    """Returns the rows of one protocol per model, that of most rows: numbers of two protocols are never compared."""
     kept = []
     for of_base in group_by(rows, lambda r: r["base"]).values():
         most = Counter(r["protocol"] for r in of_base).most_common(1)[0][0]

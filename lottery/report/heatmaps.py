@@ -1,4 +1,4 @@
-"""Tables as coloured cells: targets against sparsity, components against layers, models against models."""
+"""Figures of coloured cells: targets against sparsity, components against layers, models against models."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,14 +27,17 @@ from lottery.report.style import (
     ticks,
 )
 
-HEAT = "cividis_r"  # made for colour-blind eyes; light where little is lost
+HEAT = "cividis_r"  # colour-blind readers can read it; light means that little is lost
 
 
 def draw_cells(axes: Axes, values: np.ndarray, palette: str, norm: Normalize) -> Any:
-    """Coloured cells, the first row on top; drawn, not an image: sharp at any size, and nothing to fetch."""
+    """Draws coloured cells, the first row on top. They are vector shapes, not an image: sharp at any size, in one
+    file."""
     down, across = values.shape
     edges = np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5
-    steps = matplotlib.colormaps[palette].resampled(48)  # of 50 and more the colour bar becomes an image
+    steps = matplotlib.colormaps[palette].resampled(
+        48
+    )  # with 50 steps or more, matplotlib makes the colour bar an image
     mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values), edgecolors="white", linewidth=1, cmap=steps, norm=norm)
     axes.set_ylim(down - 0.5, -0.5)
     return mesh
@@ -43,7 +46,7 @@ def draw_cells(axes: Axes, values: np.ndarray, palette: str, norm: Normalize) ->
 def draw_heatmap(
     axes: Axes, table: Rows, norm: Normalize, note: Callable[[float], str] = lambda v: short_ratio(v)
 ) -> Any:
-    """A table of ratios as coloured cells with their numbers; what is missing is hatched, and says so by its dash."""
+    """Draws a table of ratios as coloured cells with their numbers. A missing cell is hatched and has a dash."""
     values = table.to_numpy(float)
     image = draw_cells(axes, values, HEAT, norm)
     axes.grid(False)
@@ -76,8 +79,8 @@ def colour_scale(values: Iterable[float], least: float = 1.05) -> LogNorm:
 
 
 def plot_targets(rows: Rows, norm: Normalize | None = None) -> Figure:
-    """Target x sparsity: the ratio to dense as a heat map, a panel a model; the least damaged target on top. `norm`: the
-    scale of colours, where several figures share it."""
+    """Draws the ratio to dense of each target (rows) at each sparsity (columns), one panel per model, the least damaged
+    target on top. `norm`: the colour scale, if several figures share it."""
     rows = of_tickets(rows, "perplexity_ratio", "sparsity")
     with styled():
         tables = []
@@ -85,7 +88,9 @@ def plot_targets(rows: Rows, norm: Normalize | None = None) -> Figure:
             table = part.pivot_table("perplexity_ratio", "target", "sparsity", aggfunc="first")
             table = table.loc[np.log(table).mean(axis=1).sort_values(kind="stable").index]
             ranked = table.rank(method="first").mean(axis=1).sort_values(kind="stable").index
-            if len(shared := table.columns[table.notna().sum() > 1]):  # what a cliff was refined at is of one target
+            if len(
+                shared := table.columns[table.notna().sum() > 1]
+            ):  # the sparsities of a refined cliff have one target each
                 table = table[shared]
             table = table.loc[ranked].rename(columns=lambda s: f"{100 * s:g}%")
             tables.append((base, table))
@@ -108,8 +113,8 @@ def add_colorbar(figure: Figure, image: Any, axes: Sequence[Axes], norm: Normali
 
 
 def plot_layers(rows: Rows, norm: Normalize | None = None) -> Figure:
-    """Component x layer: what one matrix group of one layer costs; a panel a model and sparsity. Rows are those whose
-    targets are COMPONENT@LAYER. `norm`: the scale of colours, where several figures share it."""
+    """Draws what pruning one component of one layer costs, components against layers, one panel per model and sparsity.
+    Only rows whose target is COMPONENT@LAYER are drawn. `norm`: the colour scale, if several figures share it."""
     rows = of_tickets(rows, "perplexity_ratio")
     cells = rows["target"].str.extract(r"^(?P<component>[a-z0-9_]+)@(?P<layer>\d+)$")
     rows = rows.assign(**cells).dropna(subset=["component", "layer"])
@@ -118,7 +123,7 @@ def plot_layers(rows: Rows, norm: Normalize | None = None) -> Figure:
         parts = split(rows, ["base", "sparsity"])
         deepest = max(int(rows["layer"].max()) + 1, 1)
         tall = max(part["component"].nunique() for _, part in parts)
-        turned = deepest > 16  # layers downwards: a phone has more room there
+        turned = deepest > 16  # many layers run downwards, where a phone has more room
         figure, all_axes = panels([0.9 + (0.24 * deepest if turned else 0.5 * tall)] * len(parts))
         norm = norm or colour_scale(rows["perplexity_ratio"], 1.02)
         for axes, ((base, sparsity), part) in zip(all_axes, parts, strict=True):
@@ -132,8 +137,9 @@ def plot_layers(rows: Rows, norm: Normalize | None = None) -> Figure:
 
 
 def plot_agreement(rows: Rows) -> Figure:
-    """Kendall's tau between each two models, a panel a level, between brackets where its 95% interval holds 0; or of two
-    models a line a level, with the interval. Rows are those of the answer "is it the same in every model"."""
+    """Draws Kendall's tau between each two models, one panel per level; a value in brackets has a 95% interval that
+    holds 0. For two models it draws one line per level, with the interval. `rows`: the data of the answer "is it the
+    same in every model"."""
     if rows[["a", "b"]].stack().nunique() == 2:
         return plot_agreement_of_two(rows)
     with styled():
@@ -142,19 +148,19 @@ def plot_agreement(rows: Rows) -> Figure:
         figure, all_axes = panels([1.0 + 0.62 * len(bases)] * len(parts))
         for axes, ((by, level, of_layers, how), part) in zip(all_axes, parts, strict=True):
             table = pd.DataFrame(np.nan, index=bases, columns=bases)
-            said: dict[tuple[int, int], tuple[float, str]] = {}
+            texts: dict[tuple[int, int], tuple[float, str]] = {}
             for r in part.to_dict("records"):
                 for a, b in ((r["a"], r["b"]), (r["b"], r["a"])):
                     table.loc[a, b] = r["tau"]
                     sure = r["lo"] > 0 or r["hi"] < 0
-                    said[bases.index(a), bases.index(b)] = r["tau"], f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
+                    texts[bases.index(a), bases.index(b)] = r["tau"], f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
             image = draw_cells(axes, table.to_numpy(float), "PuOr", Normalize(-1, 1))
             axes.grid(False)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
             axes.set_xticks(range(len(bases)), [short_name(b) for b in bases], rotation=30, ha="right")
             axes.set_yticks(range(len(bases)), [short_name(b) for b in bases])
-            for (i, j), (tau, text) in said.items():
+            for (i, j), (tau, text) in texts.items():
                 colour = "white" if abs(tau) > 0.6 else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color=colour)
             for i in range(len(bases)):

@@ -1,4 +1,4 @@
-"""A figure as the bytes of an SVG, a PNG, or an SVG inside a page."""
+"""Renders a figure as SVG or PNG, and prepares an SVG to stand inside a page."""
 
 import io
 import re
@@ -9,7 +9,7 @@ from lottery.report.style import styled
 
 
 def to_svg(figure: Figure) -> str:
-    """The same bytes for the same data, to stand inside a page."""
+    """Returns the figure as an <svg> element, without date: the same data gives the same text."""
     out = io.StringIO()
     with styled():
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -25,6 +25,6 @@ def to_png(figure: Figure) -> bytes:
 
 
 def prefix_ids(text: str, prefix: str) -> str:
-    """An SVG whose ids are no other's in the same page."""
+    """Returns the SVG with `prefix` before every id, so that two figures of one page share no id."""
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     return re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", text)

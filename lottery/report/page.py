@@ -1,4 +1,4 @@
-"""A study's report: one page that stands alone, figures and tables beside it. From MLflow runs alone, no model code."""
+"""Builds the page of a study's report (one HTML file without links to others), its figures and its tables."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ from lottery.report.grouping import number
 from lottery.report.wording import natural_list, pluralize
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
-FIRST_SAMPLES = 3  # tickets beside the dense model; the others are folded up
+FIRST_SAMPLES = 3  # tickets shown next to the dense model; the others are folded
 MOST_SPEEDS = 40  # tickets in a figure of speeds
 
 
@@ -91,8 +91,8 @@ def speed_drawings(
     made = []
     for i, (machine, part) in enumerate(speeds_by_machine(found).items()):
         caption = (
-            f"Speed and memory on {machine}. Each ticket beside the dense model as the same process measured it, in a study once; memory's limit is its "
-            f"bandwidth over the bytes that a token reads."
+            f"Speed and memory on {machine}. Each ticket stands next to the dense model as the same process measured it (a study measures it once); "
+            f"memory's limit is its bandwidth over the bytes that a token reads."
         )
         drawing = draw(drawn, f"speed-{i}", efficiency.plot_speed, part.head(MOST_SPEEDS), caption)
         made.append((drawing, tables.speeds(f"speed-{i}", machine, frames.records(part))))
@@ -131,7 +131,7 @@ def template() -> jinja2.Template:
 
 
 def code(words: str) -> Markup:
-    """What stands between backticks as code; everything escaped."""
+    """Returns HTML in which the text between backticks is code. Everything is escaped."""
     parts = words.split("`")
     pairs = len(parts) // 2 * 2 if len(parts) % 2 else 0
     return Markup("").join(
@@ -140,7 +140,7 @@ def code(words: str) -> Markup:
 
 
 def ticket_tables(found: results.Results, rows: Sequence[grouping.Row]) -> list[rendering.Table]:
-    """One a model and protocol: perplexities of two protocols are never in one column."""
+    """Returns a table for each model and protocol: perplexities of two protocols never stand in one column."""
     made = []
     of_table = grouping.group_by(
         (r for r in rows if r["kind"] in ("dense", "ticket")), lambda r: (r["base"], r["protocol"])
@@ -152,7 +152,7 @@ def ticket_tables(found: results.Results, rows: Sequence[grouping.Row]) -> list[
     seen: set[str] = set()
     for i, ((base, protocol), members) in enumerate(of_table.items()):
         mine = []
-        if base not in seen:  # no protocol is known of what was not measured: it stands in its model's first table
+        if base not in seen:  # a missing ticket has no protocol, so it stands in its model's first table
             for r in absent:
                 part = r["study"], r["part"]
                 params = plans.get(part, {}).get("params")
@@ -168,7 +168,8 @@ def ticket_tables(found: results.Results, rows: Sequence[grouping.Row]) -> list[
 
 
 def runs_to_show(rows: Sequence[grouping.Row]) -> set[str]:
-    """The runs to show: of a ticket that was measured twice under one protocol the one that says most, the newest of such."""
+    """Returns the ids of the runs to show. If a ticket was measured twice under one protocol, the run with most values
+    is shown, and the newest of those."""
     of_ticket = grouping.group_by(
         rows, lambda r: (r["kind"], r.get("ticket"), number(r, "budget")) if r["kind"] == "ticket" else r["kind"]
     )
@@ -176,25 +177,25 @@ def runs_to_show(rows: Sequence[grouping.Row]) -> set[str]:
 
 
 def protocols_note(found: results.Results) -> str:
-    """What is said where one model was measured under several protocols."""
+    """Returns a note for the reader if a model was measured under several protocols, else ""."""
     several = found.tickets.groupby("base")["protocol"].nunique()
     names = [base for base, n in several.items() if n > 1]
     if not names:
         return ""
     return (
-        f"Of {natural_list(map(str, names))} there are tickets of several protocols. Their perplexities do not compare: each has a table "
-        f"of its own, and the answers above take the protocol of most tickets."
+        f"Of {natural_list(map(str, names))} there are tickets of several protocols. Their perplexities cannot be compared: each protocol has a "
+        f"table of its own, and the answers above use the protocol of most tickets."
     )
 
 
 def speeds_by_machine(found: results.Results) -> dict[str, pd.DataFrame]:
-    """machine -> the tickets whose speed was measured on it, with the dense model's beside; the dense row itself first,
-    where it was measured there, too."""
+    """Returns machine -> the tickets whose speed was measured on it. The columns `beside_tok_s` and `beside_bytes` hold
+    what the same process measured of the dense model."""
     timed = found.tickets.dropna(subset=["decode_tok_s"])
-    beside = [found.dense_metrics(run_id) for run_id in timed["run_id"]]
+    dense = [found.dense_metrics(run_id) for run_id in timed["run_id"]]
     timed = timed.assign(
-        beside_tok_s=[b.get("decode_tok_s", float("nan")) for b in beside],
-        beside_bytes=[b.get("weights_bytes", float("nan")) for b in beside],
+        beside_tok_s=[b.get("decode_tok_s", float("nan")) for b in dense],
+        beside_bytes=[b.get("weights_bytes", float("nan")) for b in dense],
         hardware=[h if isinstance(h, str) else f"{d} (its model is not recorded)"
                   for h, d in zip(timed["hardware"], timed["device"], strict=True)],
     )  # fmt: skip
@@ -202,7 +203,8 @@ def speeds_by_machine(found: results.Results) -> dict[str, pd.DataFrame]:
 
 
 def samples(found: results.Results) -> list[dict[str, Any]]:
-    """By model and prompt: the dense model's text, then tickets from the least damaged to the most; a few at first."""
+    """Returns for each model and prompt the dense model's text and the tickets' texts, from the least damaged to the
+    most. `few` are shown at once, `rest` is folded."""
     made = []
     for base, part in found.tickets.dropna(subset=["distinct_2"]).groupby("base", sort=False):
         part = part.sort_values("perplexity_ratio", kind="stable")
@@ -225,7 +227,7 @@ def samples(found: results.Results) -> list[dict[str, Any]]:
 
 
 def spread(items: Sequence[Any]) -> list[Any]:
-    """The first, the last and one between."""
+    """Returns the first item, the last, and one between them."""
     if len(items) <= FIRST_SAMPLES:
         return list(items)
     return [items[round(i * (len(items) - 1) / (FIRST_SAMPLES - 1))] for i in range(FIRST_SAMPLES)]
@@ -239,46 +241,49 @@ def title(found: results.Results) -> str:
 
 
 def facts(found: results.Results, bases: Sequence[str]) -> list[tuple[str, str]]:
-    """What was asked, of which models, when, with what."""
-    said = [("models", natural_list(bases))]
+    """Returns (name, value) pairs on models, tickets, studies and machines for the head of the page."""
+    pairs = [("models", natural_list(bases))]
     made = f"{len(found.tickets)} measured, {pluralize(int((found.tickets['winner'] == 'yes').sum()), 'winner')}"
     if len(found.absent):
         states = found.absent.groupby("state").size()
         made += f", {', '.join(f'{n} {state}' for state, n in states.items())}"
-    said.append(("tickets", made + (f", {len(found.left_out)} left out" if len(found.left_out) else "")))
+    pairs.append(("tickets", made + (f", {len(found.left_out)} left out" if len(found.left_out) else "")))
     for study in found.studies:
-        begun = f"{study.started:%Y-%m-%d %H:%M} UTC"
-        said.append(
-            (f"study {study.name}", f"begun {begun}, {study.status.lower()}, id {study.study_id}, run {study.run_id}")
+        started = f"{study.started:%Y-%m-%d %H:%M} UTC"
+        pairs.append(
+            (
+                f"study {study.name}",
+                f"started {started}, {study.status.lower()}, id {study.study_id}, run {study.run_id}",
+            )
         )
         if command := study.tags.get("command"):
-            said.append(("command", command))
+            pairs.append(("command", command))
         if commit := study.tags.get("mlflow.source.git.commit"):
-            said.append(("commit", commit[:12]))
+            pairs.append(("commit", commit[:12]))
         if study.plan is None:
-            said.append(("plan", f"that of {study.name} cannot be read: what is missing is not known"))
-    return [*said, ("machines", natural_list(sorted({str(h) for h in found.rows["hardware"].dropna()})) or "not recorded"),
+            pairs.append(("plan", f"that of {study.name} cannot be read: what is missing is not known"))
+    return [*pairs, ("machines", natural_list(sorted({str(h) for h in found.rows["hardware"].dropna()})) or "not recorded"),
             ("report by", f"lottery {__version__}, Python {sys.version.split()[0]}, pandas {pd.__version__}")]  # fmt: skip
 
 
 def caveats(rows: Sequence[grouping.Row]) -> list[str]:
-    """What the figures do not tell."""
+    """Returns sentences on what the numbers do not show."""
     sizes = sorted({p for r in rows if (p := number(r, "parameters"))})
     bases = {r["base"] for r in rows}
-    said = [
-        "The intervals take evaluation windows as independent. Those of one article are not, so the truth is somewhat wider.",
-        "A perplexity is of one text under one protocol. What a ticket can do beside predicting that text was not measured.",
+    sentences = [
+        "The intervals treat evaluation windows as independent. Windows of one article are not, so the true intervals are somewhat wider.",
+        "A perplexity is of one text under one protocol. It was not measured what else a ticket can do than predict that text.",
         "Nothing was trained again after pruning: this is what can be cut out of a trained model, not what a subnetwork could "
         "learn from the start.",
-        "Each comparison has its own 95%: of many, a few are wrong.",
+        "Each comparison has its own 95% interval: among many comparisons, a few are wrong.",
     ]
     if sizes and sizes[-1] < 1e9:
-        said.append(
-            f"The largest model here has {sizes[-1]:,.0f} weights. A small model tells nothing of big ones: where its cliff is, and "
-            f"which part bears cutting, may be otherwise in a model of billions."
+        sentences.append(
+            f"The largest model here has {sizes[-1]:,.0f} weights. A small model says nothing about big ones: in a model of billions, "
+            f"the cliff and the parts that can be cut may be different."
         )
     if len(bases) == 1:
-        said.append("It is one model: nothing here says what is so of others.")
+        sentences.append("This is one model: nothing here says what holds for others.")
     if any(r.get("limited") for r in rows):
-        said.append("Some were measured on the first windows only (limited): they are never winners.")
-    return said
+        sentences.append("Some tickets were measured on the first windows only (limited): they are never winners.")
+    return sentences

@@ -1,4 +1,7 @@
-"""Targets of one model in the order of what they lose, and how alike two models order them. Legend: N and M windows, S resamples, T targets."""
+"""Ranks the targets of one model by the damage of pruning them, and compares the rankings of two models.
+
+Legend: N and M windows, S resamples, T targets.
+"""
 
 import math
 import re
@@ -21,25 +24,28 @@ from lottery.report.wording import percent
 
 Nll: TypeAlias = Callable[[str], np.ndarray | None]  # a run's id -> mean NLL per window
 SINGLE_LAYER = re.compile(r"([a-z0-9_]+)@(\d+)")  # one component of one layer
-LEAST_TARGETS = 4  # of three only four values are possible, two of them 1 and -1: chance makes them
+LEAST_TARGETS = (
+    4  # tau of three targets has four possible values, two of them 1 and -1, so chance alone often gives one of these
+)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Targets of one model at one level (equal sparsity or equal budget), the least damaged first. `order_TT`: +1 where the
-    row's target is certainly better than the column's, -1 worse, 0 not known."""
+    """The targets of one model at one level (equal sparsity or equal budget), the least damaged first. `order_TT` is +1
+    where the row's target is certainly better than the column's, -1 where it is certainly worse, 0 where neither is
+    certain."""
 
     base: str
     protocol: str
     setting: str
     by: str  # sparsity or budget
     level: float
-    cells: bool  # components of single layers, as the study `map` has them
+    cells: bool  # whether the targets are components of single layers, as in the study `map`
     targets: tuple[str, ...]
     log_ratio_T: np.ndarray
     lo_T: np.ndarray
     hi_T: np.ndarray
-    removed_T: np.ndarray  # share of all weights
+    removed_T: np.ndarray  # the removed share of all weights
     nll_NT: np.ndarray = field(repr=False)
     order_TT: np.ndarray = field(repr=False)
 
@@ -57,7 +63,8 @@ class Ranking:
 
 
 def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
-    """Of every model, protocol and level with two targets at least; tickets that overflowed have no place."""
+    """Returns a ranking for each model, protocol and level that has two targets or more. Tickets that overflowed are
+    left out. `nll` gives a run's mean NLL per window, [N]."""
     found = []
 
     def level(r: Row) -> tuple[str, float]:
@@ -100,8 +107,9 @@ def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
 
 
 def compare_rankings(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -> dict[str, Any] | None:
-    """How alike two models order the targets that both have at one level; None for fewer than `LEAST_TARGETS`. Each
-    model's windows are drawn for itself: they need not be of the same text or number."""
+    """Returns Kendall's tau-b between two models' rankings of the targets that both have, with its 95% interval, or
+    None for fewer than `LEAST_TARGETS` targets. The windows of each model are resampled independently, so the two
+    models may have other texts and other numbers of windows."""
     common = [t for t in one.targets if t in other.targets]
     if len(common) < LEAST_TARGETS:
         return None

@@ -1,4 +1,4 @@
-"""One table as Markdown, CSV and LaTeX. What runs say is text of anybody: escaped in each."""
+"""Renders a table as Markdown, CSV and LaTeX. Anybody can have written a run's text, so each form escapes it."""
 
 import csv
 import html
@@ -12,9 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: name -> whether it holds numbers, to the right. `marks`: of each row what it is (dense, winner, absent)."""
+    """A table whose cells are text for people. `columns`: name -> whether it holds numbers, which are aligned to the
+    right. `marks`: what each row is (dense, winner, absent, overflow or ""). `data`: the rows of the CSV, with numbers
+    as logged."""
 
-    name: str  # of its files
+    name: str  # of its files, without extension
     title: str
     columns: dict[str, bool]
     rows: list[list[str]]
@@ -27,7 +29,7 @@ class Table:
 
 
 def one_line(words: str) -> str:
-    """No line breaks or control characters: a cell is a line."""
+    """Returns the text without line breaks and control characters, since a cell is one line."""
     return " ".join("".join(c if c.isprintable() else " " for c in words).split())
 
 
@@ -50,7 +52,8 @@ LATEX = {
 
 
 def to_latex(table: Table) -> str:
-    """A plain tabular, of no package. A bracket at the beginning of a row would be taken for an argument of the row before."""
+    """Returns a plain tabular that needs no package. Brackets are escaped, too: one at the start of a row would be read
+    as an argument of the row before."""
 
     def cell(words: str) -> str:
         return "".join(LATEX.get(c, c) for c in one_line(words))
@@ -66,7 +69,8 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Numbers in full. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """Returns the table's data with all digits. A text that a spreadsheet would take for a formula gets an apostrophe
+    in front."""
 
     def cell(value: Any) -> Any:
         if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -88,6 +92,6 @@ def to_csv(table: Table) -> str:
 
 
 def table_files(tables: Iterable[Table]) -> dict[str, bytes]:
-    """path below the report's folder -> content"""
+    """Returns path below the report's folder -> content."""
     forms = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
     return {f"tables/{t.name}.{form}": write(t).encode() for t in tables for form, write in forms.items()}

@@ -1,7 +1,5 @@
-"""A study's runs as data: one row a ticket, read from MLflow alone. No model code: neither torch nor transformers.
-
-One of the files that say mlflow.
-"""
+"""Reads the runs of a study, or of a filter, as a data frame with one row per ticket. It needs neither torch nor
+transformers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from lottery.errors import InputError
 from lottery.registry.labels import labels_by_ticket
 from lottery.registry.parts import find_parts, part_key, parts_of
-from lottery.registry.store import Client, every_page
+from lottery.registry.store import Client, connect, every_page
 from lottery.report.artifacts import read_array, read_json
 from lottery.report.frames import describe_protocol, frame, records, run_to_row, string_list, to_number
 from lottery.report.study_plans import Study, absence, as_planned, newest_per_sparsity, planned, read_study, unfinished
@@ -27,45 +25,47 @@ LEFT_OUT = ("study", "model", "target", "reason")
 
 @dataclass(frozen=True)
 class Results:
-    """`rows`: the dense bases and the tickets that were measured; `absent`: what was planned and is not there (missing,
-    failed, killed, running), with the reason; `left_out`: what the plan itself left out. Artifacts are read when they are
-    asked for."""
+    """What studies or a filter found. `rows`: the dense bases and the measured tickets; `absent`: what was planned but
+    has no finished run (missing, failed, killed, running), with the reason; `left_out`: what the plan itself left out.
+    Artifacts are read when a method asks for them."""
 
     client: Client
     studies: tuple[Study, ...]
     rows: pd.DataFrame
     absent: pd.DataFrame
     left_out: pd.DataFrame
-    protocols: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (id, base) -> what it says, for people
+    protocols: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (id, base) -> a line for people
 
     @property
     def tickets(self) -> pd.DataFrame:
         return self.rows[self.rows["kind"] == "ticket"]
 
     def nll(self, run_id: str) -> np.ndarray | None:
-        """Mean NLL of each evaluation window; None where the run has none."""
+        """Returns the mean NLL per token of each evaluation window, [N], or None if the run has none."""
         return read_array(self.client, run_id, "nll_per_window.npy")
 
     def samples(self, run_id: str) -> list[dict[str, str]]:
-        """prompt, text, and the dense base's text where it was measured beside."""
+        """Returns for each sample its prompt and text, and the dense base's text if the same run measured it."""
         found = read_json(self.client, run_id, "samples.json")
         if not isinstance(found, list):
             return []
         return [{str(k): str(v) for k, v in s.items()} for s in found if isinstance(s, dict) and "prompt" in s]
 
     def dense_metrics(self, run_id: str) -> dict[str, float]:
-        """The dense base's metrics as the same process measured them (a study's once): what speeds compare to."""
+        """Returns the dense base's metrics as the same process measured them (a study measures them once). Speeds are
+        compared with these."""
         found = read_json(self.client, run_id, "measurements.json")
         dense = found.get("dense") if isinstance(found, dict) else None
         return {k: float(v) for k, v in dense.items() if isinstance(v, (int, float))} if isinstance(dense, dict) else {}
 
 
 def load(client: Client, study: str = "", filter: str = "") -> Results:
-    """What the named studies found (a name, whose newest run is meant; a study's id; the id of its run; several with commas
-    between them), or the finished tickets that fulfil `filter`, in MLflow's words; without both the newest study.
+    """Returns what the studies in `study` found, or the finished tickets that fulfil `filter`; without both, the newest
+    study.
 
-    Raises InputError for an unknown study (it lists those that there are), a filter that MLflow does not understand, or
-    where nothing was measured.
+    `study`: names (the newest run counts), ids of studies, or ids of their runs, separated by commas. `filter`:
+    MLflow's syntax. Raises InputError for an unknown study (the message lists the known ones), for a filter that MLflow
+    does not understand, and if nothing was measured.
     """
     experiments = [e.experiment_id for e in every_page(client.search_experiments)]
     if filter and study:
@@ -79,25 +79,24 @@ def load(client: Client, study: str = "", filter: str = "") -> Results:
 
 
 def search_tickets(filter: str = "") -> pd.DataFrame:
-    """The finished ticket runs of the store that MLFLOW_TRACKING_URI names, one row each: params, metrics and tags by their
-    names. `filter` in MLflow's words: "metrics.perplexity_ratio < 1.1 and params.target = 'late'".
+    """Returns the finished ticket runs of the tracking store, one row each; params, metrics and tags are columns.
 
-    Raises InputError for a filter that MLflow does not understand, or that nothing fulfils.
+    The store is the one that MLFLOW_TRACKING_URI names. `filter` has MLflow's syntax, for example
+    "metrics.perplexity_ratio < 1.1 and params.target = 'late'". Raises InputError for a filter that MLflow does not
+    understand or that no ticket fulfils.
     """
-    from lottery.registry.store import connect
-
     client = connect(read_only=True)
     return load_by_filter(client, [e.experiment_id for e in every_page(client.search_experiments)], filter).rows
 
 
 def search(client: Client, experiments: Sequence[str], query: str) -> list[Any]:
-    """All runs that fulfil it, the newest first."""
+    """Returns all runs that fulfil the query, the newest first."""
     order = ["attributes.start_time DESC"]
     return every_page(partial(client.search_runs, list(experiments), query, max_results=1000, order_by=order))
 
 
 def find_study(client: Client, experiments: Sequence[str], name: str) -> Any:
-    """The newest run of a study. Raises InputError where there is none; it says which there are."""
+    """Returns the newest run of a study. Raises InputError if there is none; the message lists the known studies."""
     runs = search(client, experiments, "tags.kind = 'study'")
     for run in runs:
         tags = run.data.tags
@@ -106,14 +105,15 @@ def find_study(client: Client, experiments: Sequence[str], name: str) -> Any:
     known = dict.fromkeys(run.data.tags.get("study", run.info.run_id) for run in runs)
     if not known:
         raise InputError(
-            f"study={name}: there is no study in this tracking store; make one: lottery study locate"
+            f"study={name}: this tracking store has no study; make one: lottery study locate"
             if name
-            else "study: there is none in this tracking store; make one (lottery study locate), or give a filter of tickets"
+            else "study: this tracking store has none; make one (lottery study locate), or give a filter of tickets"
         )
-    raise InputError(f"study={name}: no such study; there are: {', '.join(known)}; or give the id of a study's run")
+    raise InputError(f"study={name}: no such study; known: {', '.join(known)}; or give the id of a study's run")
 
 
 def load_studies(client: Client, experiments: Sequence[str], studies: tuple[Study, ...]) -> Results:
+    """Returns what the runs of the studies' parts say. Raises InputError if no ticket is measured."""
     rows, absent, left_out = [], [], []
     protocols: dict[tuple[str, str], str] = {}
     for study in studies:
@@ -151,9 +151,9 @@ def load_studies(client: Client, experiments: Sequence[str], studies: tuple[Stud
         protocols,
     )
     if results.tickets.empty:
-        names, of_them = ", ".join(s.name for s in studies), results.absent.groupby("state").size()
-        there = "; ".join(f"{count} {state}" for state, count in of_them.items()) or "none planned"
-        raise InputError(f"study={names}: none of its tickets is measured ({there}); let the study run first")
+        names, counts = ", ".join(s.name for s in studies), results.absent.groupby("state").size()
+        states = "; ".join(f"{count} {state}" for state, count in counts.items()) or "none planned"
+        raise InputError(f"study={names}: none of its tickets is measured ({states}); let the study run first")
     return results
 
 
@@ -165,7 +165,9 @@ def load_by_filter(client: Client, experiments: Sequence[str], filter: str) -> R
         raise InputError(f"filter={filter}: {' '.join(str(e).split())[:300]}") from e
     if not runs:
         raise InputError(
-            f"filter={filter}: no finished ticket fulfils it; give another" if filter else "no finished ticket is there"
+            f"filter={filter}: no finished ticket fulfils it; give another filter"
+            if filter
+            else "filter: this tracking store has no finished ticket"
         )
     empty = (pd.DataFrame(columns=list(ABSENT)), pd.DataFrame(columns=list(LEFT_OUT)))
     protocols: dict[tuple[str, str], str] = {}
@@ -176,8 +178,8 @@ def load_by_filter(client: Client, experiments: Sequence[str], filter: str) -> R
 
 
 def with_source(found: dict[str, Any]) -> dict[str, Any]:
-    """A ticket that was pruned out of a registered one stands apart from those of the base: what it removed is not all
-    that is gone."""
+    """Marks a ticket that was pruned from a registered ticket, so that it is not compared with tickets of the base:
+    weights were removed before its own pruning."""
     source = str(found.get("model") or "")
     if not source.startswith("models:/"):
         return found
@@ -185,22 +187,22 @@ def with_source(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_dense(client: Client, experiments: Sequence[str], results: Results) -> Results:
-    """With the dense base of every model and protocol, also where a study found it measured and did not mark it; the same
-    ticket, of two studies, once, but under each name that it was asked for by."""
+    """Adds the dense base of every model and protocol, even if a study found it measured already and did not tag it. A
+    ticket of two studies is kept once, but under each name that a study has for it."""
     rows = results.rows.drop_duplicates(["run_id", "base", "target", "sparsity"])
-    have = {(base, protocol) for base, protocol, kind in zip(rows["base"], rows["protocol"], rows["kind"], strict=True)
+    present = {(base, protocol) for base, protocol, kind in zip(rows["base"], rows["protocol"], rows["kind"], strict=True)
             if kind == "dense"}  # fmt: skip
-    wanted = dict.fromkeys(
+    missing = dict.fromkeys(
         (base, protocol)
         for base, protocol in zip(rows["base"], rows["protocol"], strict=True)
-        if (base, protocol) not in have and isinstance(protocol, str) and re.fullmatch("[0-9a-f]{12}", protocol)
+        if (base, protocol) not in present and isinstance(protocol, str) and re.fullmatch("[0-9a-f]{12}", protocol)
     )
     more: list[Mapping[str, Any]] = []
     protocols = dict(results.protocols)
-    for protocol in dict.fromkeys(protocol for _, protocol in wanted):
+    for protocol in dict.fromkeys(protocol for _, protocol in missing):
         query = f"tags.kind = 'dense' and attributes.status = 'FINISHED' and tags.protocol = '{protocol}'"
         runs = search(client, experiments, query)
-        for base in [b for b, p in wanted if p == protocol]:
+        for base in [b for b, p in missing if p == protocol]:
             if found := [run for run in runs if run.data.tags.get("base") == base]:
                 more.append(run_to_row(found[0]) | {"study": "", "part": "dense"})
                 protocols |= describe_protocol(found[0])
@@ -209,6 +211,6 @@ def with_dense(client: Client, experiments: Sequence[str], results: Results) -> 
 
 
 def labelled(client: Client, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """With what a person has said of each ticket's text, by whichever run it was read."""
-    said = labels_by_ticket(client)
-    return [{**r, **said.get((r.get("ticket", ""), r.get("protocol", "")), {})} for r in rows]
+    """Adds the label that a person gave to each ticket's samples, in whichever run the person read them."""
+    labels = labels_by_ticket(client)
+    return [{**r, **labels.get((r.get("ticket", ""), r.get("protocol", "")), {})} for r in rows]

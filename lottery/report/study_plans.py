@@ -1,4 +1,4 @@
-"""What a study planned, against what its runs gave."""
+"""Compares what a study planned with the runs that it has."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from lottery.study.bisection import find_bracket, is_done
 
 @dataclass(frozen=True)
 class Study:
-    """The run that stands for a study, and what it planned; `plan` is None where that is not to be had."""
+    """The run that stands for a study, and its plan; `plan` is None if plan.json is missing or cannot be read."""
 
     run_id: str
     name: str
@@ -45,7 +45,8 @@ def read_study(client: Client, run: Any) -> Study:
 
 
 def planned(study: Study, *kinds: str) -> list[dict[str, Any]]:
-    """The plan's parts, in its order; what is no part is passed over: the file is an artifact, anybody can have edited it."""
+    """Returns the plan's parts of these kinds, in its order. Anybody can have edited the artifact, so anything else is
+    skipped."""
     found: list[dict[str, Any]] = []
     for kind in kinds:
         given = (study.plan or {}).get(kind)
@@ -54,8 +55,8 @@ def planned(study: Study, *kinds: str) -> list[dict[str, Any]]:
 
 
 def as_planned(found: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's row in the words of the part that it stands for: one ticket has several names (`late` and `all@late`), and
-    the run may have been made under another; two models may be named alike."""
+    """Returns a run's row under the names of the planned part. One ticket has several names (`late` and `all@late`),
+    and the run may have been made under another one; two models may have the same name."""
     params = plan.get("params")
     asked = params if isinstance(params, dict) and found["kind"] == "ticket" else {}
     row = dict(found) | ({"base": str(plan["base"])} if plan.get("base") else {})
@@ -67,8 +68,8 @@ def as_planned(found: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, A
 
 
 def unfinished(plan: Mapping[str, Any], runs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What is said of a search that did not come to its end: its tickets that failed, else that it is missing. `rows`: the
-    tickets that it knows."""
+    """Returns what is missing of a search for the cliff that did not finish: its failed tickets, or else one line for
+    the whole search. `rows`: the tickets that the search knows."""
     params = plan.get("params")
     tolerance = to_number(params.get("tolerance")) if isinstance(params, dict) else None
     width, measured = to_number(plan.get("width")), {}
@@ -87,7 +88,8 @@ def unfinished(plan: Mapping[str, Any], runs: Sequence[Any], rows: Sequence[Mapp
 
 
 def newest_per_sparsity(runs: Sequence[Any]) -> list[Any]:
-    """Of a part that searches: the newest run at each sparsity, in their order."""
+    """Returns the newest run at each sparsity, in the order of sparsity. `runs`: those of a part that searches, newest
+    first."""
     newest: dict[float, Any] = {}
     for run in runs:
         newest.setdefault(to_number(run.data.params.get("sparsity")) or 0.0, run)
@@ -95,8 +97,8 @@ def newest_per_sparsity(runs: Sequence[Any]) -> list[Any]:
 
 
 def absence(plan: Mapping[str, Any], runs: Sequence[Any]) -> dict[str, str]:
-    """What is said of a part that has no finished run."""
-    state, reason = "missing", "it was not begun, or left no run"
+    """Returns the title, base, state and reason of a part that has no finished run."""
+    state, reason = "missing", "it was not started, or it left no run"
     if runs:
         tags, state = runs[0].data.tags, str(runs[0].info.status).lower()
         reason = tags.get("reason") or tags.get("outcome") or "no reason is recorded"

@@ -1,4 +1,8 @@
-"""How figures look: colours, axes, ticks, legends."""
+"""The look of all figures: colours, axes, ticks, legends.
+
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Colour never stands alone: markers,
+lines and hatches differ, too.
+"""
 
 import math
 import warnings
@@ -16,12 +20,8 @@ Rows: TypeAlias = pd.DataFrame
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
-
-
 INK, PALE, GRID = "#1f2328", "#6e7781", "#d8dee4"
-
-
-WIDTH = 5.0  # inches: as wide as a phone shows it without making its words too small
+WIDTH = 5.0  # inches: a phone shows this width with words that are large enough
 QUANTIZED_MARKERS = {"none": "o", "int8": "s", "fp8": "D"}
 STYLE: Any = {
     "svg.hashsalt": "lottery", "svg.fonttype": "none", "font.family": ["sans-serif"], "font.size": 10,
@@ -37,25 +37,27 @@ STYLE: Any = {
 @contextmanager
 def styled() -> Iterator[None]:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a base's name may be in any script
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a model's name may be in any script
         yield
 
 
 def clean_label(text: Any) -> str:
-    """A run's own word as a label: no control characters, which XML can't hold, and not one that a legend would hide."""
+    """Returns a run's text as a label. Control characters become blanks, since XML cannot hold them; a leading
+    underscore gets an invisible character in front, since matplotlib hides such labels from a legend."""
     plain = "".join(c if c.isprintable() else " " for c in str(text))
     return f"\u200b{plain}" if plain.startswith("_") else plain[:60]
 
 
 def panels(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """One under the other, each so many inches high: on a phone there is no room beside."""
+    """Returns a figure with one panel below the other, each as high as given (inches): a phone has no room side by
+    side."""
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.15), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights))
     return figure, list(axes.flat)
 
 
 def colours(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """name -> colour, marker, line: no two alike among 32."""
+    """Returns name -> (colour, marker, line). The first 32 are all different."""
     found = dict.fromkeys(names)
     return {n: (COLOURS[i % 8], MARKERS[i % 8], LINES[i // 8 % 4]) for i, n in enumerate(found)}
 
@@ -65,7 +67,8 @@ def format_tick(x: float, _: Any = None) -> str:
 
 
 def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Logarithmic, with ticks that can be read: 1.05 and 1.1 where all are near 1, decades where they span some."""
+    """Makes the y axis logarithmic with readable ticks: 1.05 and 1.1 if all values are near 1, decades if they span
+    some."""
     known = [v for v in values if math.isfinite(v) and v > 0]
     low, high = min([*known, 1.0]), max([*known, 1.0])
     pad = (high / low) ** 0.06
@@ -78,7 +81,7 @@ def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Five or so round numbers, evenly spread by their logarithm."""
+    """Returns about five round numbers, evenly spread in their logarithm."""
     if high / low < 1.02:
         step = 10 ** math.floor(math.log10(max(high - low, 1e-6)))
         step = step if (high - low) / step < 6 else 2 * step
@@ -93,22 +96,24 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def lead(x: float) -> float:
+    """Returns the leading digits of a number, from 1 to 10: 2.5 for 250."""
     return round(x / 10 ** math.floor(math.log10(x) + 1e-9), 4)
 
 
 def split(rows: Rows, by: Any) -> list[tuple[Any, Rows]]:
-    """Its parts in the order in which they come."""
+    """Returns (key, rows) for each group, in the order in which the groups first come."""
     return list(rows.groupby(by, sort=False))
 
 
 def of_tickets(rows: Rows, *needed: str) -> Rows:
+    """Returns the tickets that have a value in each of the `needed` columns."""
     if "kind" in rows:
         rows = rows[rows["kind"] == "ticket"]
     return rows.dropna(subset=list(needed))
 
 
 def legend(axes: Axes, handles: Sequence[Any], columns: int = 3, below: float = -0.2) -> None:
-    """Below the axes, where it covers nothing; in as few columns as long words need."""
+    """Puts the legend below the axes, where it covers nothing. Long labels get fewer columns."""
     longest = max((len(str(h.get_label())) for h in handles), default=0)
     axes.legend(handles=list(handles), loc="upper center", bbox_to_anchor=(0.5, below), columnspacing=1.2, handlelength=1.8,
                 ncols=max(1, min(columns, 54 // (longest + 5))))  # fmt: skip

@@ -1,7 +1,4 @@
-"""The tables of a report: the same rows as Markdown, CSV and LaTeX. What runs say is text of anybody: escaped in each.
-
-A sheet's cells are for people; its CSV has the numbers as they were logged.
-"""
+"""Makes the tables of a report. A table's cells are text for people; its CSV has the numbers as they were logged."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +30,8 @@ def make_table(
     marks: Sequence[str] = (),
     data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Table:
-    """Columns that nothing has are left out."""
+    """Fills a table's cells. Columns that no row has are left out, except the first. `data`: the rows of the CSV, if
+    not `rows`."""
     cells = [[of(row) for _, of in columns.values()] for row in rows]
     used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
     names = list(columns.items())
@@ -95,10 +93,10 @@ TICKETS: Columns = {
     "perplexity [95%]": (True, perplexity_cell),
     "ratio to dense [95%]": (True, ratio_cell),
     "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
-    "gone of all weights": (True, removed_cell),
+    "removed of all weights": (True, removed_cell),
     "random controls (least to greatest)": (True, control_cell),
-    "ratio to them [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
-    "beats them": (False, lambda r: text_cell(r, "beats_control")),
+    "ratio to the controls [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
+    "beats the controls": (False, lambda r: text_cell(r, "beats_control")),
     "coherent, to a reader": (False, coherent_cell),
     "file MB": (True, lambda r: format_number(r, "disk_bytes", 2, 1e-6)),
     "of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
@@ -141,25 +139,25 @@ def row_mark(r: Row) -> str:
 
 
 def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
-    """Of one machine. Beside each ticket the dense model as the same process measured it: what a speed is compared with."""
+    """Returns the table of one machine. Each ticket's speed is compared with the dense model's in the same process."""
     several = len({r["base"] for r in rows}) > 1
 
-    def share(r: Row) -> str:
+    def share_of_dense(r: Row) -> str:
         mine, dense = number(r, "decode_tok_s"), number(r, "beside_tok_s")
         return f"{mine / dense:.2f}" if mine and dense else ""
 
     columns: Columns = {
         "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text_cell(r, "title")),
         "decode tok/s [quartiles]": (True, lambda r: interval(r, "decode_tok_s", 1)),
-        "dense, beside": (True, lambda r: format_number(r, "beside_tok_s", 1)),
-        "of dense": (True, share),
+        "dense, same process": (True, lambda r: format_number(r, "beside_tok_s", 1)),
+        "of dense": (True, share_of_dense),
         "memory's limit": (True, lambda r: format_number(r, "decode_floor_tok_s", 0)),
         "prefill tok/s": (True, lambda r: format_number(r, "prefill_tok_s", 0)),
         "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
         "peak MB": (True, lambda r: format_number(r, "peak_bytes", 0, 1e-6)),
     }
     data = [{k: r.get(k) for k in (*ABOUT, *METRIC_COLUMNS)} for r in rows]
-    note = "At batch 1, the median of five. Zeros that are stored sparse and run dense save disk, not time."
+    note = "At batch 1, the median of five. Zeros that are stored sparse but computed dense save disk space, not time."
     return make_table(name, machine, rows, columns, note, data=data)
 
 
@@ -172,7 +170,7 @@ def absences(rows: Sequence[Row]) -> Table:
         "study": (False, lambda r: text_cell(r, "study")),
         "part": (False, lambda r: text_cell(r, "part")),
     }
-    return make_table("absent", "Planned, and not there", rows, columns, marks=["absent"] * len(rows))
+    return make_table("absent", "Planned, but missing", rows, columns, marks=["absent"] * len(rows))
 
 
 def left_out(rows: Sequence[Row]) -> Table:
@@ -186,7 +184,7 @@ def left_out(rows: Sequence[Row]) -> Table:
 
 
 def answer_table(name: str, answer: Answer) -> Table | None:
-    """What an answer rests on, one row a curve, target or pair; None where there is nothing to show."""
+    """Returns the data that an answer rests on, one row per curve, target or pair; None if there is no data."""
     if not answer.data:
         return None
     columns = {"cliff": CLIFFS, "where": RANKS, "agreement": AGREEMENTS, "eight_bits": EIGHT, "bigger": CLIFFS}[name]
@@ -204,6 +202,7 @@ def share(r: Row, name: str, digits: int = 1) -> str:
 
 
 def format_cliff(r: Row) -> str:
+    """Returns "52.1% [50.3%, 53.9%]", or "over 90%" if no cliff was reached."""
     if number(r, "at") is None:
         return f"over {percent(r['most'])}"
     return f"{share(r, 'at')} [{share(r, 'lo') or '?'}, {share(r, 'hi') or '?'}]"
@@ -225,7 +224,7 @@ RANKS: Columns = {
     "rank": (True, lambda r: str(r["rank"])),
     "target": (False, lambda r: r["target"]),
     "ratio to dense [95%]": (True, lambda r: format_ratio(r["ratio"]) + ends(r)),
-    "gone of all weights": (True, lambda r: share(r, "removed")),
+    "removed of all weights": (True, lambda r: share(r, "removed")),
     "certainly better than": (
         False,
         lambda r: (

@@ -1,10 +1,11 @@
-"""Numbers and lists as a sentence has them."""
+"""Formats numbers and lists for sentences."""
 
 from collections.abc import Iterable, Sequence
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """As many digits as it takes, one at least where asked for."""
+    """Returns a share in percent: with at most two digits after the point, or with exactly `digits` if that is not
+    0."""
     text = f"{100 * share:.{max(digits, 2)}f}".rstrip("0").rstrip(".")
     return f"{100 * share:.{digits}f}%" if digits else f"{text}%"
 
@@ -14,6 +15,7 @@ def format_ratio(ratio: float) -> str:
 
 
 def format_range(ratios: Sequence[float]) -> str:
+    """Returns "1.0005 to 1.0015", or one number if both ends read the same."""
     low, high = format_ratio(min(ratios)), format_ratio(max(ratios))
     return low if low == high else f"{low} to {high}"
 
@@ -24,5 +26,6 @@ def pluralize(n: int, what: str) -> str:
 
 
 def natural_list(words: Iterable[str]) -> str:
+    """Returns "a, b and c"."""
     parts = list(words)
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""

@@ -1,4 +1,5 @@
-"""A study's report: from runs to a folder of files, and a run of its own. From MLflow alone, no model code."""
+"""Writes a study's report: a folder of files, and an MLflow run that holds them. It reads MLflow alone and needs no
+torch."""
 
 import json
 import re
@@ -12,19 +13,19 @@ from lottery.files.atomic import atomic_write
 from lottery.files.home import make_folder, resolve_path
 from lottery.progress import say
 from lottery.registry import parts, runs, store
-from lottery.report import (
-    results,
-)
+from lottery.report import results
 from lottery.report.page import build_page
 
-SUMMARY = "report.json"  # what a report's folder is known by
+SUMMARY = "report.json"  # a folder with this file in it is a report
 REPORT_FILES = ("index.html", SUMMARY, "figures", "tables")
 
 
 def write_report(study: str = "", out: str | Path = "report", filter: str = "", record: bool = True) -> dict[str, Any]:
-    """Write the report of a study (`results.load` says what may be named) into `out`, log it as a run, and say where it is.
+    """Writes the report of a study (named as in `results.load`) into the folder `out`, and logs it as a run if
+    `record`.
 
-    Raises InputError for an unknown study, no tickets, or a folder with other files in it.
+    Returns the summary that report.json holds, with the folder, the page and the run's id. Raises InputError for an
+    unknown study, a study without measured tickets, or a folder that holds other files.
     """
     folder = resolve_path(out, "out")
     check_folder(folder, out)
@@ -39,19 +40,21 @@ def write_report(study: str = "", out: str | Path = "report", filter: str = "", 
 
 
 def check_folder(folder: Path, out: str | Path) -> None:
-    """Raises InputError for a folder that holds anything but an earlier report: nothing of it is overwritten."""
+    """Raises InputError for a folder that holds anything else than an earlier report, so that no such file is
+    overwritten."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={out}: it is a file; give a folder")
-    there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(name for name in there if name not in REPORT_FILES and not name.startswith("."))
-    if others or (there and previous_files(folder) is None):
+    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in present if name not in REPORT_FILES and not name.startswith("."))
+    if others or (present and previous_files(folder) is None):
         raise InputError(
-            f"out={out}: it holds {', '.join((others or sorted(there))[:3])}, no report; give a new folder"
+            f"out={out}: it holds {', '.join((others or sorted(present))[:3])}, no report; give a new folder"
         )
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Each file whole or not at all, the page last; figures and tables that an earlier report wrote go, and nothing else."""
+    """Writes each file atomically, the page last. Deletes the figures and tables of an earlier report, and nothing
+    else."""
     before = previous_files(folder) or set()
     for name in sorted(files, key=lambda n: (n == "index.html", n != SUMMARY, n)):
         path = make_folder((folder / name).parent, "out") / Path(name).name
@@ -61,8 +64,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def previous_files(folder: Path) -> set[str] | None:
-    """The figures and tables of the report in a folder, None where it holds no report; by its own words, which anybody can
-    have edited."""
+    """Returns the figures and tables that the folder's report.json lists, or None if the folder holds no report.
+    Anybody can have edited that file, so only names of the expected form count."""
     try:
         summary = json.loads((folder / SUMMARY).read_bytes())
         return {n for part in ("figures", "tables") for n in summary[part] if re.fullmatch(rf"{part}/[\w.-]+", n)}
@@ -73,7 +76,8 @@ def previous_files(folder: Path) -> set[str] | None:
 def log_report(
     client: store.Client, folder: Path, files: Iterable[str], found: results.Results, params: Mapping[str, str]
 ) -> str | None:
-    """The report as a run of its own; None, with a warning, where the store does not take it: the files are there."""
+    """Logs the report as a run and returns the run's id. If the store refuses it, warns and returns None: the files
+    exist."""
     names = ",".join(s.name for s in found.studies) or "tickets"
     tags = {"kind": "report", "study": names} | {parts.part_key(s.run_id): "report" for s in found.studies}
     try:
@@ -88,7 +92,7 @@ def log_report(
 
 
 def answers_text(summary: Mapping[str, Any]) -> str:
-    """Each question with its answer, for people, on a terminal."""
+    """Returns each question with its answer, as text for a terminal."""
     lines = []
     for a in summary["answers"]:
         lines += [f"{a['question']} {a['answer'] or ''}".rstrip(), *(f"  {line}" for line in a["sentence"].split("\n"))]
@@ -96,7 +100,7 @@ def answers_text(summary: Mapping[str, Any]) -> str:
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
-    """All of a report that fits a terminal."""
+    """Returns the answers, what is missing, and where the report is, as text for a terminal."""
     absent = [f"{r['state']}: {r['title']} of {r['base']}: {r['reason']}" for r in summary["absent"]]
     lines = [answers_text(summary), *(re.sub(r"\s+", " ", line) for line in absent)]
     lines.append(f"{summary['tickets']} tickets; report: {summary['index']}")

@@ -113,7 +113,7 @@ def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None
         assert row["file MB"] == f"{m['disk_bytes'] / 1e6:,.2f}" and row["of the base's"] == f"{m['disk_ratio']:.3f}"
     m, row = made.metrics("all 50%"), shown["all 50%"]
     assert row["random controls (least to greatest)"].startswith(f"{m['control_perplexity']:,.1f} (")
-    assert row["beats them"] == made.runs["builtin", "all 50%"].data.tags["beats_control"]
+    assert row["beats the controls"] == made.runs["builtin", "all 50%"].data.tags["beats_control"]
     assert row["winner"] == "no (limited)" and row["coherent, to a reader"] == f"no ({BAD})"
     sheets = [r for name in written.page.tables if name.startswith("tickets-") for r in read(written, name)]
     (kept,) = [r for r in sheets if r["base"] == "builtin" and r["title"] == "all 30%"]
@@ -154,7 +154,7 @@ def test_speeds_of_two_machines_are_never_in_one_column(made: Made, written: Wri
             local = made.client.download_artifacts(run.info.run_id, "measurements.json")
             beside = json.loads(Path(local).read_text(encoding="utf-8"))["dense"]
             assert row["decode tok/s [quartiles]"].startswith(f"{run.data.metrics['decode_tok_s']:,.1f} [")
-            assert row["dense, beside"] == f"{beside['decode_tok_s']:,.1f}"
+            assert row["dense, same process"] == f"{beside['decode_tok_s']:,.1f}"
     assert sorted(p.name for p in (written.folder / "figures").glob("speed*.svg")) == ["speed-0.svg", "speed-1.svg"]
     with pytest.raises(ValueError, match="2 machines"):
         efficiency.plot_speed(results.load(made.client, "pair").rows)
@@ -297,7 +297,7 @@ def test_a_study_in_which_nothing_is_measured_and_other_bad_input(
         (tmp_path / "site" / name).write_text("{}")
     out = ("--out", tmp_path / "r")
     for arguments, words in (
-        (("--study", "lokate", *out), "study=lokate: no such study; there are: odd, empty, pair, places"),
+        (("--study", "lokate", *out), "study=lokate: no such study; known: odd, empty, pair, places"),
         (("--study", "empty", *out), "none of its tickets is measured (1 missing)"),
         (("--study", odd, *out), "none of its tickets is measured (none planned)"),
         (("--filter", "params.target = 'nothing'", *out), "no finished ticket fulfils it"),
