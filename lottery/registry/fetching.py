@@ -21,11 +21,10 @@ from lottery.files.hashes import file_fingerprint, file_sha256
 from lottery.files.home import home
 from lottery.files.locks import process_lock
 from lottery.progress import progress_bar
-from lottery.registry.logged_models import local_path, logged_model_id
+from lottery.registry.logged_models import TICKET, local_path, logged_model_id
 from lottery.ticket.folder import LocalTicket, TicketFolder
 from lottery.ticket.record import RECORD
 
-TICKET = "data/ticket"  # the ticket's folder in a logged model
 # These are the files that lottery writes there, or MLflow for lottery. The two of TOP have no suffix: MLflow's
 # description of the model, and the note that MLflow writes when it loads the model.
 TOP = ("MLmodel", "registered_model_meta")

@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlparse
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+TICKET = "data/ticket"  # the ticket's folder in a logged model
+
 
 def find_model(client: MlflowClient, model_id: str) -> Any | None:
     """Returns the logged model, or None if it was deleted while a version still names it."""

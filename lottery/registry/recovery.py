@@ -24,7 +24,7 @@ def recover_logged_model(run: runs.Run, stored: TicketFolder) -> str | None:
     for model in logged_models.unregistered(run.client, run.client.get_run(run.id)):
         here = logged_models.local_path(model.artifact_location)
         if str(model.status) == "READY" and (
-            here is None or versions.holds_ticket(here / "data" / "ticket", stored.id, sha256)
+            here is None or versions.holds_ticket(here / logged_models.TICKET, stored.id, sha256)
         ):
             complete = model.model_id
         else:

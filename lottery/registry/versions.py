@@ -21,7 +21,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from lottery.errors import InputError
 from lottery.files.hashes import file_sha256
 from lottery.registry import views
-from lottery.registry.logged_models import delete_model, find_model, local_path, logged_model_id
+from lottery.registry.logged_models import TICKET, delete_model, find_model, local_path, logged_model_id
 from lottery.registry.runs import Run
 from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS, RECORD
@@ -86,7 +86,7 @@ def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str
         if model_id is None or model is None:
             continue
         here, sha256 = local_path(model.artifact_location), model.tags.get("sha256")
-        if sha256 and (here is None or holds_ticket(here / "data" / "ticket", ticket, sha256)):
+        if sha256 and (here is None or holds_ticket(here / TICKET, ticket, sha256)):
             return uri, model_id
     return None
 
@@ -167,9 +167,9 @@ def add_shards(stored: TicketFolder, folder: Path, here: Path | None) -> None:
     """Links the shards into `here`, the logged model's local folder, or (None) into `folder`, which is then uploaded."""
     for shard in stored.shards:
         if here is None:  # the upload follows the link and reads the shard itself
-            (folder / "data" / "ticket" / shard.name).symlink_to(shard)
+            (folder / TICKET / shard.name).symlink_to(shard)
         else:
-            link_or_copy(shard, here / "data" / "ticket" / shard.name)
+            link_or_copy(shard, here / TICKET / shard.name)
 
 
 def register(

@@ -226,7 +226,7 @@ def run_slurm(words: Sequence[str], options: SlurmOptions) -> str:
 def reachability_warnings() -> list[str]:
     """Returns a line for each place named by the environment that tasks on other nodes may not reach."""
     server, uri = os.environ.get("LOTTERY_SERVER"), os.environ.get("MLFLOW_TRACKING_URI", "")
-    away = "start a server (slurm/README.md) and set MLFLOW_TRACKING_URI to its address"
+    away = "start a server (docs/cluster.md) and set MLFLOW_TRACKING_URI to its address"
     lines = []
     if server:  # tasks read the address from the server's file, not from MLFLOW_TRACKING_URI
         if not (Path(server) / "address").exists():
