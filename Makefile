@@ -10,9 +10,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 ticket: setup
 	mlflow run . --env-manager local -P target=late -P sparsity=0.5
 
-# A file's tests stay together, on one of two processes; in the order of the files, since the longest have few tests.
+# A file's tests stay together, on one of two processes; the longest files come first (tests/conftest.py).
+# SLOW=1 also runs what is marked slow, as CI does.
 test: setup
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(if $(SLOW),LOTTERY_SLOW=$(SLOW)) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff format --check .

@@ -1,4 +1,4 @@
-"""Makes the README's figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
+"""Makes the documents' figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
 
 It runs each study by its command. Tickets that exist already are not made again, so a second call only draws. Each
 figure is one function of a data frame (lottery/report/figures.py, heatmaps.py). The files and the answers are printed

@@ -1,6 +1,8 @@
-"""lottery: prune a causal language model, keep the winning ticket in MLflow, and measure what is left of it."""
+"""lottery prunes a causal language model, measures the pruned model, and registers it as a ticket in MLflow."""
 
 from typing import TYPE_CHECKING, Any
+
+from lottery.progress import quiet_libraries
 
 __version__ = "0.1.0"
 __all__ = ["Ticket", "load", "prune"]
@@ -12,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: `lottery --help` and a served model that only generates need neither torch nor mlflow.
+    # The names are imported on first use, because `lottery --help` and a served model that only generates need neither
+    # torch nor mlflow.
     if name in __all__:
-        from lottery.progress import quiet_libraries
-
         quiet_libraries()
         from lottery.jobs.load import load
-        from lottery.jobs.run import Ticket, prune
+        from lottery.jobs.result import Ticket
+        from lottery.jobs.run import prune
 
         return {"Ticket": Ticket, "load": load, "prune": prune}[name]
     raise AttributeError(f"module 'lottery' has no attribute {name!r}")

@@ -1,3 +1,5 @@
+"""`python -m lottery` runs the command line."""
+
 from lottery.cli.main import main
 
 if __name__ == "__main__":

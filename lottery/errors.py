@@ -1,4 +1,4 @@
-"""What went wrong, in one line: the input, the machine, or (None) a defect of ours."""
+"""The two errors of lottery, and the functions that turn any exception into the one line that a person reads."""
 
 import difflib
 import errno
@@ -22,15 +22,15 @@ GPU_SAYS = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUD
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used. The one line names it, its value, and the way out. Exit code 2."""
+    """The user gave something that cannot be used. The message is one line: parameter, value, way out. Exit code 2."""
 
 
 class MachineError(RuntimeError):
-    """The machine, a disk or a server failed, not the user: one line, exit code 1."""
+    """The machine, a disk or a server failed; the user did nothing wrong. The message is one line. Exit code 1."""
 
 
 def known_failure(e: Exception) -> tuple[str, int] | None:
-    """(one line, exit code) for what is wrong with the input or with the machine; None for a defect of ours."""
+    """Returns (one line, exit code) when the input or the machine is at fault, and None when lottery has a defect."""
     if isinstance(e, click.MissingParameter) and isinstance(e.param, click.Option):
         return f"{e.format_message()} {e.param.help}", 2
     if isinstance(e, click.ClickException):
@@ -42,7 +42,7 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
         return f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1
     if isinstance(e, MachineError):
         return str(e), 1
-    # Classes of libraries that are only there if they were needed; they are not imported for this.
+    # An error of MLflow or torch can only occur when the library is imported already, so it is not imported here.
     mlflow = sys.modules.get("mlflow")
     if mlflow and isinstance(e, mlflow.exceptions.MlflowException):
         return f"MLflow: {hide_password(' '.join(str(e).split()))[:300]}", 1
@@ -55,22 +55,23 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
 
 
 def is_out_of_memory(e: Exception) -> bool:
-    """Whether memory was exhausted, the machine's or a GPU's."""
+    """Returns whether the memory of the machine or of a GPU was exhausted."""
     torch = sys.modules.get("torch")
     if isinstance(e, MemoryError) or (torch and isinstance(e, torch.OutOfMemoryError)):
         return True
-    # where torch has no class for it
-    said = ("can't allocate memory", "Cannot allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
+    # In these cases torch raises a plain RuntimeError, so only its text tells.
+    messages = ("can't allocate memory", "Cannot allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(e, RuntimeError) and any(message in str(e) for message in messages)
 
 
 def is_gpu_out_of_memory(e: Exception) -> bool:
+    """Returns whether it was a GPU's memory, for an error that `is_out_of_memory` recognizes."""
     torch = sys.modules.get("torch")
     return bool(torch and isinstance(e, torch.OutOfMemoryError)) or "CUDA" in str(e) or "CUBLAS" in str(e)
 
 
 def is_gpu_error(e: Exception) -> bool:
-    """Whether CUDA or a library of it failed."""
+    """Returns whether CUDA or one of its libraries failed."""
     torch = sys.modules.get("torch")
     if torch and isinstance(e, torch.AcceleratorError):
         return True
@@ -78,19 +79,23 @@ def is_gpu_error(e: Exception) -> bool:
 
 
 def path_error(e: OSError, line: str) -> InputError | MachineError:
-    """A full or broken disk is the machine's fault, anything else about a path that of who gave it."""
+    """Returns the error to raise with this line: MachineError for a full or broken disk, InputError for any other path
+    that cannot be used."""
     broken = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ENOMEM)
     return MachineError(line) if broken else InputError(line)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known words, near ones alone where there are some: the way out of an unknown word."""
+    """Returns the way out for an unknown word: the known words that resemble it, or else all known words."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5) if len(known) > 4 else []
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
 def hide_password(text: str) -> str:
-    """A URI, or a text with URIs in it, without user and password: up to the last @, as a password may hold one."""
+    """Returns a URI, or a text that holds URIs, with `***` in place of user and password.
+
+    Everything up to the last @ is replaced, because a password may contain an @ itself.
+    """
     text = re.sub(r"\b(?!sqlite:|file:)([a-z][a-z0-9+.-]*)://\S*@", r"\1://***@", text)
     return re.sub(r"\b(password|passwd|pwd|token)=[^&\s]+", r"\1=***", text, flags=re.IGNORECASE)

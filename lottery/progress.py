@@ -1,5 +1,7 @@
-"""What a person sees on stderr while work goes on: a bar on a terminal; otherwise a plain line a stage, and more of them
-as time goes by."""
+"""What a person sees on stderr during the work.
+
+On a terminal each stage shows a bar. Elsewhere each stage prints a plain line, and another one every PERIOD_S seconds.
+"""
 
 import os
 import sys
@@ -9,24 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-PERIOD_S = 30.0  # between two lines of one stage
+PERIOD_S = 30.0  # seconds between two lines of one stage
 
 
 class Advance(Protocol):
+    """A function that counts `amount` more as done, and shows `note` next to the count."""
+
     def __call__(self, amount: float = 1, note: str = "") -> None: ...
 
 
 def quiet_libraries() -> None:
-    """Before they are imported: no progress bars, advice or telemetry of theirs between our lines."""
+    """Switches off progress bars, advice and telemetry of the libraries. It must run before they are imported."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
         "TRANSFORMERS_VERBOSITY": "error",
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # its thread changes os.environ under the feet of others
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
-        "MLFLOW_UV_AUTO_DETECT": "false",  # else a uv.lock of the working directory lands in every model
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # its thread changes os.environ while other code reads it
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for the output of --json
+        "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise every model receives the uv.lock of the working directory
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
@@ -38,7 +42,7 @@ _listener: Callable[[str], None] | None = None
 
 @contextmanager
 def redirect_progress(listener: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile the stages of the work are told to `listener`, which shows them in its own way, instead of printed."""
+    """Within the block the lines of the stages go to `listener`, which shows them in its own way."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -48,11 +52,12 @@ def redirect_progress(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 def say(line: str) -> None:
+    """Prints one line on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def progress_line(line: str) -> None:
-    """A stage that has no bar: a line, or what `redirect_progress` makes of it."""
+    """Reports a stage that has no bar: prints the line, or hands it to the listener of `redirect_progress`."""
     if _listener is not None:
         _listener(line)
     else:
@@ -61,7 +66,7 @@ def progress_line(line: str) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """One step of the work. Yields `advance(amount, note)`; `unit="bytes"` shows megabytes and their rate."""
+    """Shows one stage of the work. Yields `advance(amount, note)`; `unit="bytes"` shows megabytes and MB/s."""
     if _listener is not None:
         _listener(title)
         yield listener_advance(title, total, unit, _listener)
@@ -93,7 +98,7 @@ def progress_bar(title: str, total: float | None = None, unit: str = "") -> Iter
 
 
 def listener_advance(title: str, total: float | None, unit: str, listener: Callable[[str], None]) -> Advance:
-    """How far a stage is, for a listener: twice a second at most."""
+    """Returns an `advance` that reports the progress of a stage to a listener, at most twice a second."""
     done, last, lock = 0.0, time.monotonic(), threading.Lock()
 
     def advance(amount: float = 1, note: str = "") -> None:
@@ -111,7 +116,7 @@ def listener_advance(title: str, total: float | None, unit: str, listener: Calla
 
 
 def printing_advance(title: str, total: float | None, unit: str) -> Advance:
-    """What says, now and then, how far a stage is, how fast and for how long still."""
+    """Returns an `advance` that prints progress, rate and remaining time of a stage, at most every PERIOD_S seconds."""
     begin = last = time.monotonic()
     done, lock = 0.0, threading.Lock()
 

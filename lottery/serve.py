@@ -1,4 +1,7 @@
-"""The door of MLflow: the MLmodel file of every registered ticket names `lottery.serve`, those of earlier versions too."""
+"""MLflow loads a ticket through this module: the MLmodel file of every registered ticket names `lottery.serve`.
+
+The module keeps this place, because tickets that earlier versions registered name it too.
+"""
 
 from lottery.registry.serve import _load_pyfunc
 

@@ -1,4 +1,4 @@
-"""What one run is asked for: the parameters with their defaults and their checks, and the identity of a ticket."""
+"""The parameters of one run, with their defaults and checks, and the identity of a ticket."""
 
 import hashlib
 import json
@@ -10,23 +10,21 @@ from typing import Any
 
 from lottery.errors import InputError, did_you_mean
 
-FORMAT_VERSION = 1  # of the ticket directory; part of every ticket's identity
+FORMAT_VERSION = 1  # the version of the ticket's folder; it is part of every ticket's identity
 
 
 def parameter(default: Any, help: str, parse: Callable[[str, Any], Any], values: str) -> Any:
     return field(default=default, metadata={"help": help, "parse": parse, "values": values})
 
 
-def one_of(*now: str, later: tuple[str, ...] = ()) -> dict[str, Any]:
+def one_of(*words: str) -> dict[str, Any]:
     def parse(name: str, value: Any) -> str:
         word = str(value)
-        if word in later:
-            raise InputError(f"{name}={word}: this version only takes {', '.join(now)}")
-        if word not in now:
-            raise InputError(f"{name}={word}: {did_you_mean(word, now)}")
+        if word not in words:
+            raise InputError(f"{name}={word}: {did_you_mean(word, words)}")
         return word
 
-    return {"parse": parse, "values": ", ".join(now) + (f" (later: {', '.join(later)})" if later else "")}
+    return {"parse": parse, "values": ", ".join(words)}
 
 
 def nonempty_text(values: str) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def float_range(low: float, high: float) -> dict[str, Any]:
 
 
 def int_range(low: int, *, word: str | None = None) -> dict[str, Any]:
-    """A whole number from `low`, or `word`."""
+    """Takes a whole number that is at least `low`, or the word `word`."""
 
     def parse(name: str, value: Any) -> int | str:
         if word is not None and str(value) == word:
@@ -87,7 +85,8 @@ def parse_measure(name: str, value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Every parameter of one ticket and of its measuring. The command line, MLproject and `lottery.prune` say the same."""
+    """The parameters of one ticket and of its measurement: the command line, MLproject and `lottery.prune` take the
+    same ones."""
 
     model: str = parameter(
         "builtin",
@@ -102,11 +101,11 @@ class Spec:
         ),
     )
     sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **float_range(0, 1))
-    method: str = parameter("magnitude", "What goes first.", **one_of("magnitude", "random"))
+    method: str = parameter("magnitude", "Which weights are removed first.", **one_of("magnitude", "random"))
     scope: str = parameter("layer", "Sparsity per tensor, or over all together.", **one_of("layer", "global"))
     pattern: str = parameter(
         "unstructured",
-        "Which zeros are allowed: any, or so many of each group.",
+        "Which weights may become zero: any, or a fixed number in each group.",
         **one_of("unstructured", "2:4", "4:8"),
     )
     quantize: str = parameter(
@@ -122,22 +121,22 @@ class Spec:
         "auto", "Tokens per window; auto: what the model takes, at most 2048.", **int_range(2, word="auto")
     )
     limit: int | str = parameter(
-        "none", "Measure the first N windows only (never a winner).", **int_range(1, word="none")
+        "none", "Measure only the first N windows; such a ticket is never a winner.", **int_range(1, word="none")
     )
     dtype: str = parameter(
         "auto", "Arithmetic of measuring and loading.", **one_of("auto", "source", "float16", "bfloat16", "float32")
     )
     runtime: str = parameter(
         "dense",
-        "How weights lie in memory; packed: as in the file, widened layer by layer.",
+        "How weights lie in memory; packed: as in the file, unpacked layer by layer.",
         **one_of("dense", "packed"),
     )
     measure: str = parameter(
         "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"
     )
-    control: int = parameter(0, "Random tickets of the same size to measure beside.", **int_range(0))
+    control: int = parameter(0, "How many random tickets of the same size to measure for comparison.", **int_range(0))
     tolerance: float = parameter(0.10, "What a winner may lose: ratio at most 1 + tolerance.", **float_range(0, 10))
-    seed: int = parameter(0, "Seed of what is drawn.", **int_range(0))
+    seed: int = parameter(0, "Seed of the random numbers.", **int_range(0))
     device: str = parameter("auto", "Where to measure.", **one_of("auto", "cpu", "cuda"))
     register: str = parameter(
         "auto", "Name of the registered model; auto: ticket-BASE.", **nonempty_text("auto, none, or a name")
@@ -145,9 +144,10 @@ class Spec:
 
     @classmethod
     def parse(cls, **given: Any) -> "Spec":
-        """Check every parameter, given as typed on a command line or as a Python value.
+        """Checks every parameter, which may come as text of a command line or as a Python value.
 
-        Raises InputError: an unknown name, or a value that its parameter does not take.
+        Raises InputError for an unknown name, for a value that a parameter does not take, and for values that exclude
+        each other.
         """
         table = {f.name: f for f in fields(cls)}
         for name in given:
@@ -157,34 +157,35 @@ class Spec:
         if spec.pattern != "unstructured":
             if spec.sparsity != 0.5:
                 raise InputError(
-                    f"pattern={spec.pattern}: it removes half of the weights, sparsity={spec.sparsity:g} says otherwise; "
+                    f"pattern={spec.pattern}: it removes half of the weights, which sparsity={spec.sparsity:g} contradicts; "
                     f"give sparsity=0.5, or pattern=unstructured"
                 )
             if spec.scope == "global":
                 raise InputError(
-                    f"pattern={spec.pattern}: it is chosen group by group, scope=global says otherwise; give scope=layer"
+                    f"pattern={spec.pattern}: it selects weights group by group, which scope=global contradicts; give scope=layer"
                 )
         if spec.quantize != "none" and spec.storage == "mask":
             raise InputError(
-                f"quantize={spec.quantize}: masks over a base hold no values of their own; give storage=packed, "
+                f"quantize={spec.quantize}: storage=mask stores masks over a base and no values; give storage=packed, "
                 f"or quantize=none"
             )
         if spec.control and "perplexity" not in spec.measures:
             raise InputError(
-                f"control={spec.control}: controls are compared by their perplexity, measure={spec.measure} leaves that "
-                f"out; give control=0, or measure=perplexity"
+                f"control={spec.control}: controls are compared by their perplexity, but measure={spec.measure} leaves "
+                f"that out; give control=0, or measure=perplexity"
             )
         return spec
 
     @property
     def measures(self) -> tuple[str, ...]:
+        """What to measure, as a tuple of the names in MEASURES."""
         if self.measure in ("all", "none"):
             return MEASURES if self.measure == "all" else ()
         return tuple(self.measure.split(","))
 
     @property
     def title(self) -> str:
-        """What differs between tickets of one base, as short as it can be said."""
+        """The shortest text that tells tickets of one base apart: target, sparsity, and what is not the default."""
         words = [self.target, f"{100 * self.sparsity:g}%"]
         default = {f.name: f.default for f in fields(self)}
         for name in ("method", "scope", "pattern", "quantize"):
@@ -192,17 +193,20 @@ class Spec:
         return " ".join(words)
 
     def identity_params(self) -> dict[str, Any]:
-        """The parameters that fix a ticket's bytes, beside its base and the tensors chosen."""
+        """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes."""
         names = ("sparsity", "method", "scope", "pattern", "quantize", "storage")
         drawn = {"seed": self.seed} if self.method == "random" else {}
         return {name: getattr(self, name) for name in names} | drawn
 
     def params(self) -> dict[str, str]:
-        """Every parameter as MLflow records it."""
+        """Returns every parameter as text, as MLflow records it."""
         return {name: str(value) for name, value in asdict(self).items()}
 
     def first_difference(self, params: Mapping[str, str]) -> str | None:
-        """The first recorded parameter that means another value (`0.50` means 0.5), None where all agree."""
+        """Returns the name of a recorded parameter that means another value than this spec's, or None when all agree.
+
+        Values are compared after parsing: `0.50` means 0.5.
+        """
         for name in self.params().keys() & params.keys():
             if getattr(Spec.parse(**{name: params[name]}), name) != getattr(self, name):
                 return name
@@ -210,13 +214,16 @@ class Spec:
 
 
 def json_sha256(what: Any) -> str:
-    """sha256 (hex) of the canonical JSON of `what`."""
+    """Returns the sha256 (hex) of the canonical JSON of `what`."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str], source: str | None = None) -> str:
-    """12 hex digits that name a ticket's bytes: base (file name -> sha256), the ticket of it that was pruned further if
-    one was, tensors chosen, and what was done to them."""
+    """Returns the 12 hex digits that name a ticket's bytes.
+
+    They are a hash of the base (`base_files`: file name -> sha256), of the chosen tensors, of the parameters that
+    determine the bytes, and of `source`, the ticket that was pruned further, if there was one.
+    """
     further = {"source": source} if source else {}
     fixed = {
         "format": FORMAT_VERSION,
@@ -229,5 +236,5 @@ def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str],
 
 
 def dense_id(base_files: Mapping[str, str]) -> str:
-    """12 hex digits that name the dense base itself, as the baseline of its tickets."""
+    """Returns the 12 hex digits that name the dense base itself, which is the baseline of its tickets."""
     return json_sha256({"format": FORMAT_VERSION, "base": dict(base_files)})[:12]

@@ -1,4 +1,7 @@
-"""One tracking store and one home for the whole session; real small models; the CLI in process."""
+"""One tracking store and one home for the whole session; real small models; the CLI in process, or in forks of one.
+
+Tests marked `slow` run in CI, with LOTTERY_SLOW=1, and where they are named; else the last lines say how many were not run.
+"""
 
 import json
 import os
@@ -9,8 +12,10 @@ from typing import Any
 from lottery.progress import quiet_libraries
 
 quiet_libraries()
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each on two cores wait for one another
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two processes of two threads each on two cores wait for one another, and by spinning: together they take ten times as long.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nonexistent"}  # no test asks a hub but its own
 
 import pytest
@@ -23,8 +28,49 @@ from click.testing import CliRunner, Result
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernel, if Triton is here, runs in Python
 
+from tests.support.forks import Forks
 from tests.support.hub_server import Hub, use
 from tests.support.models import tiny_model
+from tests.support.often import SLOW_TOO
+from tests.support.store import new_store
+
+# The files that take longest, which two processes have to begin with: the longest first.
+LONGEST = (
+    "registry/test_server.py",
+)  # fmt: skip
+
+NOT_RUN = pytest.StashKey[int]()  # how many slow tests this run leaves out
+
+
+def wants_slow_tests(config: pytest.Config) -> bool:
+    """In CI, with LOTTERY_SLOW=1, and where single tests are picked: by -k, by -m, or by their names."""
+    picked = config.option.keyword or config.option.markexpr or any("::" in word for word in config.args)
+    return bool(SLOW_TOO or picked)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+    slow = [] if wants_slow_tests(config) else [item for item in items if item.get_closest_marker("slow")]
+    config.stash[NOT_RUN] = len(slow)
+    if slow:
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes, each of which collects all tests
+        session.config.workeroutput["not_run"] = session.config.stash.get(NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[NOT_RUN] = getattr(node, "workeroutput", {}).get("not_run", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(NOT_RUN, 0):
+        terminalreporter.write_line(f"{count} slow tests were not run: `make test SLOW=1` runs them too, as CI does")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,9 +81,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from lottery.files.home import home
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(home() / "kernels"))
-    os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LOTTERY_HOME": str(folder / "home")}
-    os.environ.pop("MLFLOW_RUN_ID", None)
     os.chdir(folder)
+    os.environ |= {"MLFLOW_TRACKING_URI": new_store(folder / "mlflow.db"), "LOTTERY_HOME": str(folder / "home")}
+    os.environ.pop("MLFLOW_RUN_ID", None)
     yield folder
     os.chdir(here)
     os.environ.clear()
@@ -71,6 +117,14 @@ def lottery_json(cli: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
         return json.loads(cli(*arguments, "--json").stdout)
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Commands in processes of their own: where several work at once, or one is killed."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

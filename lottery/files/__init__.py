@@ -1,1 +1,1 @@
-"""How files come into being, are read past the page cache, and are hashed."""
+"""Files: they are created whole or not at all, read and written past the page cache, locked and hashed."""

@@ -1,4 +1,4 @@
-"""A file or folder comes into being whole, or not at all: under a temporary name first, then renamed."""
+"""A file or folder is created whole or not at all: it is written under a temporary name and then renamed."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from lottery.files.locks import locked_file
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk before anything relies on it."""
+    """Forces a file or folder onto the disk, for the caller that is about to rely on it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Under a temporary name first: a kill leaves the old file or the new one."""
+    """Replaces a file. A process that is killed meanwhile leaves either the old file or the new one."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(fresh, "wb") as f:
@@ -37,24 +37,25 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(dest: Path, name: str) -> Iterator[Path | None]:
-    """A folder to fill, which becomes `dest` when the block ends well and vanishes when it does not.
+    """Yields a folder to fill. It becomes `dest` when the block succeeds and is deleted when the block fails.
 
-    Yields None where `dest` is there with something in it, also when another process has just put it there: two that
-    make the same folder take turns. `name` is the parameter to name where the place cannot be written.
+    Yields None when `dest` exists and is not empty. Two processes that make the same folder take turns, so the second
+    one may get None because the first one has just made it. Raises InputError, naming the parameter `name`, when the
+    place cannot be written, and MachineError when the disk is full.
     """
     make_folder(dest.parent, name)
     partial, lock = (dest.with_name(f".{dest.name}.{what}") for what in ("partial", "lock"))
-    with contextlib.ExitStack() as open_to_the_end:
+    with contextlib.ExitStack() as stack:
         try:
-            open_to_the_end.enter_context(locked_file(lock))
-            open_to_the_end.callback(lock.unlink, missing_ok=True)  # before it is let go
-            there = dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
-            if not there:
-                shutil.rmtree(partial, ignore_errors=True)  # by a process that was killed
+            stack.enter_context(locked_file(lock))
+            stack.callback(lock.unlink, missing_ok=True)  # runs before the lock is released
+            exists = dest.exists() and (not dest.is_dir() or any(dest.iterdir()))
+            if not exists:
+                shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
                 partial.mkdir()
         except OSError as e:
             raise path_error(e, f"{name}={dest}: {e.strerror}; give a folder that can be written") from e
-        if there:
+        if exists:
             yield None
             return
         try:

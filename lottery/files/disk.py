@@ -1,7 +1,8 @@
-"""Large files past the page cache: read once or written once, they need not lie in memory a second time.
+"""Large files are read and written past the page cache (O_DIRECT).
 
-A page of the cache costs more than the disk's own time where memory is fresh (a virtual machine's above all) or short.
-What the cache holds already is taken from it.
+They are read once or written once, so they need not lie in memory a second time. When memory is short, or
+fresh as in a virtual machine, a page of the cache costs more time than the disk itself. What the cache holds already is
+read from the cache.
 """
 
 import contextlib
@@ -18,19 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HUGE_PAGE = 2**21
-PAGE = 4096  # what O_DIRECT wants addresses, offsets and sizes to be multiples of
-CHUNK = 64 * 2**20  # bytes of one request, at most: the kernel keeps a disk busy better than threads do
+PAGE = 4096  # bytes; O_DIRECT needs addresses, offsets and sizes that are multiples of it
+CHUNK = 64 * 2**20  # bytes of one request at most; the kernel keeps a disk busier than threads do
 DIRECT = getattr(os, "O_DIRECT", 0)
-LARGE = 256 * 2**20  # bytes: smaller files are better left in the cache, they are read again soon
-IN_FLIGHT = 384 * 10**6  # bytes of tensors held at once: what keeps disk and processors busy
+LARGE = 256 * 2**20  # bytes; smaller files stay in the cache, because they are read again soon
+IN_FLIGHT = 384 * 10**6  # bytes of tensors held at once; so many keep disk and processors busy
 
 
 def page_up(nbytes: int) -> int:
+    """Rounds up to whole pages."""
     return -(-nbytes // PAGE) * PAGE
 
 
 def new_buffer(nbytes: int) -> memoryview:
-    """Memory that begins on a page."""
+    """Returns memory that begins at a page and has room for `nbytes`."""
     memory = mmap.mmap(-1, max(page_up(nbytes), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= HUGE_PAGE:
         with contextlib.suppress(OSError, AttributeError):
@@ -39,9 +41,9 @@ def new_buffer(nbytes: int) -> memoryview:
 
 
 def let_go(buffer: memoryview) -> int:
-    """Its memory goes back now, though somebody may still hold the empty hull. Returns how much it was."""
+    """Gives a buffer's memory back to the system, even while a view of it is held. Returns its size in bytes."""
     with contextlib.suppress(OSError, AttributeError):
-        buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # it is an mmap
+        buffer.obj.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # obj is an mmap
     return len(buffer)
 
 
@@ -52,19 +54,25 @@ def close_all(*fds: int) -> None:
 
 
 class DirectReader:
-    """A file of which large parts are read: out of the page cache where they lie there, else straight off the disk."""
+    """Reads large parts of a file: from the page cache what lies there, and the rest directly from the disk.
+
+    Raises OSError when the file cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.cached_fd = self.direct_fd = -1
         self.path, self.direct = path, True
         self.cached_fd = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # a file system that has no such thing
+        with contextlib.suppress(OSError):  # the file system has no O_DIRECT
             self.direct_fd = os.open(path, os.O_RDONLY | DIRECT) if DIRECT else -1
-        # not __del__, which at the end of the process finds no `os` any more
+        # This replaces __del__, which no longer finds `os` when the process ends.
         weakref.finalize(self, close_all, self.cached_fd, self.direct_fd)
 
     def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
-        """`nbytes` from `offset` on, somewhere within `buffer`, which has `space_for(nbytes)`. Raises OSError."""
+        """Returns the `nbytes` from `offset` on, as a view somewhere within `buffer`, which has `space_for(nbytes)`.
+
+        Raises OSError, also when the file is too short.
+        """
         first = offset // PAGE * PAGE
         end, at = offset + nbytes, first
         while at < end:
@@ -76,7 +84,7 @@ class DirectReader:
         return buffer[offset - first : offset - first + nbytes]
 
     def read_ahead(self, offset: int, nbytes: int) -> None:
-        """Have the disk fetch a part into the page cache, without waiting for it: faults would ask for it bit by bit."""
+        """Starts to fetch a part into the page cache and does not wait. Page faults would fetch it bit by bit."""
         with contextlib.suppress(OSError, AttributeError):
             os.posix_fadvise(self.cached_fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
@@ -87,11 +95,11 @@ class DirectReader:
             except OSError as e:
                 if e.errno != errno.EINVAL:
                     raise
-                self.direct = False  # a file system that only says it could
+                self.direct = False  # the file system accepted O_DIRECT but cannot do it
         return os.preadv(self.cached_fd, [part], at)
 
     def _cached(self, at: int) -> bool:
-        """Whether one byte is in the page cache; also where nobody can tell."""
+        """Returns whether the byte at `at` is in the page cache; True also when the system cannot tell."""
         try:
             os.preadv(self.cached_fd, [bytearray(1)], at, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -102,12 +110,16 @@ class DirectReader:
 
 
 def in_flight(largest: int) -> int:
-    """How many bytes of tensors to hold at once, of which the largest has so many: memory is bounded by that one."""
+    """Returns how many bytes of tensors to hold at once, when the largest tensor has `largest` bytes.
+
+    The result is at most IN_FLIGHT or the largest tensor, whichever is more, because the bound of memory depends on
+    that tensor.
+    """
     return max(largest, min(2 * largest, IN_FLIGHT))
 
 
 def rss_bytes() -> int:
-    """Bytes of anonymous memory of this process: before its first tensor, the libraries'."""
+    """Returns the bytes of anonymous memory of this process. Before the first tensor it is that of the libraries."""
     try:
         line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("RssAnon:"))
         return int(line.split()[1]) * 1024
@@ -116,18 +128,22 @@ def rss_bytes() -> int:
 
 
 def request_bytes(largest: int) -> int:
-    """How many bytes to write at once: what the bound of twice the largest tensor and 500 MB leaves beside what is held
-    now, the tensors in flight, their bitmasks and the buffers of those, for two buffers."""
+    """Returns how many bytes to write at once, when the largest tensor has `largest` bytes.
+
+    The bound of memory is twice the largest tensor plus 500 MB. Two write buffers share what the memory in use, the
+    tensors in flight, their bitmasks and the buffers of the bitmasks leave of it.
+    """
     left = (2 * largest + 500e6 - rss_bytes() - in_flight(largest) - largest / 4 - 2 * HUGE_PAGE) / 2
     return int(max(min(left, largest / 8, 16 * HUGE_PAGE), HUGE_PAGE)) // PAGE * PAGE
 
 
 def space_for(nbytes: int) -> int:
+    """Returns the size of a buffer into which `nbytes` can be read from any offset of a file."""
     return page_up(nbytes) + 2 * PAGE
 
 
 class BufferPool:
-    """Buffers that are used again, of so many bytes in all; one that is asked for is waited for."""
+    """Buffers that are used again. All together have at most `budget` bytes; `take` waits until one is free."""
 
     def __init__(self, budget: int) -> None:
         self.budget, self.total = budget, 0
@@ -136,7 +152,7 @@ class BufferPool:
         self.closed = False
 
     def take(self, nbytes: int) -> memoryview | None:
-        """A buffer with space for so many bytes; None when the pool was closed."""
+        """Returns a buffer with space for `nbytes`, or None when the pool was closed."""
         with self.changed:
             while not self.closed:
                 fitting = [b for b in self.free if nbytes <= len(b) <= 2 * nbytes]
@@ -167,7 +183,7 @@ class BufferPool:
 
 @dataclass(frozen=True)
 class ByteRange:
-    """So many bytes of a file, from an offset on."""
+    """The `nbytes` of a file from `offset` on."""
 
     path: Path
     offset: int
@@ -175,10 +191,10 @@ class ByteRange:
 
 
 def prefetch(parts: Sequence[ByteRange], budget: int) -> Iterator[tuple[memoryview, Callable[[], None]]]:
-    """(bytes, how to give their memory back) of each part in turn, read ahead of the caller by a thread of its own.
+    """Yields (bytes, function that gives their memory back) of each part in turn. A thread reads ahead of the caller.
 
-    So many bytes are in memory at most, or the largest part. What is never given back is not read into again; the reader
-    then waits. Raises OSError.
+    At most `budget` bytes are in memory, or the largest part if it is larger. Memory that the caller does not give back
+    is not used again, and the thread waits when none is left. Raises OSError.
     """
     pool = BufferPool(max(budget, space_for(max((p.nbytes for p in parts), default=0))))
     ready: queue.SimpleQueue[tuple[memoryview, memoryview] | BaseException] = queue.SimpleQueue()
@@ -211,10 +227,11 @@ def prefetch(parts: Sequence[ByteRange], budget: int) -> Iterator[tuple[memoryvi
 
 
 class Appender:
-    """A file written front to back, `reserved` bytes at its front left free for `close`. A thread of its own writes it.
+    """A new file that is written from front to back by a thread of its own. The first `reserved` bytes wait for
+    `close`.
 
-    `large`: past the page cache, where the file system can. `chunk`: bytes of a request, a multiple of a page; twice as
-    many are held in memory.
+    A `large` file is written past the page cache if the file system can. `chunk` is the size of one request in bytes, a
+    multiple of PAGE; twice as many bytes are held in memory. Raises OSError when the file exists or cannot be made.
     """
 
     def __init__(self, path: Path, reserved: int, large: bool, chunk: int = HUGE_PAGE) -> None:
@@ -224,14 +241,14 @@ class Appender:
         if large and DIRECT:
             with contextlib.suppress(OSError):
                 self.direct_fd = os.open(path, os.O_WRONLY | DIRECT)
-        self.size = reserved  # so many bytes so far
-        self.at = reserved // PAGE * PAGE  # where the buffer will be written
+        self.size = reserved  # bytes of the file so far
+        self.at = reserved // PAGE * PAGE  # the offset at which the buffer will be written
         self.used = reserved - self.at
         self.chunk, self.buffer, self.spare = chunk, new_buffer(chunk), new_buffer(chunk)
         self.writing: Future[None] | None = None
 
     def write(self, data: memoryview) -> None:
-        """Raises OSError, also for what was written before."""
+        """Appends the data. Raises OSError, also when an earlier write failed."""
         begin = 0
         while begin < len(data):
             size = min(len(data) - begin, self.chunk - self.used)
@@ -246,7 +263,7 @@ class Appender:
         self.size += len(data)
 
     def close(self, front: bytes) -> None:
-        """The rest, `front` at the beginning, and all of it on the disk. Raises OSError."""
+        """Writes the rest, puts `front` at the beginning, and forces all onto the disk. Raises OSError."""
         try:
             self._settle()
             self._write_out(self.buffer[: self.used], self.at)
@@ -259,7 +276,7 @@ class Appender:
         self.drop()
 
     def drop(self) -> None:
-        """Let go of the file, whatever state it is in."""
+        """Closes the file in any state, without writing the rest."""
         self.thread.shutdown()
         for fd in {self.fd, self.direct_fd} - {-1}:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""sha256 of files: taken from where it is known already, computed at the speed of the disk where it is not."""
+"""The sha256 of files: a known hash is looked up, an unknown one is computed at the speed of the disk."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from lottery.files.atomic import atomic_write
 from lottery.files.home import home, make_folder
 from lottery.progress import progress_bar
 
-LARGE = 64 * 2**20  # bytes: files from here on are worth remembering
+LARGE = 64 * 2**20  # bytes; the hashes of files of this size and more are remembered
 READ_BYTES = 4 * 2**20
 
 
@@ -23,33 +23,39 @@ def file_sha256(path: Path) -> str:
 
 
 def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:
-    """File name -> sha256 (hex). Of a large file in the hub's cache it is the name of its blob; of another one it is
-    remembered in LOTTERY_HOME until the file changes (size, times or inode)."""
+    """Returns file name -> sha256 (hex).
+
+    A large file in the hub's cache has its sha256 as the name of its blob. The hash of any other large file is
+    remembered in LOTTERY_HOME until the file changes (size, times or inode). Raises OSError.
+    """
     memory = home() / "hashes.json"
     known = remembered(memory)
-    found, unknown = {}, []
+    hashes, unknown = {}, []
     for path in paths:
         sha256 = blob_name(path) or known.get(file_fingerprint(path))
         if sha256:
-            found[path.name] = sha256
+            hashes[path.name] = sha256
         else:
             unknown.append(path)
     before = {path: file_fingerprint(path) for path in unknown}
-    found |= compute_hashes(unknown)
+    hashes |= compute_hashes(unknown)
     fresh = {
-        before[path]: found[path.name]
+        before[path]: hashes[path.name]
         for path in unknown
-        if path.stat().st_size >= LARGE and file_fingerprint(path) == before[path]  # not one that changed meanwhile
+        if path.stat().st_size >= LARGE and file_fingerprint(path) == before[path]  # the file did not change meanwhile
     }
     if fresh:
-        with contextlib.suppress(OSError, InputError, MachineError):  # then it is computed again the next time
+        with contextlib.suppress(OSError, InputError, MachineError):  # the hash is then computed again the next time
             make_folder(memory.parent, "LOTTERY_HOME")
             atomic_write(memory, json.dumps(remembered(memory) | fresh, indent=1).encode())
-    return {path.name: found[path.name] for path in paths}
+    return {path.name: hashes[path.name] for path in paths}
 
 
 def blob_name(path: Path) -> str | None:
-    """What the hub's cache calls a large file: its sha256. Small ones go by git's hash of them, which is shorter."""
+    """Returns the sha256 of a large file in the hub's cache, which is the name of its blob; None for any other file.
+
+    The blob of a small file has git's hash as its name, which is shorter.
+    """
     real = path.resolve()
     is_blob = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name)
     return real.name if is_blob else None
@@ -69,7 +75,7 @@ def remembered(memory: Path) -> dict[str, str]:
 
 
 def compute_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """Several files at once: one core hashes slower than a disk reads."""
+    """Returns file name -> sha256 (hex). Four threads hash, because one core hashes slower than a disk reads."""
     total = sum(path.stat().st_size for path in paths)
     if total < LARGE:
         return {path.name: file_sha256(path) for path in paths}

@@ -1,4 +1,5 @@
-"""Locks that die with the process that holds them: one process at a time, and which of them were killed."""
+"""File locks that end with the process that holds them: they let one process work at a time, and show which processes
+were killed."""
 
 import fcntl
 import json
@@ -15,7 +16,7 @@ from lottery.progress import say
 
 @contextmanager
 def process_lock(what: str) -> Iterator[None]:
-    """One process of this home at a time does `what`; the lock dies with its owner."""
+    """Lets one process of this home at a time do `what`. The lock ends when its process ends."""
     with open(make_folder(home() / "locks", "LOTTERY_HOME") / what, "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
@@ -23,19 +24,20 @@ def process_lock(what: str) -> Iterator[None]:
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[IO[str]]:
-    """A file that one process at a time holds, and that its owner may take away: who waited for it then makes a new one.
+    """Yields a file that one process at a time holds. The owner may delete it; a process that waited then makes a new
+    one.
 
-    Open for writing: on NFS, where flock is a lock of the bytes, no other file can be held.
+    The file is open for writing, because NFS implements flock as a lock of byte ranges, which needs write access.
     """
-    told = False
+    waiting = False
     while True:
         with open(path, "a+") as f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
-                    say(f"another process is at the same work; this one waits for it ({path})")
-                told = True
+                if not waiting:
+                    say(f"another process does the same work; this one waits for it to end ({path})")
+                waiting = True
                 fcntl.flock(f, fcntl.LOCK_EX)
             if same_file(f, path):
                 yield f
@@ -44,8 +46,10 @@ def locked_file(path: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def run_lock(id: str, about: Mapping[str, Any]) -> Iterator[Path]:
-    """Holds a file of this home, with `about` in it, as long as this process lives. Who ends well takes it away himself:
-    one that is there and that nobody holds is of a process that was killed (`killed_runs`)."""
+    """Holds the lock file of a run, and writes `about` into it. Yields its path, for the caller to delete at the end.
+
+    A lock file that exists and that nobody holds belongs to a process that was killed; see `killed_runs`.
+    """
     path = make_folder(home() / "locks", "LOTTERY_HOME") / f"run-{id}"
     with locked_file(path) as f:
         f.truncate(0)
@@ -55,7 +59,7 @@ def run_lock(id: str, about: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def same_file(f: IO[str], path: Path) -> bool:
-    """Whether an open file is the one of that name still: another process may have taken it away, or made a new one."""
+    """Returns whether an open file still has that name: another process may have deleted it, or made a new one."""
     try:
         return os.path.samestat(os.fstat(f.fileno()), path.stat())
     except FileNotFoundError:
@@ -63,17 +67,17 @@ def same_file(f: IO[str], path: Path) -> bool:
 
 
 def killed_runs() -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """(id, file, about) of processes of this home that were killed, each held while it is looked at.
+    """Yields (id, path, about) of each run of this home whose process was killed, and holds its lock meanwhile.
 
-    Those of other nodes are left to them: not every file system tells one node what another holds.
+    Runs of other nodes are skipped, because not every file system shows one node which locks another holds.
     """
     for path in sorted((home() / "locks").glob("run-*")):
         try:
             with open(path, "r+") as f:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 about = json.loads(f.read() or "null")
-                ours = isinstance(about, dict) and about.get("host", platform.node()) == platform.node()
-                if ours and same_file(f, path):
+                is_ours = isinstance(about, dict) and about.get("host", platform.node()) == platform.node()
+                if is_ours and same_file(f, path):
                     yield path.name.removeprefix("run-"), path, about
         except (BlockingIOError, FileNotFoundError, ValueError):
-            continue  # alive, or gone by now, or killed before it had written anything
+            continue  # the process lives, or the file is gone, or the process was killed before it wrote anything

@@ -1,1 +1,1 @@
-"""The story of one ticket: from a spec to a registered version, and a ticket that is evaluated or loaded."""
+"""Tells the story of one ticket from a spec to a registered version, and evaluates, loads and exports tickets."""

@@ -1,4 +1,4 @@
-"""The dense base of a ticket alone: measured and recorded."""
+"""Measures and records a dense base without a ticket."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,8 +13,11 @@ from lottery.spec import dense_id
 
 
 def run_dense(job: Job, study: str, extra_tags: Mapping[str, str]) -> tuple[ModelResult, str | None, bool]:
-    """The dense base of a ticket alone, measured and recorded if no run of the store holds it under this protocol: (what
-    was found, its run, whether it was measured now)."""
+    """Measures and records the dense base, unless a run of the store holds its result under this protocol.
+
+    Returns the result, the id of the run that holds it, and whether it was measured now. Raises MachineError where the
+    tracking store fails.
+    """
     client = store.connect()
     files, params = job.source.base_record["files"], job.spec.params()
     find_baseline = partial(lookup.load_dense_run, client)

@@ -1,7 +1,7 @@
-"""A ticket that is there: measured again, or loaded."""
+"""Measures an existing ticket again."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,65 +11,108 @@ from lottery.jobs.result import Ticket, identity_tags, verdict_tags, with_sizes
 from lottery.measuring.baseline import measure_pair
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, new_id
-from lottery.measuring.setup import make_setup
+from lottery.measuring.setup import Setup, make_setup
+from lottery.models.checkpoint import Base
 from lottery.registry import lookup, publishing, recovery, runs, store
 from lottery.runtime import load
 from lottery.spec import Spec
+from lottery.ticket.folder import LocalTicket
 from lottery.ticket.opening import open_ticket
+from lottery.ticket.stored import StoredTicket
 
 
 def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
-    """Measure a ticket again, in a run of its own; a registered one's logged model gets the new figures beside the old.
+    """Measures an existing ticket again, in a run of its own. If it is registered, its logged model gets the new
+    metrics.
 
-    The parameters of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
+    The parameters are those of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
     """
-    spec = Spec.parse(**parameters)
+    evaluation = prepare_evaluation(ticket, base, Spec.parse(**parameters))
+    client = store.connect()
+    recovery.close_killed_runs(client)
+    made_by = read_ticket_spec(evaluation)
+    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{evaluation.id}"
+    with runs.open_run(client, evaluation.id, evaluation.name, evaluation.params, evaluation.tags) as run:
+        measurement = measure(client, evaluation, made_by)
+        measurement.save(make_folder(folder, "LOTTERY_HOME"))
+        with publishing.explain_store_errors(folder):
+            labels = publishing.log_evaluation(run, measurement)
+            run.finish()
+    shutil.rmtree(folder, ignore_errors=True)
+    measurement = replace(measurement, tags=measurement.tags | labels)
+    path, uri = str(evaluation.where.folder), ticket if evaluation.where.model_id else None
+    return Ticket(measurement.ticket, path, run.id, uri, measurement.metrics, measurement.tags, measurement, run.page)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A ticket that can be measured again, and what its run will say of it. All inputs are checked."""
+
+    spec: Spec
+    where: LocalTicket
+    stored: StoredTicket
+    dense_base: Base | None
+    setup: Setup
+    cache: Cache
+    id: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+def prepare_evaluation(ticket: str, base: str, spec: Spec) -> Evaluation:
+    """Opens the ticket and its dense base, and checks that both can be measured. Raises InputError and MachineError."""
     where = find_ticket(ticket)
     stored = open_ticket(where.folder, base)
     load.check_loadable(stored, stored.tensors)
-    about = stored.base_record
-    cache = Cache()
+    about, cache = stored.base_record, Cache()
     setup = make_setup(stored, spec, about["id"], stored.record["spec"]["quantize"], cache)
-    dense_base = stored.base or find_local_base(stored, base)
-    client = store.connect()
-    recovery.close_killed_runs(client)
     names = ("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
-    params = {"ticket": ticket, "base": base} | {name: value for name, value in spec.params().items() if name in names}
-    tags = identity_tags("evaluation", stored.id, about["id"], setup)
-    title, measuring = f"evaluate {ticket.removeprefix('models:/')}", new_id()
-    made_by = Spec.parse(**{"target": where.params.get("target", "ticket"), **stored.record["spec"]})
-    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"evaluation-{measuring}"
-    with runs.open_run(client, measuring, title, params, tags) as run:
-        find_baseline = partial(lookup.load_dense_run, client)
-        measured, dense, dense_run = measure_pair(
-            stored, dense_base, setup, about["files"], spec.params(), cache, find_baseline
-        )
-        measured = with_sizes(measured, stored, {})
-        found = Measurement(
-            kind="evaluation",
-            ticket=stored.id,
-            name=title,
-            title=made_by.title,
-            params=params,
-            tags=tags | verdict_tags(measured, spec, setup),
-            metrics=measured.metrics,
-            dense=dense.metrics,
-            protocol=setup.protocol,
-            nll_N=measured.nll_N,
-            samples=measured.samples,
-            quantize=made_by.quantize,
-            base=dense_base.name_or_path if dense_base else None,
-            licence=licence_of(stored),
-            store=store.store_digest(),
-            model_id=where.model_id,
-            dense_run=dense_run,
-            id=measuring,
-        )
-        found.save(make_folder(folder, "LOTTERY_HOME"))
-        with publishing.explain_store_errors(folder):
-            person = publishing.log_evaluation(run, found)
-            run.finish()
-    shutil.rmtree(folder, ignore_errors=True)
-    found = replace(found, tags=found.tags | person)
-    uri = ticket if where.model_id else None
-    return Ticket(stored.id, str(where.folder), run.id, uri, found.metrics, found.tags, found, run.page)
+    return Evaluation(
+        spec=spec,
+        where=where,
+        stored=stored,
+        dense_base=stored.base or find_local_base(stored, base),
+        setup=setup,
+        cache=cache,
+        id=new_id(),
+        name=f"evaluate {ticket.removeprefix('models:/')}",
+        params={"ticket": ticket, "base": base} | {k: v for k, v in spec.params().items() if k in names},
+        tags=identity_tags("evaluation", stored.id, about["id"], setup),
+    )
+
+
+def read_ticket_spec(evaluation: Evaluation) -> Spec:
+    """Returns the spec that made the ticket."""
+    target = evaluation.where.params.get("target", "ticket")
+    return Spec.parse(**{"target": target, **evaluation.stored.record["spec"]})
+
+
+def measure(client: store.Client, evaluation: Evaluation, made_by: Spec) -> Measurement:
+    """Measures the ticket and its dense base, and judges the ticket."""
+    stored, setup, spec, base = evaluation.stored, evaluation.setup, evaluation.spec, evaluation.dense_base
+    find_baseline = partial(lookup.load_dense_run, client)
+    ticket, dense, dense_run = measure_pair(
+        stored, base, setup, stored.base_record["files"], spec.params(), evaluation.cache, find_baseline
+    )
+    ticket = with_sizes(ticket, stored, {})
+    return Measurement(
+        kind="evaluation",
+        ticket=stored.id,
+        name=evaluation.name,
+        title=made_by.title,
+        params=evaluation.params,
+        tags=evaluation.tags | verdict_tags(ticket, spec, setup),
+        metrics=ticket.metrics,
+        dense=dense.metrics,
+        protocol=setup.protocol,
+        nll_N=ticket.nll_N,
+        samples=ticket.samples,
+        quantize=made_by.quantize,
+        base=base.name_or_path if base else None,
+        licence=licence_of(stored),
+        store=store.store_digest(),
+        model_id=evaluation.where.model_id,
+        dense_run=dense_run,
+        id=evaluation.id,
+    )

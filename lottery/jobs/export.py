@@ -1,4 +1,4 @@
-"""A ticket, exported as an ordinary model's folder, with the card of what was measured of it."""
+"""Exports a ticket as the folder of an ordinary model, with a card that states its measurements."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ from lottery.ticket.opening import open_ticket
 
 
 def export_ticket(ticket: str, to: str | Path, format: str = "dense", base: str = "auto") -> dict[str, Any]:
-    """Write a ticket (a folder, or models:/NAME/VERSION) into the new folder `to`; what was written, as `--json` says it.
+    """Exports a ticket (a folder, or models:/NAME/VERSION) to the new folder `to`, and returns what `--json` prints.
 
     Raises InputError and MachineError as `lottery.ticket.export.export` does, and InputError for a ticket whose files
-    make no model, or whose measurements.json is another ticket's.
+    make no model, or whose measurements.json belongs to another ticket.
     """
     stored = open_ticket(find_ticket(ticket).folder, base)
     measured = read_measurement(stored.folder)
     if measured and measured.ticket != stored.id:
         raise InputError(
-            f"ticket={stored.folder}: its measurements.json is of the ticket {measured.ticket}, not of {stored.id}; "
-            f"take it away"
+            f"ticket={stored.folder}: its measurements.json belongs to the ticket {measured.ticket}, not to "
+            f"{stored.id}; remove that file"
         )
     check_destination(stored, to)
     check_loadable(stored, stored.tensors)

@@ -1,4 +1,4 @@
-"""A ticket that can be made: its spec resolved, and everything that may be refused looked at."""
+"""Prepares a job: resolves the spec of a ticket, and checks everything before any work begins."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from lottery.ticket.stored import StoredTicket
 
 @dataclass(frozen=True)
 class Job:
-    """A ticket that can be made: everything that may be refused was looked at."""
+    """A ticket that can be made. All its inputs are checked."""
 
     spec: Spec
     source: Base | StoredTicket
@@ -25,12 +25,12 @@ class Job:
     setup: Setup
     ticket: str
     cache: Cache
-    tags: dict[str, str]  # the first ones of its run
-    name: str | None  # of the registered model that will hold it
+    tags: dict[str, str]  # the tags with which its run begins
+    name: str | None  # the registered model that will hold it
 
 
 def prepare_job(spec: Spec, cache: Cache | None = None) -> Job:
-    """What is wrong with a spec is found here, before any work. Raises InputError, and MachineError where a hub fails."""
+    """Checks a spec before any work begins. Raises InputError for what is wrong, MachineError where a hub fails."""
     cache = cache or Cache()
     source, chosen, base = resolve(spec, cache)
     about = source.base_record
@@ -41,8 +41,11 @@ def prepare_job(spec: Spec, cache: Cache | None = None) -> Job:
 
 
 def find_existing_run(client: store.Client, job: Job, parent: str | None = None) -> Any | None:
-    """The newest finished run that holds all that this ticket's would, with a version of the model that it is to be
-    registered as; of the study's run `parent` alone, if given."""
+    """Returns the newest finished run that holds everything that this job would find, None if there is none.
+
+    If the job registers its ticket, the registered model must have a version of it. With `parent`, only runs below that
+    run of a study count.
+    """
     if job.name is not None and versions.find_version(client, job.name, job.ticket) is None:
         return None
     return lookup.find_finished(client, job.tags, job.spec, job.base is not None, parent)

@@ -1,4 +1,4 @@
-"""A ticket, loaded as a model."""
+"""Loads a ticket as a model."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from lottery.ticket.opening import open_ticket
 def load(
     uri_or_path: str | Path, device: str = "auto", dtype: str = "auto", runtime: str = "dense", base: str = "auto"
 ) -> tuple[Any, Any]:
-    """(model, tokenizer or None) of a ticket: a folder, or models:/NAME/VERSION. Every hash is checked on the way.
+    """Loads a ticket (a folder, or models:/NAME/VERSION), and returns its model and tokenizer (None without one).
 
-    `base`: where the dense base of a ticket of masks lies, if not where it lay. Raises InputError where there is no such
-    ticket, or its files are not those that were measured.
+    Every hash is checked. `base` says where the dense base of a ticket of masks lies, if it was moved. Raises
+    InputError where there is no such ticket, or where its files are not those that were measured.
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
     stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)

@@ -1,4 +1,4 @@
-"""What a spec means on this machine: the model that it names, the tensors that it chooses, the base beside them."""
+"""Resolves a spec on this machine: the model that it names, the tensors that it chooses, and the dense base."""
 
 from lottery.errors import InputError
 from lottery.files.home import resolve_path
@@ -20,8 +20,10 @@ from lottery.ticket.stored import StoredTicket
 def resolve(
     spec: Spec, cache: Cache | None = None, config_only: bool = False
 ) -> tuple[Base | StoredTicket, list[Place], Base | None]:
-    """(what is to be pruned, the places chosen, the dense base if at hand). What can be wrong with model and target is
-    found here."""
+    """Returns the model to prune, the chosen places, and the dense base (None if it is not on this machine).
+
+    Raises InputError for what is wrong with model or target.
+    """
     cache = cache or Cache()
     need_base = spec.storage == "mask"
     opened = ("source", spec.model, need_base, config_only)
@@ -36,23 +38,23 @@ def resolve(
 def open_model(
     model: str, need_base: bool = False, config_only: bool = False
 ) -> tuple[Base | StoredTicket, Base | None]:
-    """A model by any name that the parameter `model` takes, and the dense base beside it if at hand."""
+    """Opens a model by any name that the parameter `model` takes. Returns it, and its dense base if that is found."""
     if not model.startswith("models:/") and not is_ticket(model):
         base = open_base(model, config_only=config_only)
         return base, base
     source = open_ticket(find_ticket(model).folder, need_base=need_base)
     if (quantize := source.record["spec"]["quantize"]) != "none":
         raise InputError(
-            f"model={model}: that ticket is quantized ({quantize}), its weights are not the base's any more; "
-            f"prune one that is not, or the base"
+            f"model={model}: that ticket is quantized ({quantize}), so its weights are no longer those of the base; "
+            f"prune a ticket that is not quantized, or the base"
         )
     return source, source.base or find_local_base(source)
 
 
 def find_ticket(ticket: str) -> LocalTicket:
-    """A ticket given by folder or by registry URI; for a folder, the parameters that lie in its measurements.json."""
+    """Finds a ticket by its folder or its registry URI. The parameters of a folder come from its measurements.json."""
     if ticket.startswith("models:/"):
-        from lottery.registry import fetching, store  # MLflow takes a second: a ticket's folder does not need it
+        from lottery.registry import fetching, store  # takes a second, which a folder does not need
 
         return fetching.fetch(store.connect(read_only=True), ticket)
     folder = resolve_path(ticket, "ticket")
@@ -61,7 +63,7 @@ def find_ticket(ticket: str) -> LocalTicket:
 
 
 def find_local_base(stored: StoredTicket, base: str = "auto") -> Base | None:
-    """The dense base of a ticket, where it is on this machine. Nothing is downloaded."""
+    """Returns the dense base of a ticket if it is on this machine, else None. Raises InputError for a wrong `base`."""
     try:
         return find_base(stored, base, local_only=True)
     except InputError:
@@ -71,7 +73,7 @@ def find_local_base(stored: StoredTicket, base: str = "auto") -> Base | None:
 
 
 def licence_of(source: Base | StoredTicket) -> str | None:
-    """The licence of the base that a model is or was made of."""
+    """Returns the licence of a base, or of the base that a ticket was made of; None if none is stated."""
     if isinstance(source, Base):
         return read_licence(source.folder)
     if source.base:

@@ -1,4 +1,4 @@
-"""What one job gives back, and the tags that say what it found."""
+"""Defines what a job returns, and the tags of its run."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lottery.ticket.stored import StoredTicket
 
 @dataclass(frozen=True)
 class Ticket:
-    """What `prune` and `evaluate` give back: the fields of `--json`, and all that was found beside them."""
+    """What `prune` and `evaluate` return: the fields of `--json`, and the whole measurement."""
 
     ticket: str
     path: str | None
@@ -23,13 +23,14 @@ class Ticket:
     metrics: dict[str, float]
     tags: dict[str, str]
     measurement: Measurement = field(repr=False)
-    page: str | None = field(default=None, repr=False)  # where a browser shows it among the others
+    page: str | None = field(default=None, repr=False)  # the address of the run in MLflow's web pages
 
     def json(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("found", "page")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("measurement", "page")}
 
 
 def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, str]:
+    """Returns the tags that say what a run measures, and how."""
     protocol = {"protocol": setup.protocol_id} if setup.measures else {}
     if setup.protocol:
         protocol["arithmetic"] = setup.protocol.arithmetic
@@ -38,7 +39,7 @@ def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, 
 
 
 def verdict_tags(measured: ModelResult, spec: Spec, setup: Setup) -> dict[str, str]:
-    """The tags that judge: `winner` where the interval of the ratio is known, `limited`, `outcome`."""
+    """Returns the tags that judge a ticket: `outcome`, `limited`, `winner` and `beats_control`, as far as known."""
     tags = {"outcome": measured.outcome} if measured.outcome else {}
     if setup.protocol and spec.limit != "none":
         tags["limited"] = str(setup.protocol.windows)
@@ -51,12 +52,12 @@ def verdict_tags(measured: ModelResult, spec: Spec, setup: Setup) -> dict[str, s
 
 
 def with_sizes(measured: ModelResult, stored: StoredTicket, more: Mapping[str, float]) -> ModelResult:
+    """Returns the result with the ticket's sparsities and sizes, and `more` metrics."""
     sizes = {
         **sparsities(stored.record),
         "disk_bytes": stored.disk_bytes,
         "disk_ratio": stored.disk_bytes / stored.base_record["disk_bytes"],
-        "parameters": sum(
-            math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e
-        ),  # the base's
+        # of the base: an untied head counts once
+        "parameters": sum(math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e),
     }
     return replace(measured, metrics={**measured.metrics, **sizes, **more})

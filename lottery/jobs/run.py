@@ -1,4 +1,4 @@
-"""The story of one ticket. Read `run` first: it goes from a validated job to a registered version."""
+"""Tells the story of one ticket. Read `run` first: it goes from a checked job to a registered version."""
 
 import shutil
 from collections.abc import Mapping
@@ -29,9 +29,10 @@ from lottery.ticket.stored import StoredTicket
 
 
 def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
-    """Make, measure and register one ticket; the parameters of `lottery prune`, by name.
+    """Makes, measures and registers one ticket. The parameters are those of `lottery prune`, by name.
 
-    Raises InputError (a ValueError) for what cannot be used, MachineError where a disk or the tracking store failed.
+    Raises InputError (a ValueError) for an input that cannot be used, MachineError where a disk or the tracking store
+    fails.
     """
     return run(prepare_job(Spec.parse(**parameters)), None if out is None else Path(out))
 
@@ -39,9 +40,9 @@ def prune(out: str | Path | None = None, **parameters: Any) -> Ticket:
 def run(
     job: Job, out: Path | None = None, study: str | None = None, extra_tags: Mapping[str, str] | None = None
 ) -> Ticket:
-    """One ticket: pruned, measured as it lies on disk, and registered.
+    """Prunes one ticket, measures it as it lies on disk, and registers it.
 
-    `study` is the name of the study that the ticket belongs to; `extra_tags` holds further tags of its run alone.
+    `study` names the study that the ticket belongs to. Only the run gets `extra_tags`. Raises as `prune` does.
     """
     for note in tied_head_notes(job.chosen, job.source.tied_head):
         say(note)
@@ -50,106 +51,120 @@ def run(
     recovery.close_killed_runs(client)
     job = replace(job, tags=job.tags | ({"study": study} if study else {}))
     record_pending(client, job, destination.folder)
-    measuring, run_tags = new_id(), dict(extra_tags or {})
-    opened = runs.open_run(client, measuring, job.spec.title, job.spec.params(), job.tags | run_tags, job.spec)
-    # Two runs of one ticket take turns: else both would register it, and one would take the other's files away.
+    id, run_tags = new_id(), dict(extra_tags or {})
+    opened = runs.open_run(client, id, job.spec.title, job.spec.params(), job.tags | run_tags, job.spec)
+    # Two runs of one ticket take turns. Otherwise both would register it, and one would delete the other's files.
     with opened as run, process_lock(job.ticket):
         stored, seconds = make_ticket(job, destination)
-        found = recover_measurement(client, job, destination.folder)
-        if found is None:
-            found = measure(client, job, stored, seconds)
-        found = replace(found, id=measuring, tags=found.tags | job.tags, run_tags=run_tags)
-        uri, labels = register(run, job, found, stored, destination)
-    found = replace(found, tags=found.tags | labels)
+        measurement = recover_measurement(client, job, destination.folder)
+        if measurement is None:
+            measurement = measure(client, job, stored, seconds)
+        measurement = replace(measurement, id=id, tags=measurement.tags | job.tags, run_tags=run_tags)
+        uri, labels = register(run, job, measurement, stored, destination)
+    measurement = replace(measurement, tags=measurement.tags | labels)
     path = str(destination.folder) if destination.keep else None
-    return Ticket(job.ticket, path, run.id, uri, found.metrics, found.tags, found, run.page)
+    return Ticket(job.ticket, path, run.id, uri, measurement.metrics, measurement.tags, measurement, run.page)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a ticket's folder comes to lie."""
+    """Where a ticket's folder will lie."""
 
     folder: Path
-    parameter: str  # that an error about the folder names: out, or LOTTERY_HOME
-    keep: bool  # after the run; what is registered and was not asked for by `out` is removed then
+    parameter: str  # out or LOTTERY_HOME: errors about the folder name it
+    keep: bool  # whether the folder stays after the run: it does if `out` names it, or if nothing is registered
 
 
 def choose_destination(job: Job, out: Path | None) -> Destination:
-    """The folder that `out` names, else one in LOTTERY_HOME. Raises InputError for a folder that holds anything else."""
+    """Returns the folder that `out` names, else one in LOTTERY_HOME. Raises InputError if it holds anything else."""
     if out is not None:
         folder = resolve_path(out, "out")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"out={out}: it is a file; give a new folder")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).exists():
-            raise InputError(f"out={out}: it is not empty, and no ticket; give a new folder")
-        found = Destination(folder, "out", keep=True)
+            raise InputError(f"out={out}: it is not empty and holds no ticket; give a new folder")
+        destination = Destination(folder, "out", keep=True)
     elif job.name is None:
-        found = Destination(home() / "tickets" / job.ticket, "LOTTERY_HOME", keep=True)
-    else:  # one for each store: what one has not taken yet is not the other's to overwrite
+        destination = Destination(home() / "tickets" / job.ticket, "LOTTERY_HOME", keep=True)
+    else:  # one folder per store: a ticket that one store does not have yet must not be overwritten for another
         folder = home() / "unfinished" / f"{job.ticket}-{store.store_digest()[:8]}"
-        found = Destination(folder, "LOTTERY_HOME", keep=False)
-    make_folder(found.folder.parent, found.parameter)
-    return found
+        destination = Destination(folder, "LOTTERY_HOME", keep=False)
+    make_folder(destination.folder.parent, destination.parameter)
+    return destination
 
 
 def is_same_measurement(job: Job, found: Measurement) -> bool:
-    """Whether this job would measure the same again."""
+    """Returns whether this job would measure the same again."""
     return found.params == job.spec.params() and found.tags.get("protocol") == job.tags.get("protocol")
 
 
 def record_pending(client: store.Client, job: Job, folder: Path) -> None:
-    """Record what was measured of this ticket under other parameters and did not reach the store: before it is measured
-    again. What was measured under the same ones, the run that asks for them again takes over."""
+    """Records an earlier measurement of this ticket that did not reach the store, before the ticket is measured again.
+
+    A measurement under the same parameters is left alone: `recover_measurement` makes it this run's own.
+    """
     with process_lock(job.ticket), publishing.explain_store_errors(folder):
-        found = recovery.find_pending(client, folder)
-        if found is not None and not is_same_measurement(job, found):
-            say(f"{folder}: an earlier measuring that was not recorded is recorded first")
-            publishing.send(client, folder, found)
+        pending = recovery.find_pending(client, folder)
+        if pending is not None and not is_same_measurement(job, pending):
+            say(f"{folder}: an earlier measurement did not reach the store and is recorded first")
+            publishing.send(client, folder, pending)
 
 
 def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[str, float]]:
-    """The ticket in its folder: pruned now (and `prune_s`), or whole from an earlier run of the same spec, every hash
-    checked."""
-    source, spec, seconds = job.source, job.spec, {}
-    where = f"{destination.parameter}={destination.folder}"
-    warm_up(source, spec, job.chosen)
+    """Returns the ticket in its folder, and `prune_s` (seconds) if it was pruned now.
+
+    An earlier run of the same spec may have left the ticket complete; then every hash is checked. Raises InputError if
+    the folder holds another ticket, MachineError for a full disk.
+    """
+    where, seconds = f"{destination.parameter}={destination.folder}", {}
+    warm_up(job.source, job.spec, job.chosen)
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
-            need = plan_ticket(source, spec, job.chosen)["disk_bytes_after"]
-            if need > (free := shutil.disk_usage(partial_folder).free):
-                raise MachineError(
-                    f"{where}: the ticket takes {need:,} bytes, the disk has {free:,} free; "
-                    f"make room, or give another folder"
-                )
-            try:
-                _, seconds["prune_s"] = timed(lambda: prune_source(source, spec, job.chosen, partial_folder))
-            except OSError as e:
-                raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e
-    stored = StoredTicket(destination.folder, job.base if spec.storage == "mask" else None)
-    if stored.id != ticket_id(spec, source.base_record["files"], [p.name for p in job.chosen], source.ticket):
+            check_free_space(job, partial_folder, where)
+            seconds["prune_s"] = prune_into(job, partial_folder, where)
+    stored = StoredTicket(destination.folder, job.base if job.spec.storage == "mask" else None)
+    chosen = [p.name for p in job.chosen]
+    if stored.id != ticket_id(job.spec, job.source.base_record["files"], chosen, job.source.ticket):
         raise InputError(f"{where}: it holds another ticket, {stored.id}; give a new folder")
     if not seconds:
         stored.verify()
     return stored, seconds
 
 
+def check_free_space(job: Job, folder: Path, where: str) -> None:
+    """Raises MachineError that begins with `where` if the disk has not enough room for the ticket."""
+    need = plan_ticket(job.source, job.spec, job.chosen)["disk_bytes_after"]
+    if need > (free := shutil.disk_usage(folder).free):
+        raise MachineError(
+            f"{where}: the ticket takes {need:,} bytes, the disk has {free:,} free; make room, or give another folder"
+        )
+
+
+def prune_into(job: Job, folder: Path, where: str) -> float:
+    """Writes the ticket into the empty folder, and returns the seconds that this took."""
+    try:
+        return timed(lambda: prune_source(job.source, job.spec, job.chosen, folder))[1]
+    except OSError as e:
+        raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e
+
+
 def recover_measurement(client: store.Client, job: Job, folder: Path) -> Measurement | None:
-    """What a process that did not come to record it has measured for the same job, None where there is none."""
-    found = recovery.find_pending(client, folder)
-    if found is None or not is_same_measurement(job, found):
+    """Returns what a process measured for the same job but could not record; None if there is no such measurement."""
+    pending = recovery.find_pending(client, folder)
+    if pending is None or not is_same_measurement(job, pending):
         return None
-    say("it was measured already by a process that did not come to record it")
-    if (left := lookup.find_run(client, found.id)) is not None:
-        recovery.delete_unregistered(client, left)
-    return found
+    say("this ticket was measured already, by a process that stopped before it recorded the result")
+    if (unfinished := lookup.find_run(client, pending.id)) is not None:
+        recovery.delete_unregistered(client, unfinished)
+    return pending
 
 
 def measure(client: store.Client, job: Job, stored: StoredTicket, seconds: Mapping[str, float]) -> Measurement:
-    """The ticket measured beside its dense base and its controls, and judged."""
+    """Measures the ticket, its dense base and its controls, and judges the ticket."""
     spec, setup, base = job.spec, job.setup, job.base
     params, files = spec.params(), job.source.base_record["files"]
-    known = partial(lookup.load_dense_run, client)
-    ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, known)
+    find_baseline = partial(lookup.load_dense_run, client)
+    ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline)
     if spec.control and ticket.outcome:
         say(f"warning: control={spec.control}: no control is measured, the ticket has no perplexity ({ticket.outcome})")
     control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup)
@@ -178,9 +193,14 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, seconds: Mappi
 def register(
     run: runs.Run, job: Job, found: Measurement, stored: StoredTicket, destination: Destination
 ) -> tuple[str | None, dict[str, str]]:
-    """What was found goes to the disk first, and from there to MLflow: (the version's URI, what a person said of it)."""
+    """Saves the measurement on disk, then logs it and the ticket to MLflow.
+
+    Returns the URI of the model version, and the tags that a person gave to the ticket. Raises MachineError where
+    the store fails; the measurement is then on disk for a later run.
+    """
     folder = destination.folder
-    older = not job.setup.measures and (folder / MEASUREMENTS).exists()  # it has more to say
+    # An earlier measurements.json says more than this one if this run measures nothing.
+    older = not job.setup.measures and (folder / MEASUREMENTS).exists()
     if not older:
         found.save(folder)
     try:
@@ -192,5 +212,5 @@ def register(
             found.save(folder)
         raise
     if not destination.keep:
-        shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+        shutil.rmtree(folder, ignore_errors=True)  # the registry holds it now
     return recorded

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: select, pack, unpack, quantize; on a CPU and on a GPU."""
+"""Kernels that select, pack, unpack and quantize weights on a CPU or a GPU. They take arrays and return arrays."""

@@ -1,4 +1,7 @@
-"""Bitmask and survivors: counting, compacting, unpacking and masking. Arrays only: numpy in, numpy out."""
+"""Bitmasks and survivors: count, compact, unpack and mask weights. The functions take and return numpy arrays.
+
+Legend: O outputs (rows), I inputs (columns), B = ceil(I/8) bytes of a row's bitmask, K survivors.
+"""
 
 import numpy as np
 from numba import njit
@@ -30,8 +33,8 @@ avx512_lanes = njit(inline="always")(avx512.lanes)
 
 @njit(nogil=True, cache=True)
 def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
-    # Written always, kept only where the weight lives: no branch to mispredict. By hand eight at a time: as an inner
-    # loop it takes twice as long.
+    # Every weight is written, and the position moves on only after a survivor: there is no branch to mispredict. The
+    # eight steps are written out, because an inner loop takes twice as long.
     columns = bits_OI.shape[1]
     for r in range(first, last):
         at = np.uint64(0)
@@ -64,7 +67,8 @@ def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
 
 @njit(nogil=True, cache=True)
 def _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat):
-    # In place. A vector is written whole, its end beyond the survivors: that ends before the first weight not yet read.
+    # This works in place: a vector is written whole, beyond its survivors too, but it ends before the first weight that
+    # is not read yet.
     columns = bits_OI.shape[1]
     step = avx512_lanes(bits_OI.itemsize)
     for r in range(first, last):
@@ -96,10 +100,10 @@ def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
 
 @njit(nogil=True, cache=True, inline="always")
 def unpack_row(mask_B, values_K, start, out_I):
-    """One row, without a branch: every weight is written, times its bit."""
+    """Unpacks one row without a branch: every weight is written, multiplied by its bit."""
     columns, one = out_I.size, values_K.dtype.type
     at = np.uint64(start)
-    whole = columns >> 3 if start + columns < values_K.size else 0  # else a read might pass the last survivor
+    whole = columns >> 3 if start + columns < values_K.size else 0  # else a read could pass the last survivor
     for b in range(whole):
         byte, eight = mask_B[b], out_I[8 * b : 8 * b + 8]
         eight[0] = values_K[at] * one(_bit(byte, 0))
@@ -145,15 +149,18 @@ def _apply_mask(bits_OI, bitmask_OB, first, last, out_OI):
 
 
 def survivors_per_row(bitmask_OB: np.ndarray) -> np.ndarray:
-    """How many weights of each row live; int64 [O]."""
+    """Returns how many weights of each row survive, int64 [O]."""
     kept_O = np.empty(len(bitmask_OB), np.int64)
     parallel_for(len(bitmask_OB), lambda a, b: _survivors_per_row(bitmask_OB, a, b, kept_O), 8 * bitmask_OB.size)
     return kept_O
 
 
 def compact(bits_OI: np.ndarray, bitmask_OB: np.ndarray, wide: bool = avx512.AVAILABLE) -> list[np.ndarray]:
-    """The survivors in row order, 1-D pieces to be put one behind the other. They lie in the memory of `bits_OI`, which
-    is overwritten: fresh memory would take longer than the work itself."""
+    """Returns the survivors in row order, as 1-D pieces that follow each other.
+
+    The pieces lie in the memory of `bits_OI`, which is overwritten, because fresh memory would take longer than the
+    work itself. `wide` uses AVX-512.
+    """
     columns, flat = bits_OI.shape[1], bits_OI.reshape(-1)
     kept_O = survivors_per_row(bitmask_OB)
     pieces: dict[int, np.ndarray] = {}
@@ -171,7 +178,10 @@ def compact(bits_OI: np.ndarray, bitmask_OB: np.ndarray, wide: bool = avx512.AVA
 
 
 def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: bool = avx512.AVAILABLE) -> np.ndarray:
-    """The dense bits again, zeros where the mask says so. Raises ValueError where mask and values do not belong together."""
+    """Returns the dense bits, with zeros for the weights that the mask removes.
+
+    `wide` uses AVX-512. Raises ValueError when mask and values do not belong together.
+    """
     rows = len(bitmask_OB)
     kept_O = survivors_per_row(bitmask_OB)
     if bitmask_OB.shape[1] != -(-columns // 8) or int(kept_O.sum()) != len(values_K):
@@ -186,7 +196,10 @@ def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: boo
 
 
 def apply_mask(bits_OI: np.ndarray, bitmask_OB: np.ndarray, out_OI: np.ndarray | None = None) -> np.ndarray:
-    """The bits with zeros where the mask says so, in `out_OI` (the bits themselves will do) or a new array. Raises ValueError where mask and matrix do not belong together."""
+    """Returns the bits with zeros for the weights that the mask removes, in `out_OI` or in a new array.
+
+    `out_OI` may be `bits_OI`. Raises ValueError when mask and matrix do not belong together.
+    """
     rows, columns = bits_OI.shape
     if bitmask_OB.shape != (rows, -(-columns // 8)):
         raise ValueError("bitmask and matrix do not belong together")

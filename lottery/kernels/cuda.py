@@ -1,4 +1,8 @@
-"""Packed weights widened on a GPU in one kernel. Without Triton, or on a GPU that is too old for it, by torch's own."""
+"""Packed weights are unpacked on a GPU, in one Triton kernel, or by torch's operations where Triton does not work.
+
+Legend: O outputs (rows), I inputs (columns), B = ceil(I/8) bytes of a row's bitmask, C = ceil(I/CHUNK) chunks of a row,
+K survivors.
+"""
 
 import functools
 from contextlib import nullcontext, suppress
@@ -10,16 +14,17 @@ from lottery.errors import is_out_of_memory
 from lottery.kernels import quantizing
 from lottery.progress import say
 
-LEAST = (7, 0)  # the compute capability of a V100. Triton promises 8.0 and up; for older ones it compiles, and is tried
-CHUNK = 256  # columns: 8 for each lane of a warp, a byte of the mask
+LEAST = (7, 0)  # compute capability of a V100; Triton promises 8.0 and up, but compiles for older GPUs, so it is tried
+CHUNK = 256  # columns; each of the 32 lanes of a warp takes 8 of them, which is one byte of the mask
 WARPS = 4
 
-kernel: Any = None  # once `is_triton_available` has found Triton
+kernel: Any = None  # set by `is_triton_available`
 
 
 def is_triton_available() -> bool:
+    """Imports the Triton kernel. Returns whether Triton is installed."""
     global kernel
-    with suppress(ImportError):  # torch's builds for the CPU come without Triton
+    with suppress(ImportError):  # torch's CPU builds come without Triton
         from lottery.kernels import triton_kernel
 
         kernel = triton_kernel.unpack_kernel
@@ -28,23 +33,24 @@ def is_triton_available() -> bool:
 
 @functools.cache
 def can_use_triton(index: int, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
-    """Whether Triton works on the GPU of that index for what is stored so and widened to `dtype`: tried once."""
+    """Returns whether Triton works on the GPU of that index for weights of type `stored`, with or without a mask, that
+    are unpacked to `dtype`. It is tried once for each combination; a failure prints a warning."""
     if torch.cuda.get_device_capability(index) < LEAST or not is_triton_available():
         return False
     try:
         if kernel_matches_torch(torch.device("cuda", index), stored, masked, dtype):
             return True
-        reason = "it computes something else than torch"
-    except Exception as e:  # it needs a C compiler and Python's headers, and says in many ways that one is missing
+        reason = "its results differ from torch's"
+    except Exception as e:  # Triton raises many classes when its C compiler or Python's headers are missing
         if is_out_of_memory(e):
             raise
         reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-    say(f"warning: Triton does not work here ({reason}); packed layers are widened by torch, slowly")
+    say(f"warning: Triton does not work here ({reason}); torch unpacks packed layers instead, which is slow")
     return False
 
 
 def kernel_matches_torch(device: torch.device, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
-    """Whether the kernel gives what torch's own operations give, to the bit, of two rows of 1,100 columns."""
+    """Returns whether the kernel and torch's own operations agree to the bit, for two rows of 1,100 columns."""
     bitmask_OB = (torch.arange(2 * 138) * 37 % 256).to(torch.uint8).view(2, 138)
     bitmask_OB[:, -1] &= 0x0F
     start_OC = torch.from_numpy(quantizing.chunk_offsets(bitmask_OB.numpy(), CHUNK)).to(device)
@@ -53,10 +59,10 @@ def kernel_matches_torch(device: torch.device, stored: torch.dtype, masked: bool
     eight = stored.itemsize == 1
     values_K = codes.to(torch.uint8).view(stored) if eight else codes.to(stored)
     step_O = torch.tensor([1 / 3, -0.7], device=device) if eight else None
-    there = (bitmask_OB.to(device), start_OC) if masked else (None, None)
-    found, twin = (torch.empty(2, 1100, dtype=dtype, device=device) for _ in range(2))
-    unpack_weights(there[0], there[1], values_K, step_O, found)
-    return torch.equal(found, unpack_weights_with_torch(there[0], values_K, step_O, twin))
+    mask_OB, mask_start_OC = (bitmask_OB.to(device), start_OC) if masked else (None, None)
+    out_OI, expected_OI = (torch.empty(2, 1100, dtype=dtype, device=device) for _ in range(2))
+    unpack_weights(mask_OB, mask_start_OC, values_K, step_O, out_OI)
+    return torch.equal(out_OI, unpack_weights_with_torch(mask_OB, values_K, step_O, expected_OI))
 
 
 def launch_arguments(
@@ -66,13 +72,13 @@ def launch_arguments(
     step_O: torch.Tensor | None,
     out_OI: torch.Tensor,
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The kernel's grid and arguments."""
+    """Returns the kernel's grid and its arguments."""
     rows, columns = out_OI.shape
     chunks = -(-columns // CHUNK)
     eight = values_K.dtype == torch.float8_e4m3fn
-    values = values_K.view(torch.uint8) if eight else values_K  # float8 itself is known from capability 8.9 on alone
+    values = values_K.view(torch.uint8) if eight else values_K  # Triton knows float8 only from capability 8.9 on
     return (rows, -(-chunks // WARPS)), {
-        "mask": values if bitmask_OB is None else bitmask_OB,  # a pointer that is not looked at
+        "mask": values if bitmask_OB is None else bitmask_OB,  # a pointer that the kernel does not read
         "start": values if start_OC is None else start_OC,
         "values": values,
         "step": values if step_O is None else step_O,
@@ -93,13 +99,14 @@ def unpack_weights(
     step_O: torch.Tensor | None,
     out_OI: torch.Tensor,
 ) -> torch.Tensor:
-    """`out_OI` = the dense matrix, zeros where the mask says so; codes are multiplied by their row's step, in float32.
+    """Writes the dense matrix into `out_OI`, with zeros for the weights that the mask removes, and returns it.
 
-    `start_OC`: where the survivors of every CHUNK columns of a row begin. Needs Triton, as `can_use_triton` finds it.
+    Codes are multiplied by the step of their row, in float32. `start_OC` says where the survivors of every CHUNK
+    columns of a row begin. The caller must have asked `can_use_triton`.
     """
     grid, given = launch_arguments(bitmask_OB, start_OC, values_K, step_O, out_OI)
     elsewhere = out_OI.is_cuda and not torch.compiler.is_compiling()
-    with torch.cuda.device(out_OI.device) if elsewhere else nullcontext():  # Triton launches on the current one
+    with torch.cuda.device(out_OI.device) if elsewhere else nullcontext():  # Triton launches on the current GPU
         kernel[grid](**given, num_warps=WARPS)
     return out_OI
 
@@ -107,7 +114,7 @@ def unpack_weights(
 def unpack_weights_with_torch(
     bitmask_OB: torch.Tensor | None, values_K: torch.Tensor, step_O: torch.Tensor | None, out_OI: torch.Tensor
 ) -> torch.Tensor:
-    """The same by torch's own operations: several kernels, and on a GPU some 15 bytes a weight of memory meanwhile."""
+    """Does the same with several operations of torch. On a GPU they take about 15 bytes a weight meanwhile."""
     values_K = values_K.to(torch.float32) if step_O is not None else values_K.to(out_OI.dtype)
     if bitmask_OB is None:
         dense_OI = values_K.view(out_OI.shape)

@@ -1,12 +1,14 @@
-"""Selecting, packing and unpacking weights, exactly and at the speed of memory. Arrays only: numpy in, numpy out.
+"""Selects the weights that survive, exactly and at the speed of memory. The functions take and return numpy arrays.
 
 Legend: O outputs (rows), I inputs (columns), B = ceil(I/8) bytes of a row's bitmask, K survivors.
 
-Weights come as their bits (uint16 for bfloat16 and float16, uint32 for float32). With the sign bit cleared the bits of
-a floating-point number are ordered as its magnitude, so an integer histogram finds the exact k-th smallest magnitude.
-What is compared is a *key*: that magnitude, or 31 random bits. Keys of a row are made first, in a type as narrow as they
-allow, so that the loops over them vectorize. The kernels release the GIL and run over blocks of rows in plain threads;
-the result does not depend on how many.
+Weights come as their bits (uint16 for bfloat16 and float16, uint32 for float32). Without the sign bit, the bits of
+floating-point numbers have the order of their magnitudes, so an integer histogram finds the exact k-th smallest
+magnitude. The kernels compare *keys*: a key is that magnitude, or 31 random bits. They first make the keys of a row, in
+the narrowest type that holds them, so that the loops over the keys vectorize. They release the GIL and run over blocks
+of rows in plain threads; the result does not depend on the number of threads.
+
+Further letters: J = 8B flags of a row, one for each bit of its bitmask.
 """
 
 from collections.abc import Callable
@@ -23,10 +25,11 @@ BINS = 1 << 16
 
 @njit(nogil=True, cache=True, inline="always")
 def _row_keys(row_I, index, magnitude, draw, seed, keys_I):
-    """What is compared of one row: the magnitude, or where `draw` is set 31 random bits of (seed, index of the weight).
+    """Writes the keys of one row: magnitudes, or with `draw` 31 random bits that depend on the seed and the weight's
+    index.
 
-    A zero weight has the key 0 and goes first. The generator is splitmix64 (Steele, Lea and Flood, OOPSLA 2014) as a
-    hash of a counter.
+    A zero weight has the key 0 and is removed first. The random bits come from splitmix64 (Steele, Lea and Flood,
+    OOPSLA 2014), used as a hash of a counter.
     """
     if not draw:
         for c in range(row_I.size):
@@ -83,16 +86,16 @@ def _count_ties(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, equa
 
 @njit(nogil=True, cache=True)
 def _select(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, ties_O, equal_O, flags_J, bitmask_OB):
-    """Of each row all keys below the limit go, and the first `ties_O` of its `equal_O` keys that equal it."""
+    """Removes, in each row, all keys below the limit and the first `ties_O` of the `equal_O` keys that equal it."""
     limit = keys_I.dtype.type(limit)
     above = keys_I.dtype.type(limit + 1)
-    flags_B = flags_J.view(np.uint64)  # eight flags at once; those beyond the last column stay 0
+    flags_B = flags_J.view(np.uint64)  # eight flags at once; flags beyond the last column stay 0
     for r in range(first, last):
         _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
         least = limit if ties_O[r] == 0 else above
         for c in range(keys_I.size):
             flags_J[c] = keys_I[c] >= least
-        if 0 < ties_O[r] < equal_O[r]:  # the one row in which the ties run out
+        if 0 < ties_O[r] < equal_O[r]:  # only part of the ties of this row is removed
             ties = ties_O[r]
             for c in range(keys_I.size):
                 if keys_I[c] == limit:
@@ -104,10 +107,13 @@ def _select(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, ties_O, 
 
 @njit(nogil=True, cache=True)
 def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, group, flags_J, bitmask_OB):
-    """Of every `group` weights of a row the `keep` of largest keys live, but never a zero; of equal ones the later."""
+    """Keeps, of every `group` weights of a row, the `keep` with the largest keys; of equal keys the later; never a
+    zero."""
     flags_B = flags_J.view(np.uint64)
     groups = keys_I.size // group
-    lanes = np.empty((group, groups), keys_I.dtype)  # member by member, so that all groups are compared at once
+    lanes = np.empty(
+        (group, groups), keys_I.dtype
+    )  # first members, second members, ...: all groups are compared at once
     losses = np.empty((group, groups), np.uint8)
     for r in range(first, last):
         _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
@@ -129,7 +135,7 @@ def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, gr
 
 
 def compile_kernels(dtype: np.dtype) -> None:
-    """Compile, or fetch the compiled kernels, for bits of this type: work on a real matrix can then be timed."""
+    """Compiles the kernels for bits of this type, or loads the compiled ones, so that later work can be timed."""
     tiny = np.arange(16, dtype=dtype).reshape(2, 8)
     count_zeros_and_nonfinite(tiny, 100)
     for bitmask_OB in (select(tiny, 3), select(tiny, 3, 1), select_groups(tiny, 2, 4)):
@@ -138,7 +144,7 @@ def compile_kernels(dtype: np.dtype) -> None:
 
 
 def count_zeros_and_nonfinite(bits: np.ndarray, infinity: int) -> tuple[int, int]:
-    """(zeros, NaN or infinite) among the weights with these bits; `infinity` is the type's own bit pattern of it."""
+    """Returns (number of zeros, number of NaN and infinite weights). `infinity`: the bits of the type's infinity."""
     flat = bits.reshape(-1)
     magnitude = flat.dtype.type(MAGNITUDE[flat.dtype])
     edges = np.linspace(0, flat.size, THREADS + 1).astype(np.int64)
@@ -154,7 +160,7 @@ def count_zeros_and_nonfinite(bits: np.ndarray, infinity: int) -> tuple[int, int
 
 
 class Keys:
-    """What is compared of one matrix: magnitudes (`seed` None), or random bits drawn from `seed`."""
+    """The keys of one matrix: magnitudes when `seed` is None, or else random bits drawn from `seed`."""
 
     def __init__(self, bits_OI: np.ndarray, seed: int | None) -> None:
         self.bits_OI, self.size = bits_OI, bits_OI.size
@@ -165,6 +171,7 @@ class Keys:
         self.arguments = (magnitude, self.draw, np.uint64(seed or 0))
 
     def run(self, kernel: Callable[..., None], *more: object) -> None:
+        """Runs a kernel over blocks of rows."""
         columns = self.bits_OI.shape[1]
         parallel_for(
             len(self.bits_OI),
@@ -173,6 +180,7 @@ class Keys:
         )
 
     def histogram(self, kernel: Callable[..., None], which: int) -> np.ndarray:
+        """Returns the sum of the blocks' histograms, int64 [BINS]. `which` is the last argument of the kernel."""
         parts: list[np.ndarray] = []
 
         def work(first: int, last: int) -> None:
@@ -186,11 +194,11 @@ class Keys:
 
 
 class ThresholdSearch:
-    """The exact threshold of the k smallest keys among any number of matrices, of which one at a time is in memory.
+    """Finds the exact threshold of the k smallest keys of any number of matrices, one in memory at a time.
 
-    Histograms add: call `add` for every matrix, then `step`, and all of it again while `step` says so (keys of more
-    than 16 bits need a second, refining pass). `limit` and `ties` then say which weights go: those whose key is below
-    the limit, and the first `ties` of those that equal it.
+    Histograms of matrices add up. The caller adds every matrix and then calls `step`, and repeats both while `step`
+    returns True, because keys of more than 16 bits need a second pass. Then `limit` and `ties` say which weights are
+    removed: those with a key below the limit, and the first `ties` of those with a key equal to it.
     """
 
     def __init__(self, k: int) -> None:
@@ -200,6 +208,7 @@ class ThresholdSearch:
         self.wide = False
 
     def add(self, bits_OI: np.ndarray, seed: int | None = None) -> None:
+        """Counts the keys of one matrix."""
         keys = Keys(bits_OI, seed)
         self.wide = keys.wide
         if self.high is None:
@@ -208,7 +217,7 @@ class ThresholdSearch:
             self.counts += keys.histogram(_histogram_low, self.high)
 
     def step(self) -> bool:
-        """After every matrix was added once. True where all have to be added once more."""
+        """Ends a pass, in which every matrix was added once. Returns whether another pass is needed."""
         if self.k <= 0:
             return False
         upto = np.cumsum(self.counts)
@@ -225,18 +234,20 @@ class ThresholdSearch:
 
 
 def count_ties(bits_OI: np.ndarray, limit: int, seed: int | None = None) -> np.ndarray:
-    """How many keys of each row equal the limit; int64 [O]."""
+    """Returns how many keys of each row equal the limit, int64 [O]."""
     equal_O = np.empty(len(bits_OI), np.int64)
     Keys(bits_OI, seed).run(_count_ties, limit, equal_O)
     return equal_O
 
 
 def flags(columns: int) -> np.ndarray:
+    """Returns the flags of one row, all 0, uint8 [J]."""
     return np.zeros(-(-columns // 8) * 8, np.uint8)
 
 
 def select_below(bits_OI: np.ndarray, limit: int, ties: int, seed: int | None = None) -> np.ndarray:
-    """bitmask_OB of what lives when keys below the limit go, and the first `ties` in row-major order that equal it."""
+    """Returns bitmask_OB of the weights that survive when all keys below the limit are removed, and of the keys that
+    equal it the first `ties` in row-major order."""
     keys = Keys(bits_OI, seed)
     equal_O = count_ties(bits_OI, limit, seed)
     ties_O = np.clip(ties - (np.cumsum(equal_O) - equal_O), 0, equal_O)
@@ -251,7 +262,10 @@ def select_below(bits_OI: np.ndarray, limit: int, ties: int, seed: int | None = 
 
 
 def select(bits_OI: np.ndarray, k: int, seed: int | None = None) -> np.ndarray:
-    """bitmask_OB of what lives when the k smallest keys go. Of equal keys the earlier in row-major order goes."""
+    """Returns bitmask_OB of the weights that survive when the k smallest keys are removed.
+
+    Of equal keys the earlier ones in row-major order are removed.
+    """
     search = ThresholdSearch(k)
     if k > 0:
         search.add(bits_OI, seed)
@@ -262,9 +276,11 @@ def select(bits_OI: np.ndarray, k: int, seed: int | None = None) -> np.ndarray:
 
 
 def select_groups(bits_OI: np.ndarray, keep: int, group: int, seed: int | None = None) -> np.ndarray:
-    """bitmask_OB of what lives when of every `group` weights along a row only the `keep` of largest keys stay.
+    """Returns bitmask_OB of the weights that survive when every `group` weights of a row keep only the `keep` largest
+    keys.
 
-    Of equal keys the earlier goes; zeros always go. The number of columns is a multiple of `group`.
+    Of equal keys the earlier ones are removed; zeros are always removed. The number of columns must be a multiple of
+    `group`.
     """
     rows, columns = bits_OI.shape
     bitmask_OB = np.empty((rows, -(-columns // 8)), np.uint8)

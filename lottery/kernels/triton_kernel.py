@@ -1,4 +1,4 @@
-"""The kernel that widens packed weights on a GPU. Imported where one is used: Triton takes time and memory."""
+"""The Triton kernel that unpacks weights on a GPU. It is imported only for use: Triton takes time and memory."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,14 @@ import triton.language as tl
 def unpack_kernel(
     mask, start, values, step, out, columns, mask_columns, chunks, MASKED: tl.constexpr, FORM: tl.constexpr, WARPS: tl.constexpr
 ):  # fmt: skip
-    """A warp widens a chunk, a lane a byte of its mask. Where a lane's survivors lie: the chunk's start, a sum over
-    the lanes before it, and, within the byte, the sums over its bits that two multiplications leave in eight bytes."""
+    """A warp unpacks a chunk of 256 columns, and each of its lanes unpacks one byte of the mask.
+
+    The place of a survivor is the start of its chunk, plus the survivors of the lanes before, plus those of the lower
+    bits of its byte. Two multiplications compute the last number for all eight bits at once, one in each of eight
+    bytes.
+
+    FORM 0: values are weights. FORM 1: int8 codes. FORM 2: float8 codes. Codes are multiplied by their row's step.
+    """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1) * WARPS + tl.arange(0, WARPS)
     byte_at = chunk[:, None] * 32 + tl.arange(0, 32)[None, :]
@@ -19,12 +25,12 @@ def unpack_kernel(
     if MASKED:
         byte = tl.load(mask + row * mask_columns + byte_at, mask=byte_at < mask_columns, other=0).to(tl.int32)
         first = values + tl.load(start + row * chunks + chunk, mask=chunk < chunks, other=0)
-        low = ((byte & 15) * 0x00204081) & 0x01010101  # bits 0 to 3, each in a byte of its own
+        low = ((byte & 15) * 0x00204081) & 0x01010101  # bits 0 to 3, each in its own byte
         high = ((byte >> 4) * 0x00204081) & 0x01010101
         count = ((low + high) * 0x01010101) >> 24
         before = tl.cumsum(count, 1) - count
         four = (low * 0x01010101) >> 24
-        low = low * 0x01010100  # in each byte, how many of the bits below it are set
+        low = low * 0x01010100  # each byte counts the set bits below its own
         high = high * 0x01010100 + four * 0x01010101
         within = (tl.where(bit < 4, low[:, :, None], high[:, :, None]) >> ((bit & 3) * 8)) & 0xFF
         lives = (byte[:, :, None] & (1 << bit)) != 0
@@ -35,7 +41,7 @@ def unpack_kernel(
         value = found
     elif FORM == 1:
         value = found.to(tl.float32) * tl.load(step + row)
-    else:  # e4m3 by its bits, so that any GPU will do: those of a float16 that is 256 times smaller
+    else:  # any GPU can decode float8_e4m3fn by its bits, which are those of a float16 that is 256 times smaller
         half = (found.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4080
         value = half.to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(step + row) * 256)
     tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)

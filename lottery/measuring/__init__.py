@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity with its interval, speed, memory, samples, controls, the dense baseline."""
+"""Measures a model: perplexity with its interval, speed, memory, samples, controls, and the dense baseline."""

@@ -1,4 +1,4 @@
-"""A ticket measured beside its dense base: under one protocol, each loaded anew from its files, never both at once."""
+"""Measures a ticket and its dense base under one protocol. Each is loaded from its files, one after the other."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -12,15 +12,14 @@ from lottery.measuring.setup import Setup
 from lottery.models.checkpoint import Base
 from lottery.models.hub import read_licence
 from lottery.progress import say
+from lottery.runtime.load import TensorSource
 from lottery.spec import dense_id
 from lottery.ticket.stored import StoredTicket
 
 PROTOCOL_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "measure", "device")
-REUSED_MEASURES = frozenset(
-    ("perplexity", "samples")
-)  # of the dense base: measured once a protocol, found again in MLflow
-
-# (id of the dense base, id of the protocol, what is asked for) -> what an earlier run holds of it, None where there is none
+# The dense base is measured for these once per protocol; later runs read the result from MLflow.
+REUSED_MEASURES = frozenset(("perplexity", "samples"))
+# (id of the dense base, id of the protocol, measures) -> the result of an earlier run, None if there is none
 FindBaseline = Callable[[str, str, frozenset[str]], ModelResult | None]
 
 
@@ -33,22 +32,22 @@ def measure_pair(
     cache: Cache,
     find_baseline: FindBaseline,
 ) -> tuple[ModelResult, ModelResult, Measurement | None]:
-    """(ticket, dense base) under the same protocol, and what is to be recorded of the base where it was measured anew.
+    """Returns the results of ticket and dense base under the same protocol, and a measurement of the base if it is new.
 
-    A base measured before is not measured again (`measure_dense`), but loaded once more, to read the ticket's samples.
+    A base that was measured before is not measured again (`measure_dense`), but loaded once more to score the ticket's
+    samples.
     """
     if not setup.measures:
         return ModelResult(), ModelResult(), None
-    source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
-    ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, source_bytes)
-    gc.collect()  # one model at a time
+    ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, bytes_of_tensors(stored))
+    gc.collect()  # only one model may be in memory at a time
     dense, sample_nll, new_baseline = measure_dense(base, setup, base_files, params, cache, find_baseline, ticket)
     if sample_nll is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **perplexity.finite_metrics({"dense_nll": sample_nll})})
     if ticket.samples and dense.samples:
         of_dense = {sample["prompt"]: sample["text"] for sample in dense.samples}
-        beside = [{**sample, "dense": of_dense.get(sample["prompt"], "")} for sample in ticket.samples]
-        ticket = replace(ticket, samples=beside)
+        samples = [{**sample, "dense": of_dense.get(sample["prompt"], "")} for sample in ticket.samples]
+        ticket = replace(ticket, samples=samples)
     if ticket.nll_N is not None and dense.nll_N is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **perplexity.ratio_metrics(ticket.nll_N, dense.nll_N)})
     return ticket, dense, new_baseline
@@ -63,46 +62,53 @@ def measure_dense(
     find_baseline: FindBaseline,
     ticket: ModelResult | None = None,
 ) -> tuple[ModelResult, float | None, Measurement | None]:
-    """(the dense base, its NLL of a ticket's samples, what is to be recorded of it where it was measured anew).
+    """Returns the dense base's result, its NLL of a ticket's samples, and a measurement to record if it is new.
 
-    Once a process for the tickets that share it. Its perplexity and samples come from an earlier run where there is one;
-    its speed and memory are measured again, by the process that measures the tickets. Without the base at hand only an
-    earlier run can serve. A tracking store that is away by now costs no measurement: the base is then measured here.
+    Tickets of one process share the result. Perplexity and samples come from an earlier run if there is one; speed and
+    memory are measured again, by the process that measures the tickets. Without `base`, only an earlier run can serve.
+    A tracking store that fails by now costs no measurement: the base is then measured here.
     """
     key = ("dense", dense_id(base_files), setup.protocol_id, setup.measures, setup.eager)
     if (dense := cache.values.get(key)) is not None:
-        if base is None or ticket is None or not ticket.samples:
-            return dense, None, None
-        only_read = replace(setup, measures=(), ids_NT=None)
-        _, sample_nll = measure_model("dense", base, list(base.tensors), only_read, base.disk_bytes, ticket)
-        return dense, sample_nll, None
+        return dense, score_samples(base, setup, ticket), None
     measures, sample_nll, new_baseline = REUSED_MEASURES & set(setup.measures), None, None
     known = find_baseline(dense_id(base_files), setup.protocol_id, measures) if measures else None
     dense = known or ModelResult()
     if base is None:
         if measures and known is None:
-            say("warning: the dense base is not at hand, and no run measured it so: there is no ratio to it")
-    elif known is None or (ticket and ticket.samples) or set(setup.measures) - REUSED_MEASURES:
-        again = (
-            replace(setup, measures=tuple(w for w in setup.measures if w not in REUSED_MEASURES), ids_NT=None)
-            if known
-            else setup
-        )
-        source_bytes = sum(info.nbytes for info in base.tensors.values())
-        fresh, sample_nll = measure_model("dense", base, list(base.tensors), again, source_bytes, ticket)
-        if known:
-            fresh.metrics.pop("peak_bytes", None)  # of less work than the ticket's: no two peaks to compare
-            dense = replace(dense, metrics={**dense.metrics, **fresh.metrics})
-        else:
-            sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
-            dense = replace(fresh, metrics={**fresh.metrics, **sizes})
-            new_baseline = dense_measurement(base, dense, setup, params) if measures else None
+            say(
+                "warning: the dense base was not found, and no run has measured it under this protocol: there is no "
+                "ratio to it"
+            )
+    elif known is None:
+        fresh, sample_nll = measure_model("dense", base, list(base.tensors), setup, bytes_of_tensors(base), ticket)
+        sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
+        dense = replace(fresh, metrics={**fresh.metrics, **sizes})
+        new_baseline = dense_measurement(base, dense, setup, params) if measures else None
+    elif (ticket and ticket.samples) or set(setup.measures) - REUSED_MEASURES:
+        rest = replace(setup, measures=tuple(m for m in setup.measures if m not in REUSED_MEASURES), ids_NT=None)
+        fresh, sample_nll = measure_model("dense", base, list(base.tensors), rest, bytes_of_tensors(base), ticket)
+        fresh.metrics.pop("peak_bytes", None)  # this did less than the ticket's measuring, so the peaks do not compare
+        dense = replace(known, metrics={**known.metrics, **fresh.metrics})
     cache.values[key] = dense
     return dense, sample_nll, new_baseline
 
 
+def score_samples(base: Base | None, setup: Setup, ticket: ModelResult | None) -> float | None:
+    """Returns the dense base's NLL of a ticket's samples, None where one of them is missing. Measures nothing else."""
+    if base is None or ticket is None or not ticket.samples:
+        return None
+    nothing = replace(setup, measures=(), ids_NT=None)
+    return measure_model("dense", base, list(base.tensors), nothing, base.disk_bytes, ticket)[1]
+
+
+def bytes_of_tensors(source: TensorSource) -> int:
+    """Returns the bytes of a model's tensors in their own types."""
+    return sum(source.info(name).nbytes for name in source.tensors)
+
+
 def dense_measurement(base: Base, dense: ModelResult, setup: Setup, params: Mapping[str, str]) -> Measurement:
-    """What a run of its own will hold of the dense base, for the next ticket to find. Nothing is removed from it."""
+    """Returns the dense base's measurement, which a run of its own records so that the next ticket can find it."""
     protocol = replace(setup.protocol, int8_arithmetic="none") if setup.protocol else None
     setup = replace(setup, protocol=protocol)
     tags = {

@@ -1,4 +1,4 @@
-"""Results as tables for people: the same figures that `--json` prints, the dense row first."""
+"""Shows results as tables for people, with the same figures that `--json` prints."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ LABEL = "coherent, to a reader:"
 
 
 def render(*parts: Any) -> str:
-    """Plain text, as wide as it needs to be: the same on a terminal and in a file."""
+    """Returns plain text of any width, which is the same on a terminal and in a file."""
     out = io.StringIO()
     console = Console(file=out, width=400, no_color=True, highlight=False)
     for part in parts:
@@ -40,7 +40,7 @@ def format_metric(metrics: Mapping[str, float], name: str, digits: int) -> str:
 
 
 def result_table(found: Measurement) -> Table:
-    """The dense row first, then the ticket's; columns without a figure are left out."""
+    """Returns a table with the dense row first, then the ticket's. Columns without a figure are left out."""
     table = Table(box=box.MARKDOWN)
     columns = {
         "": lambda title, m: title,
@@ -67,20 +67,20 @@ def result_table(found: Measurement) -> Table:
 
 
 def runtime_note(quantize: str, runtime: str) -> str:
-    """What a run's figures of speed and memory are about."""
+    """Returns a line that says what the figures of speed and memory apply to."""
     if runtime == "packed":
-        return "stored packed, runs packed: each matrix is widened for its product; that saves memory and costs time"
+        return "stored packed, runs packed: each matrix is unpacked for its product; that saves memory and costs time"
     if quantize == "int8":
         return (
             "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
         )
     if quantize == "fp8":
-        return "stored sparse, held as float8 and widened for each product: the zeros save disk alone"
+        return "stored sparse, held as float8 and dequantized for each product: the zeros save disk alone"
     return "stored sparse, runs dense: the zeros save disk, not time or memory"
 
 
 def summary_lines(found: Measurement) -> list[str]:
-    """What one measuring says beside its figures: sizes, protocol, control, verdict; a line each."""
+    """Returns the lines below the table: sizes, protocol, control, verdict."""
     m, tags = found.metrics, found.tags
     lines = []
     if "disk_ratio" in m and found.kind != "dense":
@@ -97,9 +97,10 @@ def summary_lines(found: Measurement) -> list[str]:
         lines.append(runtime_note(found.quantize, found.params.get("runtime", "dense")))
     if "control_perplexity" in m:
         lines.append(
-            f"control: random tickets of the same size have {format_metric(m, 'control_perplexity', 2)}, from "
-            f"{format_metric(m, 'control_perplexity_lo', 2)} to {format_metric(m, 'control_perplexity_hi', 2)}; this one's ratio to them is "
-            f"{format_interval(m, 'control_ratio', 4)}: beats them: {tags.get('beats_control', 'not known')}"
+            f"control: random tickets of the same size have a perplexity of "
+            f"{format_metric(m, 'control_perplexity', 2)}, from {format_metric(m, 'control_perplexity_lo', 2)} to "
+            f"{format_metric(m, 'control_perplexity_hi', 2)}; this ticket's ratio to them is "
+            f"{format_interval(m, 'control_ratio', 4)}; beats them: {tags.get('beats_control', 'not known')}"
         )
     if "winner" in tags:
         limited = f"; measured on {tags['limited']} windows only" if "limited" in tags else ""
@@ -114,24 +115,23 @@ def summary_lines(found: Measurement) -> list[str]:
 
 
 def outcome_line(found: Measurement) -> str:
-    """Of an overflow with the type and the way out: float16 ends at 65,504, the others do not."""
+    """Returns the line of the outcome. For an overflow it names the type and a way out: float16 ends at 65,504."""
     outcome = found.tags["outcome"]
     if outcome != "overflow" or not found.protocol:
         return f"outcome: {outcome}"
     wider = {"float16": "give dtype=float32 or bfloat16", "bfloat16": "give dtype=float32"}
-    way_out = wider.get(
-        found.protocol.dtype, "no type is wider: give a lower sparsity, or see whether the base is sound"
-    )
+    way_out = wider.get(found.protocol.dtype, "no type is wider: give a lower sparsity, or check the base model")
     return f"outcome: {outcome} ({found.protocol.dtype}; {way_out})"
 
 
 def label_line(tags: Mapping[str, str]) -> str:
-    """A person's judgement, wherever it is read."""
+    """Returns the line of a person's judgement, as every output shows it."""
     note = f" ({tags['note']})" if tags.get("note") else ""
     return f"{LABEL} {tags['coherent']}{note}"
 
 
 def ticket_table(found: Measurement, uri: str | None, path: str | None, page: str | None) -> str:
+    """Returns what `prune` and `evaluate` print: the table, the lines below it, a sample, and where the ticket is."""
     lines = summary_lines(found)
     if found.samples:
         lines.append(f"sample: {found.samples[0]['text']!r}")
@@ -147,7 +147,7 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None, page: st
 
 
 def format_ranges(numbers: list[int]) -> str:
-    """0, 1, 2, 5 -> 0-2, 5"""
+    """Returns the numbers as ranges: [0, 1, 2, 5] becomes "0-2, 5"."""
     parts: list[list[int]] = []
     for n in sorted(numbers):
         if parts and n == parts[-1][-1] + 1:

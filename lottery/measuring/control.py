@@ -1,4 +1,4 @@
-"""A method against chance: random tickets with as many survivors in every tensor, measured as the ticket was.
+"""Compares a method with chance: random tickets with as many survivors in every tensor are measured like the ticket.
 
 Legend: N windows, C controls.
 """
@@ -28,10 +28,11 @@ from lottery.ticket.stored import StoredTicket
 def measure_controls(
     source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup
 ) -> np.ndarray | None:
-    """Mean NLL per window of `spec.control` random tickets, float64 [C, N]; None where none is asked for,
-    or where nothing is removed: a random ticket would be the same one.
+    """Returns the mean NLL per window (nats per token) of `spec.control` random tickets, float64 [C, N].
 
-    Each is written to disk and loaded as the ticket was: same target, pattern and quantization. Seeds follow the spec's.
+    Returns None if none is asked for, or if nothing is removed: a random ticket would then be the same ticket. Each
+    control is written to disk and loaded like the ticket, with its target, pattern and quantization. Its seed follows
+    the spec's seed. Raises MachineError or InputError where the disk fails.
     """
     if not spec.control:
         return None
@@ -41,34 +42,38 @@ def measure_controls(
         )
         return None
     survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
-    only = replace(setup, measures=("perplexity",))
+    perplexity_only = replace(setup, measures=("perplexity",))
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
-    found = []
+    rows_N = []
     for i in range(1, spec.control + 1):
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
         random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
         what = f"control {i} of {spec.control}"
         try:
             prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
             ticket = StoredTicket(folder)
-            measured, _ = measure_model(what, ticket, list(ticket.tensors), only, source_bytes)
+            measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes)
         except OSError as e:
             raise path_error(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         assert measured.nll_N is not None
-        found.append(measured.nll_N)
-    return np.stack(found)
+        rows_N.append(measured.nll_N)
+    return np.stack(rows_N)
 
 
 def kept_whole(entry: Mapping[str, Any]) -> bool:
+    """Returns whether nothing was removed from a tensor."""
     return bool(entry["kept"] == math.prod(entry["shape"]))
 
 
 def control_metrics(ticket: ModelResult, nll_CN: np.ndarray | None) -> dict[str, float]:
-    """`control_perplexity` (the median control, and the least and the greatest), and `control_ratio`: the ticket's
-    perplexity to the controls' geometric mean, with its paired interval over windows. What overflowed is left out, aloud."""
+    """Returns `control_perplexity` (median, least and greatest of the controls) and `control_ratio`.
+
+    The ratio is the ticket's perplexity divided by the geometric mean of the controls', with its paired interval over
+    windows. Controls that overflowed are left out, with a warning.
+    """
     if nll_CN is None or ticket.nll_N is None:
         return {}
     sound_CN = nll_CN[np.isfinite(nll_CN).all(1)]
@@ -82,7 +87,7 @@ def control_metrics(ticket: ModelResult, nll_CN: np.ndarray | None) -> dict[str,
         "control_perplexity_lo": min(perplexities),
         "control_perplexity_hi": max(perplexities),
     }
-    against = ratio_metrics(ticket.nll_N, sound_CN.mean(0))
+    ratio = ratio_metrics(ticket.nll_N, sound_CN.mean(0))
     return finite_metrics(
-        metrics | {f"control_{name.removeprefix('perplexity_')}": value for name, value in against.items()}
+        metrics | {f"control_{name.removeprefix('perplexity_')}": value for name, value in ratio.items()}
     )

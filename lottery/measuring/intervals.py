@@ -1,5 +1,6 @@
-"""How sure a comparison is, by resampling evaluation windows: those of one model together, so that what two of its tickets
-share cancels.
+"""Says how certain a figure or a comparison is, by resampling evaluation windows.
+
+The windows of one model are resampled together, so that what two of its tickets share cancels.
 
 Legend: N and M windows, S resamples, T targets, P pairs of targets.
 """
@@ -11,14 +12,16 @@ from statistics import NormalDist
 
 import numpy as np
 
-BOOTSTRAP_RESAMPLES = 10_000  # of the interval of one run
-RESAMPLES = 4_000  # of what a report compares
-PAIRS_AT_ONCE = 2_048  # 4,000 resamples of them are 64 MB
+BOOTSTRAP_RESAMPLES = 10_000  # for the interval of one run
+RESAMPLES = 4_000  # for the comparisons of a report
+PAIRS_AT_ONCE = 2_048  # 4,000 resamples of so many pairs take 64 MB
 
 
 def expanded_tail(windows: int) -> float:
-    """Where the quantiles of the 95% interval of a mean over so few windows are taken: as for every interval of a run
-    (Hesterberg 2015, "expanded percentile")."""
+    """Returns the lower quantile at which the 95% bootstrap interval of a mean over so few windows begins.
+
+    Every interval uses Hesterberg's "expanded percentile" (2015): Phi(-sqrt(n/(n-1)) t(0.975, n-1)) for n windows.
+    """
     from scipy.special import stdtrit
 
     return NormalDist().cdf(-math.sqrt(windows / (windows - 1)) * float(stdtrit(windows - 1, 0.975)))
@@ -26,13 +29,13 @@ def expanded_tail(windows: int) -> float:
 
 @cache
 def resample_counts(windows: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each window is drawn in each resample, [S, N]: as many as there are, with replacement."""
+    """Returns how often each resample draws each window, [S, N]. A resample draws N windows with replacement."""
     rng = np.random.default_rng((seed, windows))
     return rng.multinomial(windows, np.full(windows, 1 / windows), size=resamples).astype(np.float64)
 
 
 def difference_interval(difference_N: np.ndarray) -> tuple[float, float]:
-    """95%, of the mean over windows."""
+    """Returns the 95% interval of the mean over windows; it is infinite for fewer than two windows."""
     if len(difference_N) < 2:
         return -math.inf, math.inf
     low = expanded_tail(len(difference_N))
@@ -41,7 +44,10 @@ def difference_interval(difference_N: np.ndarray) -> tuple[float, float]:
 
 
 def significant_order(nll_NT: np.ndarray) -> np.ndarray:
-    """Which of two targets certainly loses less: the paired 95% interval of their difference does not hold 0."""
+    """Returns which of two targets certainly loses less, [T, T]: 1 if the row's does, -1 if the column's, else 0.
+
+    It is certain if the paired 95% interval of their difference does not hold 0.
+    """
     count_T = nll_NT.shape[1]
     order_TT = np.zeros((count_T, count_T), np.int8)
     low = expanded_tail(len(nll_NT))
@@ -55,14 +61,18 @@ def significant_order(nll_NT: np.ndarray) -> np.ndarray:
 
 
 def signs(nll_NT: np.ndarray, pairs_P2: np.ndarray, draws_SN: np.ndarray) -> np.ndarray:
-    """Which target of each pair loses less in each resample, [S, P] of -1, 0, 1. Equal tickets tie exactly: differences
-    are taken window by window, before anything is summed."""
+    """Returns the sign of the difference between the targets of each pair in each resample, [S, P] of -1, 0, 1.
+
+    Equal tickets tie exactly, because differences are taken window by window before the sum.
+    """
     return np.sign(draws_SN @ (nll_NT[:, pairs_P2[:, 0]] - nll_NT[:, pairs_P2[:, 1]])).astype(np.int8)
 
 
 def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, draws_SN: np.ndarray, draws_SM: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b between the orders of the same targets in two models, of each resample [S]; ties lower it as in
-    scipy's; NaN where one of them ties all."""
+    """Returns Kendall's tau-b between the orders of the same targets in two models, for each resample [S].
+
+    Ties lower it as in scipy. It is NaN where all targets of one model tie.
+    """
     pairs_P2 = np.array(list(combinations(range(a_NT.shape[1]), 2)))
     both_S, a_S, b_S = (np.zeros(len(draws_SN)) for _ in range(3))
     for first in range(0, len(pairs_P2), PAIRS_AT_ONCE):
@@ -76,11 +86,10 @@ def tau_b(a_NT: np.ndarray, b_MT: np.ndarray, draws_SN: np.ndarray, draws_SM: np
 
 
 def bootstrap_interval(values_N: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """Bootstrap 95% interval of the mean over windows; None for a single window.
+    """Returns the 95% bootstrap interval of the mean over windows, None for a single window.
 
-    Percentile intervals of few values are too narrow; the quantiles are taken where Student's t would put them
-    (Hesterberg 2015, "expanded percentile": Phi(-sqrt(n/(n-1)) t(0.975, n-1))). Windows of one article are not
-    independent, so the true interval is somewhat wider.
+    Percentile intervals of few values are too narrow, so the quantiles are those that Student's t would give
+    (`expanded_tail`). Windows of one article are not independent, so the true interval is somewhat wider.
     """
     n = len(values_N)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Bytes that a loaded model takes."""
+"""Measures the bytes that a loaded model takes."""
 
 import contextlib
 import ctypes
@@ -12,22 +12,23 @@ from lottery.runtime.layers import resident_tensors
 
 
 def weights_bytes(model: Any) -> int:
-    """Parameters and buffers as they lie on the device, a shared one once; the buffer of packed layers too."""
+    """Returns the bytes of parameters, buffers and workspace on the device. A shared tensor counts once."""
     return sum(tensor.nbytes for tensor in resident_tensors(model).values())
 
 
 def reset_peak(device: str) -> None:
-    """Begin a new peak: of CUDA's allocator, or of the process's resident set."""
+    """Begins a new peak of CUDA's allocator, or of the process's resident set."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    with contextlib.suppress(OSError, AttributeError):  # what earlier work has freed and glibc has kept
+    with contextlib.suppress(OSError, AttributeError):  # returns memory that glibc kept after earlier work
         ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the whole process's
+    with contextlib.suppress(OSError):  # without Linux, or without permission, the peak is that since the process began
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: str) -> int:
+    """Returns the peak since `reset_peak`, in bytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -38,7 +39,7 @@ def peak_bytes(device: str) -> int:
 
 
 def memory_metrics(model: Any, source_bytes: int) -> dict[str, float]:
-    """`source_bytes`: the base's tensors in their own type, what `weights_ratio` compares with."""
+    """Returns the bytes of the weights, and their ratio to `source_bytes`, the base's tensors in their own type."""
     metrics = {"weights_bytes": weights_bytes(model), "weights_ratio": weights_bytes(model) / source_bytes}
     if model.device.type == "cuda":
         metrics["cuda_bytes"] = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""The protocol of a measurement: all that fixes a perplexity beside the model."""
+"""Defines the protocol of a measurement: everything, except the model, that a perplexity depends on."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from lottery.spec import json_sha256
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """What fixes a measured number, beside the model: the record stored with it. Tokens and windows as evaluated."""
+    """The protocol that is stored with a measured number. Tokens and windows are those that were evaluated."""
 
     dataset: str
     text_sha256: str
@@ -21,34 +21,38 @@ class EvalProtocol:
     dtype: str
     runtime: str
     device: str
-    int8_arithmetic: str = (
-        "none"  # of a ticket quantized so: w8a8 (activations are rounded too) or w8a16; goes with runtime
-    )
+    # For an int8 ticket: w8a8 (activations are rounded too) or w8a16. It follows from `runtime`.
+    int8_arithmetic: str = "none"
 
     @property
     def id(self) -> str:
-        """12 hex digits. The data set counts by content, so a copy under another name is the same protocol."""
+        """Returns 12 hex digits. The content of the data set counts, so a renamed copy gives the same protocol."""
         fixed = ("text_sha256", "window", "limit", "bos", "dtype", "runtime", "device")
         return json_sha256({name: getattr(self, name) for name in fixed})[:12]
 
     @property
     def dataset_digest(self) -> str:
-        """Of the text, and of all that was recorded with it: MLflow keeps what it is first told of a name and a digest."""
+        """Returns a digest of the text and of the whole record.
+
+        For one name and digest, MLflow keeps only the first record that it gets.
+        """
         return f"{self.text_sha256[:12]}-{json_sha256(self.record())[:12]}"
 
     @property
     def arithmetic(self) -> str:
-        """What was multiplied: the type, and for int8 codes whether activations were rounded, too."""
+        """Returns the type of the arithmetic and, for int8 codes, whether activations were rounded too."""
         return self.dtype + (f", {self.int8_arithmetic}" if self.int8_arithmetic != "none" else "")
 
     def record(self) -> dict[str, Any]:
         return {"protocol": self.id, **asdict(self)}
 
     def describe(self) -> str:
+        """Returns the protocol as one line for people."""
         one = "window" if self.limit != "none" else "1 window"
         counted = one if self.windows == 1 else f"{self.windows} windows"
         first = "the first " if self.limit != "none" else ""
+        int8 = f", int8 as {self.int8_arithmetic}" if self.int8_arithmetic != "none" else ""
         return (
             f"{self.dataset}: {self.tokens:,} tokens, {first}{counted} of {self.window}, BOS {self.bos}, "
-            f"{self.dtype} on {self.device}{f', int8 as {self.int8_arithmetic}' if self.int8_arithmetic != 'none' else ''}"
+            f"{self.dtype} on {self.device}{int8}"
         )

@@ -1,4 +1,4 @@
-"""Texts that a model writes after fixed prompts, and what can be counted of them."""
+"""Generates texts after fixed prompts, and computes metrics of them."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,22 +17,20 @@ PROMPTS = (
     "The history of the city",
     "In the morning, the old man",
 )
-
-
 NEW_TOKENS = 50
 
 
 def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
-    """The fixed prompts, continued greedily by 50 tokens."""
-    found = []
+    """Continues each fixed prompt greedily by 50 tokens."""
+    texts = []
     for prompt in PROMPTS:
-        found.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})
+        texts.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})
         advance(1)
-    return found
+    return texts
 
 
 def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, float]:
-    """`repetition`: share of the new text's 4-grams that were there before; `distinct_2`: share of distinct 2-grams."""
+    """Returns `repetition`, the share of repeated 4-grams of the new text, and `distinct_2`, of distinct 2-grams."""
     fours = twos = four_kinds = two_kinds = 0
     for sample in found:
         ids = encode(tokenizer, sample["text"][len(sample["prompt"]) :], special=False)
@@ -46,7 +44,7 @@ def text_metrics(found: Sequence[dict[str, str]], tokenizer: Any) -> dict[str, f
 
 @torch.inference_mode()
 def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> float | None:
-    """Mean NLL (nats per token) that `model` gives to the samples' new text; None where there is none."""
+    """Returns the mean NLL (nats per token) that `model` gives to the samples' new text; None without new text."""
     total, count = 0.0, 0
     for sample in found:
         ids = encode(tokenizer, sample["text"])[: context_length(model.config)]

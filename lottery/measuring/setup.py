@@ -1,4 +1,4 @@
-"""How the models of one run are measured: tokenizer, text, arithmetic, device. What cannot serve is refused here."""
+"""Decides how the models of one run are measured: tokenizer, text, arithmetic, device. Refuses what cannot be used."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from lottery.spec import Spec, json_sha256
 
 @dataclass(frozen=True)
 class Setup:
-    """How models are measured in one run: the same for the ticket and for its dense base."""
+    """How models are measured in one run. It is the same for the ticket and its dense base. N windows, T tokens."""
 
     measures: tuple[str, ...]
     tokenizer: Any
@@ -29,26 +29,25 @@ class Setup:
     ids_NT: np.ndarray | None
     protocol: EvalProtocol | None
     runtime: str
-    eager: bool = False  # the ticket decodes without a graph on a GPU: then the dense base does, too
-    family: str = ""  # of architectures, by config.json
-    hardware: str = ""  # what its speeds are of
+    eager: bool = False  # the ticket has no CUDA graph for decoding, so the dense base gets none either
+    family: str = ""  # model_type of config.json
+    hardware: str = ""  # on which speed is measured
 
     @property
     def protocol_id(self) -> str:
-        """Without a data set, what is left of a protocol: arithmetic, runtime, device."""
+        """Returns the protocol's id. Without a data set it is a hash of arithmetic, runtime and device alone."""
         return self.protocol.id if self.protocol else json_sha256([self.dtype, self.runtime, self.device])[:12]
 
 
 def resolve_dataset(spec: Spec, base_id: str) -> str:
-    """What `auto` means."""
+    """Returns the data set that `auto` stands for, or the one that was given."""
     return spec.dataset if spec.dataset != "auto" else "builtin" if base_id == "builtin" else "wikitext2"
 
 
 def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: str, cache: Cache) -> Setup:
-    """Read and tokenize once what will be measured on. Everything that may be refused is refused here. `quantize`: the
-    ticket's.
+    """Returns how the models of one run are measured; reads and tokenizes the text once. `quantize` is the ticket's.
 
-    Raises InputError for a device, window, data set or tokenizer that cannot serve, or where memory will not do.
+    Raises InputError for a device, window, data set or tokenizer that cannot be used, and where memory is too small.
     """
     device = devices.pick_device(spec.device)
     dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, device)
@@ -57,26 +56,21 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
     window = pick_window(spec.window, architecture.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
-    ids_NT = protocol = None
     if spec.measures and quantize == "int8" and spec.runtime == "dense":
         check_int8(device)
+    needs_windows = "perplexity" in spec.measures
     if spec.measures:
-        check_memory(
-            source, config, spec, base_id, dtype, device, quantize, window if "perplexity" in spec.measures else 0
-        )
-    if "perplexity" in spec.measures:
-        dataset = resolve_dataset(spec, base_id)
-        words = config.get_text_config().vocab_size
+        check_memory(source, config, spec, base_id, dtype, device, quantize, window if needs_windows else 0)
+    ids_NT = protocol = None
+    if needs_windows:
+        dataset, words = resolve_dataset(spec, base_id), config.get_text_config().vocab_size
         how = (dataset, words, window, spec.limit, dtype, spec.runtime, device)
         ids_NT, protocol = cache.get_or_compute(
             ("windows", source.folder, *how), lambda: tokenize_windows(dataset, tokenizer, *how[1:])
         )
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
-        if protocol.windows < 2:
-            what, way_out = ("limit=1", "a larger one") if spec.limit == 1 else (f"dataset={dataset}", "more text")
-            say(f"warning: {what}: of a single window no interval is known, and no winner; give {way_out}")
-    eager = quantize == "int8" and spec.runtime == "dense"  # bitsandbytes looks at activations in between
+        warn_of_single_window(protocol, spec, dataset)
     return Setup(
         measures=spec.measures,
         tokenizer=tokenizer,
@@ -85,10 +79,17 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         ids_NT=ids_NT,
         protocol=protocol,
         runtime=spec.runtime,
-        eager=eager,
+        eager=quantize == "int8" and spec.runtime == "dense",  # bitsandbytes reads activations, which no graph allows
         family=config.model_type,
         hardware=devices.hardware(device),
     )
+
+
+def warn_of_single_window(protocol: EvalProtocol, spec: Spec, dataset: str) -> None:
+    """Warns that a single window gives no interval."""
+    if protocol.windows < 2:
+        cause, way_out = ("limit=1", "a larger limit") if spec.limit == 1 else (f"dataset={dataset}", "more text")
+        say(f"warning: {cause}: a single window gives no interval, and so no winner; give {way_out}")
 
 
 def check_memory(
@@ -101,43 +102,60 @@ def check_memory(
     quantize: str,
     window: int,
 ) -> None:
-    """Raises InputError, with a value that would fit, where weights or a window clearly will not."""
-    free, numel = devices.free_bytes(device), sum(source.info(name).numel for name in source.tensors)
-    lean = quantize != "none" or spec.runtime == "packed"
-
-    def takes(dtype: str, device: str, lean: bool) -> int:
-        # The dense base is measured as well. What it maps out of its files, in their own type, is no memory of the
-        # process; a ticket of 8 bits, or packed, takes less than the base. Both are not loaded at once.
-        mapped = device == "cpu" and devices.pick_compute_dtype("source", source.dtype, device) == dtype
-        return numel if mapped and lean else numel * (4 if dtype == "float32" else 2)
-
-    weights = takes(dtype, device, lean)
+    """Raises InputError where the weights, or a window, certainly exceed the memory; names a value that would fit."""
+    free = devices.free_bytes(device)
+    small = quantize != "none" or spec.runtime == "packed"
+    weights = estimate_weights_bytes(source, dtype, device, small)
     if weights > free:
-        own, on_cpu = (
-            devices.pick_compute_dtype(d, source.dtype, w) for d, w in (("source", device), (spec.dtype, "cpu"))
-        )
-        ways = []
-        if takes(own, device, lean) <= free:
-            ways.append("dtype=source")
-        if device == "cuda" and takes(on_cpu, "cpu", lean) <= devices.free_bytes("cpu"):
-            ways.append("device=cpu")
-        if takes(dtype, device, True) <= free:
-            ways.append("runtime=packed")
-            if isinstance(source, Base) and spec.storage != "mask":  # of a ticket that is there it is settled
-                ways.append("quantize=int8 or fp8")
-        elif not ways and takes(own, device, True) <= free:
-            ways.append("dtype=source with runtime=packed")
+        ways = ways_to_fit(source, spec, dtype, device, small, free)
         raise InputError(
-            f"model={base_id}: its {numel:,} weights take about {weights / 1e9:.1f} GB as {dtype} on {device}, "
-            f"{free / 1e9:.1f} GB are free; give {', or '.join([*ways, 'measure=none'])}"
+            f"model={base_id}: its {count_weights(source):,} weights take about {weights / 1e9:.1f} GB as {dtype} on "
+            f"{device}, {free / 1e9:.1f} GB are free; give {', or '.join([*ways, 'measure=none'])}"
         )
-    if not window:
-        return
-    a_token, logits = perplexity.activation_bytes_per_token(config), perplexity.logit_bytes(config)
-    if weights + logits + a_token * window > free:
-        fits = max(0, free - weights - logits) // a_token
+    if window:
+        check_window_memory(config, window, device, free, weights)
+
+
+def count_weights(source: load.TensorSource) -> int:
+    return sum(source.info(name).numel for name in source.tensors)
+
+
+def estimate_weights_bytes(source: load.TensorSource, dtype: str, device: str, small: bool) -> int:
+    """Estimates the bytes that weights take in memory; `small` is for a ticket in 8 bits or packed.
+
+    The dense base is measured as well, but both are not loaded at once. If the base is mapped from its files, in their
+    own type, it takes no memory of the process, and a small ticket takes less than the base.
+    """
+    mapped = device == "cpu" and devices.pick_compute_dtype("source", source.dtype, device) == dtype
+    numel = count_weights(source)
+    return numel if mapped and small else numel * (4 if dtype == "float32" else 2)
+
+
+def ways_to_fit(source: load.TensorSource, spec: Spec, dtype: str, device: str, small: bool, free: int) -> list[str]:
+    """Returns the options with which the weights would fit into memory."""
+    own_dtype = devices.pick_compute_dtype("source", source.dtype, device)
+    cpu_dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, "cpu")
+    ways = []
+    if estimate_weights_bytes(source, own_dtype, device, small) <= free:
+        ways.append("dtype=source")
+    if device == "cuda" and estimate_weights_bytes(source, cpu_dtype, "cpu", small) <= devices.free_bytes("cpu"):
+        ways.append("device=cpu")
+    if estimate_weights_bytes(source, dtype, device, True) <= free:
+        ways.append("runtime=packed")
+        if isinstance(source, Base) and spec.storage != "mask":  # an existing ticket is quantized already, or never
+            ways.append("quantize=int8 or fp8")
+    elif not ways and estimate_weights_bytes(source, own_dtype, device, True) <= free:
+        ways.append("dtype=source with runtime=packed")
+    return ways
+
+
+def check_window_memory(config: Any, window: int, device: str, free: int, weights: int) -> None:
+    """Raises InputError where a window's activations and logits exceed the memory that the weights leave."""
+    per_token, logits = perplexity.activation_bytes_per_token(config), perplexity.logit_bytes(config)
+    if weights + logits + per_token * window > free:
+        fits = max(0, free - weights - logits) // per_token
         way_out = f"give window={min(window, 2 ** (fits.bit_length() - 1))}" if fits > 1 else "give measure=none"
         raise InputError(
-            f"window={window}: beside the weights it takes about {(logits + a_token * window) / 1e9:.1f} GB on {device}, "
-            f"{max(0, free - weights) / 1e9:.1f} GB are left; {way_out}"
+            f"window={window}: in addition to the weights it takes about {(logits + per_token * window) / 1e9:.1f} GB on "
+            f"{device}, {max(0, free - weights) / 1e9:.1f} GB are left; {way_out}"
         )

@@ -1,4 +1,4 @@
-"""Tokens per second of a loaded model, and the floor that memory sets."""
+"""Measures the tokens per second of a loaded model, and the floor that memory bandwidth sets."""
 
 import functools
 import math
@@ -25,10 +25,11 @@ def clock(model: Any) -> float:
 
 @torch.inference_mode()
 def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, float]:
-    """Tokens per second at batch 1: prefill and decode apart, and a whole `generate` call; medians of 5 after a warm-up.
+    """Returns tokens per second at batch 1 of prefill, of decoding and of a whole `generate` call.
 
-    The floor is what memory allows: the bytes that a token's weights take, over the measured bandwidth. `eager`: without
-    a graph on a GPU too, where the other model of the table can have none.
+    Each figure is the median of 5 repeats after a warm-up. The floor is the measured memory bandwidth divided by the
+    bytes of weights that a token reads. With `eager` no CUDA graph is used, because the other model of the table cannot
+    have one.
     """
     context = context_length(model.config)
     words = encode(tokenizer, " ".join(PROMPTS) + " ")
@@ -46,7 +47,7 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
         last = clock(model)
         generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, fixed_length=True)
         end = clock(model)
-        if repeat:  # the first warms up
+        if repeat:  # the first repeat is a warm-up
             prefill.append(first - begin)
             decode.append((NEW_TOKENS - 1) / (last - first))
             whole.append(NEW_TOKENS / (end - last))
@@ -63,17 +64,18 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
 
 
 def bytes_read_per_token(model: Any) -> int:
-    """Bytes of weights that one decoded token reads: all, but of an embedding matrix that is not the head a single row."""
+    """Returns the bytes of weights that one decoded token reads: all, but not embeddings that are not the head."""
     table = model.get_input_embeddings().weight
-    tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has none
+    tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has no weight
     return weights_bytes(model) - (0 if tied else table.nbytes)
 
 
 @functools.cache
 def memory_bandwidth(device: str) -> float:
-    """Bytes per second that a read of memory gets: the best of five over 512 MiB, far more than any cache. Once a process.
+    """Returns the bytes per second at which memory is read, measured once per process.
 
-    On a GPU ten reads at once: waiting for one would take a part of its time.
+    It is the best of five reads of 512 MiB, which is far more than any cache. On a GPU ten reads are timed together,
+    because waiting for a single one would take a part of its time.
     """
     block = torch.ones(2**27, dtype=torch.float32, device=device)
     reads = 10 if device == "cuda" else 1
@@ -90,5 +92,6 @@ def memory_bandwidth(device: str) -> float:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Returns the result of `work`, and the seconds that it took."""
     begin = time.perf_counter()
     return work(), time.perf_counter() - begin

@@ -1,4 +1,7 @@
-"""Data sets -> token windows, with the record of the protocol that fixes what a perplexity means."""
+"""Turns data sets into token windows, and states the protocol.
+
+Legend: N windows, T tokens of a window.
+"""
 
 import hashlib
 import json
@@ -13,11 +16,11 @@ from lottery.models import hub
 from lottery.models.architecture import encode
 
 BUILTIN_TEXT = Path(__file__).parent.parent / "assets" / "evaluation.txt"
-MAX_WINDOW = 2048  # tokens: the window of the GPTQ protocol, which wanda's and sparsegpt's tables use
+MAX_WINDOW = 2048  # tokens, as in the GPTQ protocol, which the tables of wanda and sparsegpt use
 
 
 def read_dataset(dataset: str) -> tuple[str, str]:
-    """(name, the whole text as one string). Raises InputError where there is no such data set."""
+    """Returns the name and the whole text of a data set. Raises InputError if it is unknown or cannot be read."""
     if dataset == "builtin":
         return "builtin", BUILTIN_TEXT.read_text(encoding="utf-8")
     if dataset == "wikitext2":
@@ -31,18 +34,19 @@ def read_dataset(dataset: str) -> tuple[str, str]:
         if path.suffix == ".txt":
             return path.name, path.read_bytes().decode("utf-8")
         if path.suffix in (".jsonl", ".json"):
-            # at b"\n" alone: str.splitlines would also split at the line separators that JSON strings may hold
+            # Only b"\n" ends a row: str.splitlines would also split at line separators inside of JSON strings.
             rows = [json.loads(line)["text"] for line in path.read_bytes().split(b"\n") if line.strip()]
         elif path.suffix == ".parquet":
             import pyarrow.parquet
 
             rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
         else:
+            ending = f"the ending {path.suffix}" if path.suffix else "no ending"
             raise InputError(
-                f"dataset={dataset}: {path.suffix or 'no'} ending; give a .txt (any text, renamed), .jsonl or .parquet file"
+                f"dataset={dataset}: the file has {ending}; give a .txt (any text, renamed), .jsonl or .parquet file"
             )
         text = "\n\n".join(rows)
-        text.encode("utf-8")  # a lone surrogate is legal in JSON and in no text
+        text.encode("utf-8")  # JSON may hold a lone surrogate, but text may not
         return path.name, text
     except InputError:
         raise
@@ -54,26 +58,29 @@ def read_dataset(dataset: str) -> tuple[str, str]:
 
 
 def pick_window(window: int | str, context: int) -> int:
+    """Returns the window in tokens. Raises InputError if it is longer than the model's context."""
     if window == "auto":
         return min(MAX_WINDOW, context)
     if int(window) > context:
-        raise InputError(f"window={window}: this model takes at most {context} tokens; give no more")
+        raise InputError(f"window={window}: this model takes at most {context} tokens; give a smaller window")
     return int(window)
 
 
 def tokenize_windows(
     dataset: str, tokenizer: Any, words: int, window: int, limit: int | str, dtype: str, runtime: str, device: str
 ) -> tuple[np.ndarray, EvalProtocol]:
-    """(ids_NT int64, the protocol): the text tokenized once, with the tokenizer's own special tokens, cut into
-    non-overlapping windows of `window` tokens, the tail dropped. `words`: the size of the model's vocabulary.
+    """Returns ids_NT (int64) and the protocol.
 
-    Raises InputError for a text shorter than one window, or a tokenizer that is not the model's.
+    The text is tokenized once, with the tokenizer's own special tokens, and cut into windows of `window` tokens that do
+    not overlap; the rest at the end is dropped. `words` is the size of the model's vocabulary. Raises InputError for a
+    text that is shorter than one window, and for a tokenizer that is not the model's.
     """
     name, text = read_dataset(dataset)
     ids = np.asarray(encode(tokenizer, text), np.int64)
     if len(ids) and ids.max() >= words:
         raise InputError(
-            f"model: its tokenizer knows token {ids.max()}, the model only {words}: they are not of a kind"
+            f"model: its tokenizer gives token {ids.max()}, but the model knows only {words} tokens; "
+            f"give a model with its own tokenizer"
         )
     count = len(ids) // window
     if not count:

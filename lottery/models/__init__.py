@@ -1,1 +1,1 @@
-"""What a model is on disk: where it comes from, its files, its family, its targets. No weights in memory."""
+"""Models on disk: where a model comes from, its files, its family and its targets. No weights are loaded here."""

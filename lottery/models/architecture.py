@@ -1,4 +1,4 @@
-"""What config.json and the tokenizer files say of a model, read with transformers; no weights."""
+"""config.json and the tokenizer files of a model are read here with transformers, without its weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from lottery.models.checkpoint import TOKENIZER_FILES
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import DTYPES
 
-MOST_LAYERS = 1000  # of any model there is, and more: a config.json may say what it likes
+MOST_LAYERS = 1000  # no model has more; a damaged config.json may name any number
 
 
 @contextmanager
 def transformers_errors(folder: Path, what: str) -> Iterator[None]:
-    """Whatever transformers raises over a file of the user's is an InputError: it has no class of its own for that."""
+    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that."""
     try:
         yield
     except (InputError, MachineError):
         raise
-    except Exception as e:  # KeyError, ZeroDivisionError, a validation class of its own: anything, over a bad file
+    except Exception as e:  # a bad file may raise KeyError, ZeroDivisionError, a validation class, anything
         if is_out_of_memory(e) or is_gpu_error(e):
             raise
         reason = " ".join(str(e).split())[:200]
@@ -31,6 +31,7 @@ def transformers_errors(folder: Path, what: str) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> Any:
+    """Returns the config object of transformers. Raises InputError for a config.json that cannot be used."""
     with transformers_errors(folder, "config.json"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
@@ -40,19 +41,20 @@ def read_config(folder: Path) -> Any:
 
 
 def is_tied(folder: Path) -> bool:
-    """Whether the head is the embedding matrix itself; where config.json does not say, its class's own default holds."""
+    """Returns whether the head is the embedding matrix itself. The default of the config class applies when config.json
+    does not say."""
     config = read_config(folder)
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def build_meta_model(config: Any, folder: Path) -> Any:
-    """The model that a config describes, without weights."""
+    """Returns the model that a config describes, on the meta device, without weights."""
     with transformers_errors(folder, "config.json"), torch.device("meta"):
         return model_class(config, folder)(config)
 
 
 def tensors_from_config(folder: Path) -> dict[str, TensorInfo]:
-    """Name -> shape and type of every parameter of the model that config.json describes, a tied one once; no weights."""
+    """Returns name -> shape and type of every parameter of the model that config.json describes, a tied one once."""
     config = read_config(folder)
     dtype = config.dtype if config.dtype in DTYPES.values() else torch.float32
     name_of_dtype = next(name for name, known in DTYPES.items() if known == dtype)
@@ -61,21 +63,25 @@ def tensors_from_config(folder: Path) -> dict[str, TensorInfo]:
 
 
 def linear_layers(folder: Path) -> dict[str, tuple[str, str]]:
-    """What a checkpoint may call each linear layer of the model that config.json describes -> (its path in memory, the
-    name of its class). Checkpoints of some families leave out the first part of the path."""
+    """Returns the linear layers of the model that config.json describes: name in a checkpoint -> (path in the model,
+    name of the class).
+
+    Each layer has an entry without the base model's prefix too, because checkpoints of some families leave it out.
+    """
     model = build_meta_model(read_config(folder), folder)
-    found = {path: kind(m) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    short = {path.removeprefix(f"{model.base_model_prefix}."): path for path in found}
-    return {name: (path, found[path]) for name, path in [*short.items(), *((path, path) for path in found)]}
+    classes = {path: kind(m) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    short = {path.removeprefix(f"{model.base_model_prefix}."): path for path in classes}
+    return {name: (path, classes[path]) for name, path in [*short.items(), *((path, path) for path in classes)]}
 
 
 def context_length(config: Any) -> int:
-    """The longest window that the model takes, in tokens."""
+    """Returns the longest window that the model takes, in tokens; 2048 when its config does not say."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
 def read_tokenizer(folder: Path) -> Any | None:
-    """The folder's tokenizer, None where it has none. Never runs code out of the folder."""
+    """Returns the folder's tokenizer, or None when it has none. Code from the folder is never run. Raises InputError
+    for a tokenizer that cannot be used."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
         return None
     with transformers_errors(folder, "its tokenizer"):
@@ -83,18 +89,21 @@ def read_tokenizer(folder: Path) -> Any | None:
 
 
 def model_class(config: Any, folder: Path) -> Any:
-    """The class that config.json names. Raises InputError where it names none that is known here."""
+    """Returns the class of transformers that config.json names. Raises InputError when there is no such class."""
     architecture = (config.architectures or [None])[0]
-    found: Any = getattr(transformers, str(architecture), None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise InputError(f"model={folder}: config.json names the architecture {architecture}, unknown here")
-    return found
+    named: Any = getattr(transformers, str(architecture), None)
+    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
+        raise InputError(
+            f"model={folder}: config.json names the architecture {architecture}, which transformers does not know"
+        )
+    return named
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """Token ids, with the tokenizer's own special tokens (a BOS, where it has one) unless told otherwise."""
+    """Returns the token ids of a text. With `special` the tokenizer adds its special tokens, such as a BOS."""
     return tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
 
 
 def kind(thing: Any) -> str:
+    """Returns the name of an object's class."""
     return type(thing).__name__

@@ -1,4 +1,4 @@
-"""A base on disk: a folder in Hugging Face layout, its files with their hashes, its tensors one at a time."""
+"""The base model on disk: a folder in Hugging Face layout, the hashes of its files, and its tensors one at a time."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
@@ -28,21 +28,21 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)  # carried into the ticket as they are
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)  # a ticket gets unchanged copies of them
 
 
 class Source(Protocol):
-    """What a ticket can be made of: a dense base, or another ticket."""
+    """The model that a ticket is made of: a dense base, or another ticket."""
 
     @property
     def folder(self) -> Path: ...
     @property
     def ticket(self) -> str | None:
-        """The ticket that it is; None of a base."""
+        """The id of the ticket that the source is; None for a base."""
 
     @property
     def base_record(self) -> dict[str, Any]:
-        """The record of the dense base: id, revision, dtype, disk_bytes, files with their sha256."""
+        """The record of the dense base: id, revision, dtype, disk_bytes, and files with their sha256."""
 
     @property
     def dtype(self) -> str: ...
@@ -57,27 +57,28 @@ class Source(Protocol):
     def info(self, name: str) -> TensorInfo: ...
     def tensor(self, name: str) -> torch.Tensor: ...
     def original_name(self, name: str) -> str:
-        """What the dense base calls the tensor that this one comes from."""
+        """Returns the name, in the dense base, of the tensor that this one comes from."""
 
     def original(self, name: str) -> torch.Tensor:
-        """That tensor."""
+        """Returns that tensor of the dense base."""
 
     def kept(self, name: str) -> int | None:
-        """How many weights of a matrix an earlier ticket left alive; None where none was removed."""
+        """Returns how many weights of a matrix an earlier ticket kept; None when it removed none."""
 
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
-        """(tensor, how to give its memory back) of each in turn; a base reads the next ones while one is worked on,
-        as many as fit into `budget` bytes.
+        """Yields (tensor, function that gives its memory back) of each name in turn.
 
-        Until it is given back the memory is the caller's, to overwrite too: it is nobody else's."""
+        A base reads the next tensors while the caller works on one, as many as fit into `budget` bytes. Until the
+        caller gives the memory back, it may overwrite it: nobody else uses it.
+        """
 
 
 class Base:
-    """A dense model to prune: where its files lie, and what is in them.
+    """A dense model to prune: where its files lie, and which tensors they hold.
 
-    `tied`: whether its head is the embedding matrix itself. `outline`: its tensors where no file holds them (a folder
-    with config.json alone), enough to plan with. Raises InputError, naming the parameter `model`, for a folder that is
-    not a causal LM in safetensors.
+    `tied` says whether the head is the embedding matrix itself. `outline` (name -> shape and type) replaces the files
+    of a folder that has only config.json; it is enough for a plan. Raises InputError, naming the parameter `model`,
+    when the folder is not a causal language model in safetensors.
     """
 
     def __init__(
@@ -96,19 +97,19 @@ class Base:
         if outline is None:
             shards = shard_names(folder, f"model={id}")
             self._shards = {shard: Mapped(folder / shard) for shard in shards}
-            every = read_headers(folder, shards)
-            self._check_index(every)
+            tensors = read_headers(folder, shards)
+            self._check_index(tensors)
         else:
-            every = dict(outline)
-        places = classify({name: info.shape for name, info in every.items()}, self.model_type)
+            tensors = dict(outline)
+        places = classify({name: info.shape for name, info in tensors.items()}, self.model_type)
         self.dropped = [p.name for p in places if p.role == "buffer"]
         heads = [p for p in places if p.role == "lm_head"]
         if tied:
             self.dropped += [p.name for p in heads]
-            self._check_tied(places, heads, every)
+            self._check_tied(places, heads, tensors)
         self.tied_head = head_name(self.model_type) if tied else None
         self.places = [p for p in places if p.name not in self.dropped]
-        self.tensors = {p.name: every[p.name] for p in self.places}
+        self.tensors = {p.name: tensors[p.name] for p in self.places}
         if not any(p.prunable for p in self.places):
             raise InputError(f"model={id}: it holds no weight matrix; give a causal language model")
 
@@ -118,23 +119,23 @@ class Base:
         for name, shard in read_json(self.folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].items():
             if name not in tensors or tensors[name].shard != shard:
                 raise InputError(
-                    f"model={self.id}: {SAFE_WEIGHTS_INDEX_NAME} says that {name!r} is in {shard}, where it is not"
+                    f"model={self.id}: {SAFE_WEIGHTS_INDEX_NAME} says that {name!r} is in {shard}, but it is not there"
                 )
-        if strangers := sorted(tensors.keys() - read_json(self.folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].keys()):
+        if unlisted := sorted(tensors.keys() - read_json(self.folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].keys()):
             raise InputError(
-                f"model={self.id}: {tensors[strangers[0]].shard} holds {strangers[0]!r}, which {SAFE_WEIGHTS_INDEX_NAME} does not know"
+                f"model={self.id}: {tensors[unlisted[0]].shard} holds {unlisted[0]!r}, which {SAFE_WEIGHTS_INDEX_NAME} does not list"
             )
 
     def _check_tied(self, places: Sequence[Place], heads: Sequence[Place], tensors: Mapping[str, TensorInfo]) -> None:
-        """Published files may hold a tied head a second time; it is the same, or it is not tied."""
+        """Published files may hold a tied head a second time. Raises InputError when that copy is not the same."""
         tables = [p for p in places if p.role == "embeddings"]
         for head, table in ((h, t) for h in heads for t in tables if self._shards):
             one, two = (self._read(tensors[p.name], p.name) for p in (head, table))
             same = one.dtype == two.dtype and one.shape == two.shape
             if not same or not torch.equal(one.view(torch.uint8), two.view(torch.uint8)):
                 raise InputError(
-                    f"model={self.id}: its config.json ties the head to the embeddings, yet {head.name} and {table.name} "
-                    f"differ in its files; set tie_word_embeddings to false there to keep both"
+                    f"model={self.id}: its config.json ties the head to the embeddings, but {head.name} and {table.name} "
+                    f"differ in its files; set tie_word_embeddings to false in config.json to keep both"
                 )
 
     @property
@@ -147,7 +148,7 @@ class Base:
 
     @property
     def dtype(self) -> str:
-        """The type of most weights, by safetensors' name."""
+        """The type that most weights have, by its name in safetensors."""
         counts: dict[str, int] = {}
         for info in self.tensors.values():
             counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
@@ -155,18 +156,19 @@ class Base:
 
     @property
     def disk_bytes(self) -> int:
-        """Of its weight files; of a mere outline, of the tensors that it has."""
+        """The bytes of the weight files, or of the tensors when the base has only config.json."""
         if not self._shards:
             return sum(info.nbytes for info in self.tensors.values())
         return sum((self.folder / s).stat().st_size for s in self._shards)
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Name -> sha256 of every file that the model is read from."""
+        """File name -> sha256 of every file that the model is read from."""
         return sha256_of_files([self.folder / name for name in sorted([*self._shards, *self.small_files])])
 
     @property
     def is_config_only(self) -> bool:
+        """Whether the folder has config.json and no weights."""
         return not self._shards
 
     @property
@@ -177,14 +179,17 @@ class Base:
 
     @property
     def name_or_path(self) -> str:
-        """What opens it again from anywhere on this machine; also from code without the embedded model, as tickets carry it."""
+        """The name or path that opens the base again from any folder of this machine.
+
+        It is never `builtin`, because the code that a ticket carries has no embedded model.
+        """
         return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
 
     def info(self, name: str) -> TensorInfo:
         return self.tensors[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, in the type and shape of its file; mapped, not copied."""
+        """Returns one tensor in the type and shape of its file, mapped and not copied. Raises InputError."""
         return self._read(self.tensors[name], name)
 
     def original_name(self, name: str) -> str:
@@ -209,13 +214,13 @@ class Base:
         try:
             return self._shards[info.shard].tensor(info)
         except OSError as e:
-            raise InputError(f"{self.folder / info.shard}: tensor {name!r} is unreadable ({e})") from e
+            raise InputError(f"{self.folder / info.shard}: tensor {name!r} cannot be read ({e})") from e
 
 
 def shard_names(folder: Path, what: str) -> list[str]:
-    """The files that hold a model's weights: those that its index names, never copies in other formats beside them.
+    """Returns the files that hold a model's weights: those that the index names, and never copies in other formats.
 
-    Raises InputError, beginning with `what`, where there are none in safetensors.
+    Raises InputError, which begins with `what`, when the folder has no weights in safetensors.
     """
     if (folder / SAFE_WEIGHTS_NAME).exists():
         return [SAFE_WEIGHTS_NAME]
@@ -223,7 +228,7 @@ def shard_names(folder: Path, what: str) -> list[str]:
         return hub.indexed_shards(what, folder / SAFE_WEIGHTS_INDEX_NAME)
     if any(folder.glob("*.bin")):
         raise InputError(
-            f"{what}: it holds pickled weights (.bin) only, which are never read; "
-            f"convert them to safetensors first, or take a revision that has them"
+            f"{what}: it has its weights only as pickles (.bin), which lottery never reads; "
+            f"convert them to safetensors first, or give a revision that has safetensors files"
         )
     raise InputError(f"{what}: it has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}")

@@ -1,4 +1,4 @@
-"""What this machine computes on: its devices, the types at home on them, the memory that is left."""
+"""The devices of this machine: which one computes, which number types it supports, and how much memory is free."""
 
 import contextlib
 import functools
@@ -18,7 +18,10 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def pick_device(device: str) -> str:
-    """`auto`: the GPU where torch can use one. Raises InputError where device=cuda and it cannot."""
+    """Returns `cpu` or `cuda`; for `auto` the GPU if torch can use it.
+
+    Raises InputError when device=cuda is given and torch cannot use the GPU.
+    """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return "cpu"
     if not torch.cuda.is_available():
@@ -27,14 +30,14 @@ def pick_device(device: str) -> str:
         return "cuda"
     if device == "cuda":
         raise InputError(f"device=cuda: {reason}; or give device=cpu")
-    say(f"warning: {reason}; all runs on the CPU")
+    say(f"warning: {reason}; everything runs on the CPU")
     return "cpu"
 
 
 @functools.cache
 def unsupported_gpu() -> str | None:
-    """Why the installed torch cannot compute on this GPU, and the way out; None where it can."""
-    if torch.version.hip:  # AMD's have names of another kind
+    """Returns why the installed torch cannot compute on this GPU, with the way out; None when it can."""
+    if torch.version.hip:  # AMD's architectures have names of another kind
         return None
     major, minor = torch.cuda.get_device_capability()
     if supports(torch.cuda.get_arch_list(), major, minor):
@@ -44,7 +47,10 @@ def unsupported_gpu() -> str | None:
 
 
 def supports(architectures: list[str], major: int, minor: int) -> bool:
-    """Whether a build for these architectures runs on the device: binary code of its generation, or PTX of an older one."""
+    """Returns whether a build for these architectures runs on a device of capability `major`.`minor`.
+
+    It runs when it holds binary code of the device's generation, or PTX of that or an older one.
+    """
     for architecture in architectures:
         kind, _, number = architecture.partition("_")
         has = int("".join(c for c in number if c.isdigit()))
@@ -56,15 +62,19 @@ def supports(architectures: list[str], major: int, minor: int) -> bool:
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether bfloat16 arithmetic is at home on the device, rather than emulated at a fraction of float32's speed."""
+    """Returns whether the device computes bfloat16 itself. Emulation has a fraction of the speed of float32."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def pick_compute_dtype(dtype: str, source: str, device: str) -> str:
-    """The type to compute in, `source`'s own where the device computes it well; names as torch has them."""
+    """Returns the type to compute in, by its name in torch.
+
+    `auto` means the checkpoint's own type when the device computes it well, else float16 on a GPU and float32 on a CPU.
+    `source` is the checkpoint's own type, by its name in safetensors.
+    """
     own = str(DTYPES[source]).removeprefix("torch.")
     if dtype not in ("auto", "source"):
         return dtype
@@ -74,11 +84,11 @@ def pick_compute_dtype(dtype: str, source: str, device: str) -> str:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is left on the device now."""
+    """Returns the bytes of memory that are free on the device now."""
     if device == "cuda":
         gc.collect()
-        with contextlib.suppress(RuntimeError):  # refused where the capture of a graph has failed
-            torch.cuda.empty_cache()  # what earlier models have left with torch counts as taken
+        with contextlib.suppress(RuntimeError):  # it fails after a failed capture of a CUDA graph
+            torch.cuda.empty_cache()  # else the memory that torch keeps from earlier models counts as used
         return torch.cuda.mem_get_info()[0]
     try:
         line = next(s for s in (PROC / "meminfo").read_text().splitlines() if s.startswith("MemAvailable"))
@@ -95,7 +105,7 @@ def free_bytes(device: str) -> int:
 
 
 def cgroups() -> Iterator[Path]:
-    """The memory groups that this process is in, its own first, the root last: Slurm confines a job by one of them."""
+    """Yields the cgroups of this process that can limit memory, its own first, the root last. Slurm uses one."""
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -106,21 +116,23 @@ def cgroups() -> Iterator[Path]:
 
 
 def cgroup_room(folder: Path) -> int | None:
-    """What a group may still take; None where it has no limit. The file cache that the kernel would drop is free."""
+    """Returns the bytes that a cgroup may still use, or None when it has no limit. File cache that the kernel would
+    drop counts as free."""
     for limit, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # cgroup version 1
     ):
-        with contextlib.suppress(OSError, ValueError):  # of the other version, not visible in a container, or "max"
+        with contextlib.suppress(OSError, ValueError):  # the other version, not visible in a container, or "max"
             room = int((folder / limit).read_text()) - int((folder / usage).read_text())
-            said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return room + int(said.get(cache, 0))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return room + int(stat.get(cache, 0))
     return None
 
 
 @functools.cache
 def hardware(device: str) -> str:
-    """The name of the GPU, or of the CPU with the threads that compute: speeds compare within one such name only."""
+    """Returns the name of the GPU, or of the CPU with its number of threads. Speeds are comparable only within one
+    name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

@@ -1,4 +1,4 @@
-"""What a model is made of: checkpoint tensor name -> role, layer and projection, for every family that is known."""
+"""The tensor names of every known model family: name in a checkpoint -> role, layer and projection."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ PRUNABLE = ("attention", "mlp", "embeddings", "lm_head")
 
 @dataclass(frozen=True)
 class Family:
-    """The names that one family's checkpoints use, as published and as transformers saves them.
+    """The names that one family's checkpoints use, both as published and as transformers saves them.
 
-    `*` stands for a number, {a,b} for one of several, [a] for what may be missing. A field with several names
-    separates them by spaces. `layer` stands before the names of `attention`, `mlp`, `router` and `buffers`.
+    `*` stands for a number, {a,b} for one of several, [a] for a part that may be missing. Spaces separate the names of
+    a field. `layer` precedes the names of `attention`, `mlp`, `fused`, `norms`, `router` and `buffers`.
     """
 
     models: str  # config.json's model_type
@@ -25,12 +25,12 @@ class Family:
     mlp: str
     embeddings: str
     lm_head: str = "lm_head"
-    fused: str = ""  # all experts of a layer in one 3-D tensor, as transformers holds them in memory; no `.weight`
-    norms: str = ""  # those that are matrices, a row a head
-    router: str = ""  # which expert a token takes: never pruned
-    positions: str = ""  # learned positions and what else stands outside of the layers: never pruned
-    buffers: str = ""  # computed anew by transformers, so left out of a ticket
-    transposed: bool = False  # matrices of the layers are stored [inputs, outputs]
+    fused: str = ""  # all experts of a layer in one 3-D tensor, as in transformers' memory; the name has no `.weight`
+    norms: str = ""  # the norms that are matrices, with one row for each head
+    router: str = ""  # it chooses the experts of a token and is never pruned
+    positions: str = ""  # learned positions and other matrices outside of the layers, which are never pruned
+    buffers: str = ""  # transformers computes them again, so a ticket leaves them out
+    transposed: bool = False  # the matrices of the layers are stored [inputs, outputs]
 
 
 # fmt: off
@@ -76,16 +76,16 @@ FAMILIES = (
 )
 # fmt: on
 
-# Vectors, in every family: whatever is called a norm, and biases.
+# The vectors of every family: what is called a norm, and biases.
 NORM = r"(.*\.)?(\w*norm\w*|ln_\w+)(\.norms\.\d+)?\.(weight|bias)"
 BIAS = r".*\.bias"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one checkpoint tensor stands in the model.
+    """The role of one checkpoint tensor in the model.
 
-    `copy_of` names the tensor that holds the values of one which is in no file: a head that is to be untied.
+    A head that will be untied from the embeddings is in no file yet: `copy_of` names the tensor that holds its values.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Place:
 
 
 def expression(names: str, before: str = "", after: str = "") -> str:
-    """The regular expression of names in the notation of `Family`; the layer's number is a group of that name."""
+    """Returns the regular expression of names in the notation of `Family`. The layer's number is its group `layer`."""
 
     def one(name: str) -> str:
         name = name.replace(".", r"\.").replace("*", r"\d+")
@@ -114,7 +114,7 @@ def expression(names: str, before: str = "", after: str = "") -> str:
 
 @cache
 def table(model_type: str) -> tuple[tuple[str, str, int], ...]:
-    """(pattern of a name, role, least number of dimensions) in the order in which they are tried."""
+    """Returns (pattern of a name, role, least number of dimensions) in the order in which they are tried."""
     f = family(model_type)
     rows = [
         (f.buffers, expression(f.buffers, f.layer), "buffer", 0),
@@ -131,7 +131,7 @@ def table(model_type: str) -> tuple[tuple[str, str, int], ...]:
 
 
 def family(model_type: str) -> Family:
-    """Raises InputError for an architecture that no table knows."""
+    """Returns the family of a model_type. Raises InputError when none has it."""
     for found in FAMILIES:
         if model_type in found.models.split():
             return found
@@ -140,10 +140,10 @@ def family(model_type: str) -> Family:
 
 
 def classify(tensors: Mapping[str, Sequence[int]], model_type: str) -> list[Place]:
-    """The place of every checkpoint tensor (name -> shape), in the order given.
+    """Returns the place of every checkpoint tensor (name -> shape), in the given order.
 
-    Raises InputError for a family or a tensor that no table knows: passing a matrix over in silence would make every
-    sparsity reported for the model a lie.
+    Raises InputError for an unknown family or tensor. To skip an unknown matrix would make every sparsity that is
+    reported for the model wrong.
     """
     transposed = family(model_type).transposed
     places = []
@@ -174,11 +174,12 @@ def classify(tensors: Mapping[str, Sequence[int]], model_type: str) -> list[Plac
 
 
 def head_name(model_type: str) -> str:
-    """What a checkpoint of the family calls its head."""
+    """Returns the name of the head in a checkpoint of the family."""
     return re.sub(r"\{([^,]*),.*\}", r"\1", family(model_type).lm_head) + ".weight"
 
 
 def projection_names(name: str) -> list[str]:
-    """What a matrix goes by in a target: `c_proj`, or to tell two of that name apart `attn.c_proj` and `mlp.c_proj`."""
+    """Returns the names of a matrix in a target: `c_proj`, and also `attn.c_proj`, because `mlp.c_proj` has the same
+    last part."""
     parts = name.removesuffix(".weight").split(".")
     return [parts[-1], *(f"{a}.{b}" for a, b in list(pairwise(parts))[-1:] if not a.isdigit())]

@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say of their tensors. It is read without torch."""
+"""The headers of safetensors files, which list the tensors, are read here without torch."""
 
 import math
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ ITEM_BYTES = {
     "I64": 8,
     "BOOL": 1,
 }
-WEIGHT_TYPES = ("BF16", "F16", "F32")  # that a matrix may have which is pruned or quantized
+WEIGHT_TYPES = ("BF16", "F16", "F32")  # the types of matrices that can be pruned or quantized
 
 
 def open_shard(path: Path) -> Any:
+    """Opens a safetensors file for its header. Raises InputError when the file is missing or damaged."""
     try:
-        return safe_open(path, framework="np")  # for its header: torch's would map the file as memory that is reserved
+        return safe_open(path, framework="np")  # framework="pt" would reserve memory for the whole file
     except FileNotFoundError as e:
         raise InputError(f"{path}: there is no such file") from e
     except (SafetensorError, OSError) as e:
@@ -37,12 +38,12 @@ def open_shard(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a shard's header says of a tensor; `dtype` by safetensors' name."""
+    """The entry of a tensor in a shard's header. `dtype` is the name in safetensors."""
 
     shard: str
     dtype: str
     shape: tuple[int, ...]
-    offset: int = 0  # of its first byte in the file
+    offset: int = 0  # of the first byte, in the file
 
     @property
     def numel(self) -> int:
@@ -54,8 +55,10 @@ class TensorInfo:
 
 
 def read_headers(folder: Path, shards: list[str]) -> dict[str, TensorInfo]:
-    """Every tensor in these files, in file order. Raises InputError for a file that is damaged, a type that is unknown, and a
-    tensor that two files hold."""
+    """Returns name -> entry of every tensor in these files, in file order.
+
+    Raises InputError for a damaged file, an unknown type, and a tensor that two files hold.
+    """
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         header = open_shard(folder / shard)
@@ -66,7 +69,7 @@ def read_headers(folder: Path, shards: list[str]) -> dict[str, TensorInfo]:
             if view.get_dtype() not in ITEM_BYTES:
                 raise InputError(f"{folder / shard}: tensor {name!r} has the unknown type {view.get_dtype()}")
             if name in tensors:
-                raise InputError(f"{folder}: tensor {name!r} stands in {tensors[name].shard} and in {shard}")
+                raise InputError(f"{folder}: tensor {name!r} is both in {tensors[name].shard} and in {shard}")
             tensors[name] = TensorInfo(shard, view.get_dtype(), tuple(view.get_shape()), at)
             at += tensors[name].nbytes
     return tensors

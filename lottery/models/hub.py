@@ -1,6 +1,6 @@
-"""The Hugging Face hub -> files in its own cache, rows of its data sets. The only file that says huggingface_hub.
+"""Fetches models and data sets from the Hugging Face hub into its own cache. Only this file imports huggingface_hub.
 
-That library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and its time-outs when it is imported: inside the functions.
+The functions import it themselves, because it reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and its time-outs on import.
 """
 
 import json
@@ -35,7 +35,7 @@ class Snapshot:
 
 
 def is_id(model: str) -> bool:
-    """Whether it looks like NAME or ORG/NAME, maybe with @REVISION (a branch, tag or commit): not like a path."""
+    """Returns whether a text looks like NAME or ORG/NAME, with or without @REVISION (a branch, tag or commit)."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\S+)?", model, re.ASCII) is not None
 
 
@@ -46,10 +46,12 @@ def fetch_snapshot(
     local_only: bool = False,
     weights: bool = True,
 ) -> Snapshot:
-    """config.json, the safetensors weights and what there is of `small_files`, all of one commit, in the hub's cache.
+    """Returns a snapshot with config.json, the safetensors weights and the existing `small_files` of one commit.
 
-    `check_config` sees config.json before a weight is downloaded; without `weights` that file is all. Offline, or with `local_only`, the cache is all
-    there is; it also stands in for a hub that cannot be reached. Raises InputError or MachineError.
+    `check_config` gets config.json before a weight is downloaded. Without `weights` only config.json is fetched.
+    Offline, with `local_only`, and when the hub cannot be reached, the files come from the cache alone. Raises
+    InputError when the model cannot be used or is not in the cache, and MachineError when the hub, the network or the
+    disk fails.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
 
@@ -76,14 +78,14 @@ def fetch_snapshot(
             f"unset HF_HUB_OFFLINE, or run `hf download {repo}{at}`"
         )
     if unreached:
-        say(f"warning: {unreached}; until then the cached commit {folder.name} is used")
+        say(f"warning: {unreached}; meanwhile the cached commit {folder.name} is used")
     if check_config:
         check_config(read_json(what, folder / "config.json"))
     return Snapshot(folder, repo, folder.name)
 
 
 def in_cache(what: str, repo: str, revision: str, weights: bool = True) -> tuple[Path, list[str]]:
-    """(the snapshot's folder, the names of the files that a model needs and that the cache does not have)."""
+    """Returns (the snapshot's folder, the names of the files that a model needs and the cache does not have)."""
     from huggingface_hub import try_to_load_from_cache
 
     def find(name: str) -> Path | None:
@@ -106,59 +108,77 @@ def download(
     check_config: CheckConfig | None,
     weights: bool,
 ) -> Path:
-    """The snapshot's folder, with all in it that is needed of the repository's files `names`."""
-    from huggingface_hub import constants, hf_hub_download
-
-    def get(name: str, revision: str, **more: Any) -> Any:
-        with hub_errors(what, repo, revision):
-            return hf_hub_download(repo, name, revision=revision, **more)
-
-    if "config.json" not in names:
-        raise InputError(f"{what}: {repo} has no config.json; give a model in the layout of transformers")
-    if SAFE_WEIGHTS_NAME not in names and SAFE_WEIGHTS_INDEX_NAME not in names:
-        if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
-            raise InputError(
-                f"{what}: {repo} has its weights only as pytorch_model*.bin, which is never read: a pickle can run "
-                f"code; convert it to safetensors, or give as @REVISION one that has them (often refs/pr/N)"
-            )
-        raise InputError(
-            f"{what}: {repo} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; give a model that has"
-        )
-
-    # By the branch's name: only so does the library note, for offline use, at which commit the branch is.
-    folder = Path(get("config.json", revision)).parent
+    """Downloads the needed files among the repository's files `names`. Returns the snapshot's folder."""
+    require_safetensors(what, repo, names)
+    # The branch is asked for by its name: only then does the library record its commit, for offline use.
+    folder = Path(download_file(what, repo, revision, "config.json")).parent
     commit = folder.name
     if check_config:
         check_config(read_json(what, folder / "config.json"))
-    if not weights:
-        return folder
-    shards = (
-        [SAFE_WEIGHTS_NAME]
-        if SAFE_WEIGHTS_NAME in names
-        else indexed_shards(what, Path(get(SAFE_WEIGHTS_INDEX_NAME, commit)))
+    if weights:
+        shards = published_shards(what, repo, commit, names)
+        # The weights come last: once the cache has them it has the other files too, wherever a download was cut off.
+        download_files(what, repo, folder, [*(name for name in small_files if name in names), *shards])
+    return folder
+
+
+def require_safetensors(what: str, repo: str, names: Collection[str]) -> None:
+    """Raises InputError unless the repository's files `names` are those of a model in safetensors."""
+    if "config.json" not in names:
+        raise InputError(f"{what}: {repo} has no config.json; give a model in the layout of transformers")
+    if SAFE_WEIGHTS_NAME in names or SAFE_WEIGHTS_INDEX_NAME in names:
+        return
+    if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
+        raise InputError(
+            f"{what}: {repo} has its weights only as pytorch_model*.bin, which lottery never reads, because a pickle can "
+            f"run code; convert it to safetensors, or give a @REVISION that has safetensors files (often refs/pr/N)"
+        )
+    raise InputError(
+        f"{what}: {repo} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; give a model that has one of them"
     )
+
+
+def published_shards(what: str, repo: str, commit: str, names: Collection[str]) -> list[str]:
+    """Returns the files that hold the weights. Raises InputError when the repository lacks one that its index names."""
+    if SAFE_WEIGHTS_NAME in names:
+        return [SAFE_WEIGHTS_NAME]
+    shards = indexed_shards(what, Path(download_file(what, repo, commit, SAFE_WEIGHTS_INDEX_NAME)))
     if absent := [name for name in shards if name not in names]:
         raise InputError(
             f"{what}: {SAFE_WEIGHTS_INDEX_NAME} names {', '.join(absent)}, which {repo} lacks; give another revision"
         )
+    return shards
 
-    # The weights last: once they are in the cache, so is the rest, whenever a download was cut off.
-    wanted = [*(name for name in small_files if name in names), *shards]
-    new = [file for name in wanted if not Path((file := get(name, commit, dry_run=True)).local_path).exists()]
-    coming = sum(file.file_size or 0 for file in new if file.will_download)
-    if coming > (free := shutil.disk_usage(folder).free):
+
+def download_file(what: str, repo: str, revision: str, name: str, **settings: Any) -> Any:
+    """Returns what `hf_hub_download` returns. Raises InputError or MachineError, as `hub_errors` does."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(what, repo, revision):
+        return hf_hub_download(repo, name, revision=revision, **settings)
+
+
+def download_files(what: str, repo: str, folder: Path, names: Sequence[str]) -> None:
+    """Downloads the files that a snapshot's folder lacks. Raises MachineError when the disk has no room for them."""
+    from huggingface_hub import constants
+
+    commit = folder.name
+    files = [download_file(what, repo, commit, name, dry_run=True) for name in names]
+    new = [file for file in files if not Path(file.local_path).exists()]
+    download_bytes = sum(file.file_size or 0 for file in new if file.will_download)
+    if download_bytes > (free := shutil.disk_usage(folder).free):
         raise MachineError(
-            f"{what}: {coming / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free in {constants.HF_HUB_CACHE}; "
+            f"{what}: {download_bytes / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free in {constants.HF_HUB_CACHE}; "
             f"make room, or set HF_HOME to a larger disk"
         )
     if new:
-        with progress_bar(f"download {repo}", coming, "bytes") as advance:
+        with progress_bar(f"download {repo}", download_bytes, "bytes") as advance:
             for file in new:  # one after the other: Ctrl-C ends it at once, and hf_xet is parallel within a file
-                get(file.filename, commit, tqdm_class=tqdm_class_for(advance))
-    return folder
+                download_file(what, repo, commit, file.filename, tqdm_class=tqdm_class_for(advance))
 
 
 def read_json(what: str, path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises InputError, which begins with `what`, when there is none."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
@@ -169,21 +189,21 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
 
 
 def indexed_shards(what: str, index: Path) -> list[str]:
-    """The files that the index spreads the weights over. Raises InputError for any but plain safetensors names."""
+    """Returns the files that an index names for the weights. Raises InputError unless they are safetensors names."""
     weight_map = read_json(what, index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     for name in names or [None]:
         plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
         if not plain or not name.endswith(".safetensors"):
             raise InputError(
-                f"{what}: the weight_map of its {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, not a safetensors file beside it; "
+                f"{what}: the weight_map of its {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is not a safetensors file next to it; "
                 f"give another model or revision"
             )
     return sorted(set(names))
 
 
 def tqdm_class_for(advance: Advance) -> type:
-    """A class for hf_hub_download to use as tqdm's: the bytes that arrive go to `advance`."""
+    """Returns a class that hf_hub_download uses in place of tqdm. It hands the bytes that arrive to `advance`."""
     from huggingface_hub.utils.tqdm import silent_tqdm
 
     class Bar(silent_tqdm):
@@ -193,7 +213,7 @@ def tqdm_class_for(advance: Advance) -> type:
         def ignore(self, *args: Any, **settings: Any) -> None:
             pass
 
-        # hf_xet counts bytes on the wire beside bytes on the disk: in a second bar, were update_transfer missing.
+        # hf_xet also counts the bytes on the wire. Without update_transfer it would show them in a second bar.
         update_transfer = set_postfix_str = set_transfer_postfix_str = ignore
 
     return Bar
@@ -201,25 +221,26 @@ def tqdm_class_for(advance: Advance) -> type:
 
 @contextmanager
 def hub_errors(what: str, repo: str, revision: str = "main", repo_type: str = "model") -> Iterator[None]:
-    """Around calls of the hub's libraries: whatever they raise becomes one line that begins with `what`.
+    """Turns whatever the hub's libraries raise within the block into one line that begins with `what`.
 
-    InputError where the hub refuses what was asked for; MachineError where it, the network or the disk fails.
+    Raises InputError when the hub refuses the request, and MachineError when the hub, the network or the disk fails.
     """
     try:
         yield
     except (InputError, MachineError):
         raise
-    except Exception as e:  # no class is common to the hub's, httpx2's, hf_xet's and datasets' own
+    except Exception as e:  # the errors of the hub, httpx2, hf_xet and datasets have no class in common
         raise failure(e, what, repo, revision, repo_type) from e
 
 
 def failure(e: Exception, what: str, repo: str, revision: str, repo_type: str) -> InputError | MachineError:
+    """Returns the error to raise for an exception of the hub's libraries."""
     import httpx2
     from huggingface_hub import constants, errors
 
     hub, seconds = constants.ENDPOINT, f"{constants.HF_HUB_DOWNLOAD_TIMEOUT} and {constants.HF_HUB_ETAG_TIMEOUT}"
     cause: BaseException | None = e
-    while cause:  # the libraries wrap: a failed server arrives as "not in the cache", caused by the server's answer
+    while cause:  # the libraries wrap errors: "not in the cache" may have the server's answer as its cause
         reason = " ".join(str(cause).split())[:200]
         match cause:
             case errors.HfHubHTTPError():
@@ -228,42 +249,44 @@ def failure(e: Exception, what: str, repo: str, revision: str, repo_type: str) -
                 way_out = f"raise HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (now {seconds} seconds)"
                 return MachineError(f"{what}: {hub} did not answer in time; try again, or {way_out}")
             case httpx2.RemoteProtocolError() | httpx2.ReadError() | httpx2.WriteError():
-                way_out = "give the same command again, complete files are kept"
-                return MachineError(f"{what}: the connection to {hub} broke off; {way_out}")
+                way_out = "run the same command again, complete files are kept"
+                return MachineError(f"{what}: the connection to {hub} was lost; {way_out}")
             case httpx2.LocalProtocolError() | UnicodeEncodeError():  # `reason` would show the token
-                return InputError(f"{what}: the token has characters that no token has; {LOGIN}")
+                return InputError(f"{what}: the token holds characters that a token cannot have; {LOGIN}")
             case httpx2.TransportError():
                 way_out = "check the network, the proxy and HF_ENDPOINT"
                 return MachineError(f"{what}: {hub} cannot be reached ({reason}); {way_out}")
             case errors.FileMetadataError() | json.JSONDecodeError():
-                return MachineError(f"{what}: {hub} does not answer as a hub does; check HF_ENDPOINT and the proxy")
+                return MachineError(
+                    f"{what}: {hub} does not answer like a Hugging Face hub; check HF_ENDPOINT and the proxy"
+                )
             case errors.HFValidationError():
-                return InputError(f"{what}: no name on the hub can be {repo}; give ORG/NAME")
+                return InputError(f"{what}: {repo} is not a valid name on the hub; give ORG/NAME")
             case ConnectionError() | TimeoutError():
-                pass  # of hf_xet or datasets, which say no more
+                pass  # they come from hf_xet or datasets, whose text says no more
             case OSError() if cause.strerror:
                 where, way_out = cause.filename or constants.HF_HUB_CACHE, "set HF_HOME to a folder with room to write"
                 return path_error(cause, f"{what}: {where}: {cause.strerror.lower()}; {way_out}")
         cause = cause.__cause__ or cause.__context__
     reason = " ".join(str(e).split())[:200]
-    return MachineError(f"{what}: {repo} did not come from {hub} ({type(e).__name__}: {reason}); try again")
+    return MachineError(f"{what}: {repo} could not be fetched from {hub} ({type(e).__name__}: {reason}); try again")
 
 
 def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> InputError | MachineError:
-    """The line for an answer of the hub's that is not what was asked for."""
+    """Returns the error to raise for an HTTP status with which the hub refuses a request."""
     from huggingface_hub import constants, errors
 
     hub, status = constants.ENDPOINT, e.response.status_code
     page = f"{hub}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     if status >= 500:
-        return MachineError(f"{what}: {hub} fails ({status}); try again later")
+        return MachineError(f"{what}: {hub} has an error of its own ({status}); try again later")
     if status == 429:
         return MachineError(f"{what}: too many requests for {hub} (429); try again in some minutes, or {LOGIN}")
     if status == 403 or isinstance(e, errors.GatedRepoError):
         return InputError(f"{what}: {repo} is not open to everyone ({status}); ask for access on {page}, then {LOGIN}")
     if isinstance(e, errors.RepositoryNotFoundError):
         way_out = f"check the name, or, if it is private, {LOGIN}"
-        return InputError(f"{what}: {hub} shows no {repo_type} {repo} ({status}); {way_out}")
+        return InputError(f"{what}: {hub} finds no {repo_type} {repo} ({status}); {way_out}")
     if status == 401:
         return InputError(f"{what}: {hub} does not accept the token (401); {LOGIN} with a valid one")
     if isinstance(e, errors.RevisionNotFoundError):
@@ -275,7 +298,7 @@ def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> Inpu
 
 
 def read_licence(folder: Path) -> str | None:
-    """The licence that a model's card states in its header, else the first line of its licence file; None without both."""
+    """Returns the licence that a model card's header states, else the first line of the licence file, else None."""
     import yaml
     from huggingface_hub import metadata_load
 
@@ -284,7 +307,7 @@ def read_licence(folder: Path) -> str | None:
         header = (metadata_load(folder / CARD) if (folder / CARD).is_file() else None) or {}
         stated = header.get("license_name") if header.get("license") == "other" else header.get("license")
     except (ValueError, OSError, yaml.YAMLError):
-        say(f"warning: {folder / CARD}: its header is not readable; the licence that it states is not known")
+        say(f"warning: {folder / CARD}: its header is not readable, so the licence that it states is not known")
     if not stated:
         for file in (folder / name for name in LICENCES if (folder / name).is_file()):
             lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -294,7 +317,11 @@ def read_licence(folder: Path) -> str | None:
 
 
 def load_dataset_column(what: str, repo: str, config: str, split: str, column: str) -> list[str]:
-    """One column of a data set of the hub's, by `datasets`; from its cache where the hub cannot be reached."""
+    """Returns one column of a data set on the hub, or of its cached copy when the hub cannot be reached.
+
+    Raises InputError when the hub refuses it or, offline, the cache does not have it, and MachineError when the hub
+    cannot be reached and the cache does not have it.
+    """
     import datasets
     from huggingface_hub import HfApi, constants
 
@@ -307,9 +334,8 @@ def load_dataset_column(what: str, repo: str, config: str, split: str, column: s
     unreached = None
     if not (offline := datasets.config.HF_HUB_OFFLINE):
         try:
-            with hub_errors(
-                what, repo, repo_type="dataset"
-            ):  # load_dataset tries for half a minute, and does not say why
+            # load_dataset would try for half a minute, and would not say why it failed.
+            with hub_errors(what, repo, repo_type="dataset"):
                 HfApi().dataset_info(repo, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         except MachineError as e:
             unreached = e
@@ -319,7 +345,7 @@ def load_dataset_column(what: str, repo: str, config: str, split: str, column: s
 
     instead = f"give dataset=builtin, or its {split} parquet file as dataset=FILE"
     try:
-        datasets.config.HF_HUB_OFFLINE = True  # load_dataset looks there in every call; no argument says the same
+        datasets.config.HF_HUB_OFFLINE = True  # load_dataset reads it in every call and has no argument for it
         rows = load()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
         if unreached:
@@ -331,5 +357,5 @@ def load_dataset_column(what: str, repo: str, config: str, split: str, column: s
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     if unreached:
-        say(f"warning: {unreached}; until then the cached {repo} is used")
+        say(f"warning: {unreached}; meanwhile the cached {repo} is used")
     return rows

@@ -1,4 +1,4 @@
-"""Where models come from: a word, a path or a hub id -> the base or the ticket on this machine."""
+"""Opens the base model that a word, a path or a hub id names, and fetches it first if it is not on this machine."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 def open_base(model: str, *, local_only: bool = False, config_only: bool = False) -> Base:
-    """The dense model that `builtin`, a local folder or a hub id means, fetched where it is not here yet.
+    """Returns the dense model that `builtin`, a local folder or a hub id names. It is fetched if it is not here yet.
 
-    `local_only`: do not ask the hub. `config_only`: config.json alone will do, and nothing larger is fetched. Raises
-    InputError where there is no such model, or one that cannot be used; MachineError where the hub fails.
+    With `local_only` the hub is not asked. With `config_only` config.json is enough, and nothing larger is fetched.
+    Raises InputError when there is no such model or it cannot be used, and MachineError when the hub fails.
     """
     revision = None
     folder = BUILTIN if model == "builtin" else local_folder(model)
@@ -26,8 +26,8 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
                 f"model={model}: there is no such folder; give builtin, a local folder or a hub id (ORG/NAME)"
             )
         small = (*SMALL_FILES, hub.CARD, *hub.LICENCES)
-        found = hub.fetch_snapshot(model, small, check_config, local_only, weights=not config_only)
-        folder, name, revision = found.folder, found.id, found.revision
+        snapshot = hub.fetch_snapshot(model, small, check_config, local_only, weights=not config_only)
+        folder, name, revision = snapshot.folder, snapshot.id, snapshot.revision
     elif match := re.fullmatch(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:])):
         name, revision = f"{match[1]}/{match[2]}", match[3]
     else:
@@ -36,16 +36,16 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
         raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
     check_config(read_json(folder / "config.json"))
     tied = architecture.is_tied(folder)
-    bare = config_only and not has_weights(folder, partly=revision is None)
-    return Base(
-        folder, name, tied=tied, revision=revision, outline=architecture.tensors_from_config(folder) if bare else None
-    )
+    without_weights = config_only and not has_weights(folder, partly=revision is None)
+    outline = architecture.tensors_from_config(folder) if without_weights else None
+    return Base(folder, name, tied=tied, revision=revision, outline=outline)
 
 
 def has_weights(folder: Path, partly: bool) -> bool:
-    """Whether all files of the weights are there, or `partly` some: of a local folder, what is missing is an error then.
+    """Returns whether the folder holds all files of the weights, or with `partly` some of them.
 
-    Pickled ones count, so that they are refused as such.
+    A local folder counts with some, so that `Base` reports a missing file as an error. Pickled weights count too, so
+    that `Base` refuses them as pickles.
     """
     if (folder / SAFE_WEIGHTS_NAME).exists() or any(folder.glob("*.bin")):
         return True
@@ -55,11 +55,11 @@ def has_weights(folder: Path, partly: bool) -> bool:
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder that a path names, None where there is none."""
+    """Returns the folder that a path names, or None when there is none."""
     folder = resolve_path(model, "model")
     return folder if folder.is_dir() else None
 
 
 def check_config(config: dict[str, object]) -> None:
-    """Raises InputError for an architecture that is not known, before anything large is fetched."""
+    """Raises InputError for an unknown architecture, before anything large is fetched."""
     family(str(config.get("model_type", "")))

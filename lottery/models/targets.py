@@ -1,4 +1,4 @@
-"""What a target expression means: the tensors that are to lose weights."""
+"""Resolves a target expression, such as `mlp@8-15`, to the tensors that will be pruned."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,10 @@ from lottery.models.families import PRUNABLE, Place, projection_names
 
 
 def layer_range(term: str, layers: str, count: int) -> range:
-    """`early`, `late`, `7` or `8-15` of a model with `count` decoder layers."""
+    """Returns the layers that `early`, `late`, `7` or `8-15` means in a model with `count` decoder layers.
+
+    Raises InputError for any other text, and for layers that the model does not have.
+    """
     if layers == "early":
         return range(count // 2)
     if layers == "late":
@@ -25,11 +28,11 @@ def layer_range(term: str, layers: str, count: int) -> range:
 
 
 def resolve_target(target: str, places: Sequence[Place], tied_head: str | None = None) -> list[Place]:
-    """The prunable tensors that a target expression means, in checkpoint order, each once.
+    """Returns the prunable tensors that a target expression means, in checkpoint order, each once.
 
-    `tied_head` is the name that the head would have if it were not the embedding matrix itself. Chosen without the
-    embeddings, it comes last, as a copy of them that is to be untied; chosen with them, it is the same tensor.
-    Raises InputError where a term is unknown or matches nothing.
+    `tied_head` is the name that the head would have if it were not the embedding matrix itself. A target with the head
+    and without the embeddings gets the head as the last tensor, a copy of the embeddings that will be untied. A target
+    with both gets the shared tensor once. Raises InputError when a term is unknown or matches nothing.
     """
     count = 1 + max((p.layer for p in places if p.layer is not None), default=-1)
     named = {p.name: projection_names(p.name) for p in places if p.projection}
@@ -42,11 +45,11 @@ def resolve_target(target: str, places: Sequence[Place], tied_head: str | None =
         if term in ("early", "late"):
             component, at, layers = "all", "@", term
         if component == "all":
-            found = [p for p in places if p.role in ("attention", "mlp")]
+            matching = [p for p in places if p.role in ("attention", "mlp")]
         elif component in PRUNABLE:
-            found = [p for p in (*places, *copies) if p.role == component]
+            matching = [p for p in (*places, *copies) if p.role == component]
         elif component in projections:
-            found = [p for p in places if component in named.get(p.name, ())]
+            matching = [p for p in places if component in named.get(p.name, ())]
         elif component in ("early", "late"):
             raise InputError(f"target={target}: {component} takes no @LAYERS; give a component, as in mlp@{component}")
         else:
@@ -54,16 +57,16 @@ def resolve_target(target: str, places: Sequence[Place], tied_head: str | None =
             raise InputError(f"target={target}: {component!r} is unknown; {did_you_mean(component, known)}")
         if at:
             inside = layer_range(term, layers, count)
-            found = [p for p in found if p.layer is not None and p.layer in inside]
-        if not found:
+            matching = [p for p in matching if p.layer is not None and p.layer in inside]
+        if not matching:
             raise InputError(f"target={target}: {term!r} matches no tensor of this model: it is in no layer")
-        chosen |= {p.name for p in found}
+        chosen |= {p.name for p in matching}
     chosen -= {p.name for p in copies if p.copy_of in chosen}
     return [p for p in (*places, *copies) if p.name in chosen]
 
 
 def tied_head_notes(chosen: Sequence[Place], tied_head: str | None) -> list[str]:
-    """What a person should know of a choice that touches a head which is the embedding matrix itself."""
+    """Returns notes for the user when the chosen tensors touch a head that is tied to the embeddings."""
     if not tied_head:
         return []
     if any(p.copy_of for p in chosen):

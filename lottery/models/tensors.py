@@ -1,4 +1,4 @@
-"""Tensors of safetensors files: their types in torch, their bytes mapped one at a time."""
+"""The tensors of safetensors files: their types in torch, and their bytes, which are mapped one tensor at a time."""
 
 import errno
 import mmap
@@ -11,7 +11,7 @@ import torch
 
 from lottery.models.headers import TensorInfo
 
-# safetensors' name of a type -> torch's; of the types a weight may have, the integer type of its bits and its infinity
+# safetensors' name of a type -> torch's type
 DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -25,14 +25,15 @@ DTYPES = {
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
+# safetensors' name of a type that weights may have -> the integer type of its bits, and the bits of its infinity
 FLOAT_BITS = {"BF16": (torch.uint16, 0x7F80), "F16": (torch.uint16, 0x7C00), "F32": (torch.uint32, 0x7F800000)}
 
-# Python has the name from 3.13 on; the number is that of Linux on x86 and ARM
+# Python has this name since 3.13; 0x4000 is its value in Linux on x86 and ARM.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def tensor_from_buffer(data: memoryview, info: TensorInfo) -> torch.Tensor:
-    """The tensor whose bytes lie there; not copied, unless it begins at an odd address."""
+    """Returns the tensor that these bytes hold. They are copied only when the tensor begins at an unaligned address."""
     dtype = DTYPES[info.dtype]
     if not info.nbytes:
         return torch.empty(info.shape, dtype=dtype)
@@ -43,8 +44,11 @@ def tensor_from_buffer(data: memoryview, info: TensorInfo) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A file that is mapped when its first tensor is asked for. Who writes to a tensor gets a page of his own; none is
-    reserved before: the kernel would refuse that of a file larger than the memory."""
+    """A file that is mapped when its first tensor is read.
+
+    Code that writes to a tensor gets private pages. No memory is reserved for them in advance, because the kernel would
+    refuse that for a file larger than the memory.
+    """
 
     path: Path
 
@@ -57,8 +61,8 @@ class Mapped:
             except OSError as e:
                 if e.errno != errno.ENOMEM:
                     raise
-                raise MemoryError(f"{self.path} cannot be mapped") from e  # not the fault of a disk, as others are
+                raise MemoryError(f"{self.path} cannot be mapped") from e  # any other error is the fault of a disk
 
     def tensor(self, info: TensorInfo) -> torch.Tensor:
-        """Raises OSError and MemoryError."""
+        """Returns one tensor of the file. Raises OSError and MemoryError."""
         return tensor_from_buffer(self.data[info.offset : info.offset + info.nbytes], info)

@@ -1,1 +1,1 @@
-"""Which weights go, and the stream from a base's files to a ticket's."""
+"""Selects the weights to remove, and streams a base's files into those of a ticket."""

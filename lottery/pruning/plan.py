@@ -1,4 +1,4 @@
-"""What is known before a weight is read: what cannot be pruned, and what a ticket would hold."""
+"""Says, before a weight is read, what cannot be pruned and what a ticket would hold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,24 +22,26 @@ from lottery.ticket.record import sparsities
 
 
 def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str) -> None:
-    """What can be known to be impossible before a weight is read.
+    """Raises InputError for what cannot be pruned, as far as it is known before a weight is read.
 
-    Raises InputError for a targeted matrix whose weights are not plain floating-point numbers or, with an N:M pattern,
-    do not divide into groups; for types that cannot be compared with each other; for a source that is quantized.
+    This is a targeted matrix whose weights are not plain floating-point numbers, or do not divide into the groups of an
+    N:M pattern; types that cannot be compared with each other; and a matrix of another type that would be quantized.
+    `what` begins the messages about the model.
     """
     types: dict[str, str] = {}
+    floats = ", ".join(FLOAT_BITS)
     eight = to_quantize(source, spec, chosen) - {p.name for p in chosen}
     for place in [p for p in source.places if p.name in eight]:
         if (dtype := source.info(place.name).dtype) not in FLOAT_BITS:
             raise InputError(
-                f"quantize={spec.quantize}: the tensor {place.name!r} is of type {dtype}; convert the model to {', '.join(FLOAT_BITS)}"
+                f"quantize={spec.quantize}: the tensor {place.name!r} is of type {dtype}; convert the model to {floats}"
             )
     for place in chosen:
         info = tensor_info(source, place)
         types.setdefault(info.dtype, place.name)
         if info.dtype not in FLOAT_BITS:
             raise InputError(
-                f"{what}: its tensor {place.name!r} is of type {info.dtype}; convert the model to {', '.join(FLOAT_BITS)}"
+                f"{what}: its tensor {place.name!r} is of type {info.dtype}; convert the model to {floats}"
             )
         if (groups := parse_nm_pattern(spec)) and columns_of(place, info) % groups[1]:
             raise InputError(
@@ -50,50 +52,50 @@ def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str
         mixed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(types.items()))
         if spec.scope == "global":
             raise InputError(f"{what}: the targeted weights are of mixed types, {mixed}; give scope=layer")
-        say(f"warning: the targeted weights are of mixed types, {mixed}; each keeps its own")
+        say(f"warning: the targeted weights are of mixed types, {mixed}; each tensor keeps its own")
 
 
 def plan_ticket(source: Source, spec: Spec, chosen: Sequence[Place], with_ticket_id: bool = True) -> dict[str, Any]:
-    """What `prune_source` would write, from the headers alone: counts, and the tensors' bytes before and after.
+    """Returns what `prune_source` would write, from the headers alone: counts, and the bytes of the tensors.
 
-    With `scope=global` how much each tensor loses depends on the weights: it is given as if spread evenly. `with_ticket_id`:
-    say which ticket it would be, which takes the hashes of the source's files.
+    With `scope=global` the weights decide how much each tensor loses; the plan spreads the loss evenly. With
+    `with_ticket_id` it states the ticket's id, which needs the hashes of the source's files.
     """
     targeted = {p.name for p in chosen}
-    groups = parse_nm_pattern(spec)
     in_8_bits = to_quantize(source, spec, chosen)
-    tensors: dict[str, dict[str, Any]] = {}
-    after = 0
-    for place in all_places(source, chosen):
-        info = tensor_info(source, place)
-        entry = tensor_entry(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
-        known = source.kept(place.copy_of or place.name)  # what an earlier ticket left
-        if place.name in targeted:
-            asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else count_to_prune(spec, info.numel)
-            entry["requested"] = info.numel - asked
-            entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
-        elif known is not None:
-            entry["kept"] = known
-        width, scales = DTYPES[info.dtype].itemsize, 0
-        rows = info.numel // columns_of(place, info)
-        if place.name in in_8_bits:
-            width, scales = 1, 4 * rows
-            entry |= {"quantized": spec.quantize, "bytes": info.numel + scales}
-        if "kept" in entry:
-            mask_bytes = rows * -(-columns_of(place, info) // 8)
-            entry["bytes"] = (
-                mask_bytes
-                if spec.storage == "mask"
-                else min(info.numel * width, mask_bytes + entry["kept"] * width) + scales
-            )
-        after += entry["bytes"]
-        tensors[place.name] = entry
+    tensors = {
+        place.name: plan_tensor(source, spec, place, place.name in targeted, place.name in in_8_bits)
+        for place in all_places(source, chosen)
+    }
     ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket) if with_ticket_id else None
     return {
         "ticket": ticket,
         "layers": sorted({p.layer for p in chosen if p.layer is not None}),
         "tensors": tensors,
         "dropped": source.dropped,
-        "disk_bytes_after": after,
+        "disk_bytes_after": sum(entry["bytes"] for entry in tensors.values()),
         **sparsities({"tensors": tensors}),
     }
+
+
+def plan_tensor(source: Source, spec: Spec, place: Place, targeted: bool, in_8_bits: bool) -> dict[str, Any]:
+    """Returns what the record would say of one tensor, and its `bytes`."""
+    info, groups = tensor_info(source, place), parse_nm_pattern(spec)
+    entry = tensor_entry(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
+    known = source.kept(place.copy_of or place.name)  # how many weights an earlier ticket left
+    if targeted:
+        asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else count_to_prune(spec, info.numel)
+        entry["requested"] = info.numel - asked
+        entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
+    elif known is not None:
+        entry["kept"] = known
+    width, scales = DTYPES[info.dtype].itemsize, 0
+    rows = info.numel // columns_of(place, info)
+    if in_8_bits:
+        width, scales = 1, 4 * rows
+        entry |= {"quantized": spec.quantize, "bytes": info.numel + scales}
+    if "kept" in entry:
+        mask_bytes = rows * -(-columns_of(place, info) // 8)
+        packed_bytes = min(info.numel * width, mask_bytes + entry["kept"] * width) + scales
+        entry["bytes"] = mask_bytes if spec.storage == "mask" else packed_bytes
+    return entry

@@ -1,4 +1,4 @@
-"""A source's tensors one after the other, in bounded memory, checked for NaN and infinity."""
+"""Reads a source's tensors one after the other, in bounded memory, and checks them for NaN and infinity."""
 
 from collections.abc import Callable, Generator, Sequence
 
@@ -14,9 +14,10 @@ from lottery.pruning.tensors import tensor_info
 
 
 class Budget:
-    """Bytes of tensors in memory, by the largest: read ahead, and between selection and disk.
+    """How many bytes of tensors may be in memory, measured by the largest tensor.
 
-    Of a ticket's tensor, and of a matrix that is turned around, another form is in memory too.
+    `ahead` is for tensors that are read ahead, `unfinished` for those between selection and disk. A ticket's tensor and
+    a transposed matrix are in memory in a second form too.
     """
 
     def __init__(self, source: Source, places: Sequence[Place]) -> None:
@@ -29,12 +30,12 @@ class Budget:
 def stream_of(
     source: Source, places: Sequence[Place], ahead: int
 ) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
-    """Each place's tensor in turn, and how to give its memory back."""
+    """Yields the tensor of each place, with a function that gives its memory back."""
     return source.stream([place.copy_of or place.name for place in places], ahead)
 
 
 def check_finite(name: str, dtype: str, tensor: torch.Tensor) -> int:
-    """How many zeros the tensor holds. Raises InputError, naming it, where it holds NaN or infinity."""
+    """Returns how many zeros the tensor holds. Raises InputError that names the tensor if it holds NaN or infinity."""
     if dtype not in FLOAT_BITS:
         zeros, broken = 0, int(not tensor.double().isfinite().all())
     else:

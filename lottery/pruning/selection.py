@@ -1,4 +1,7 @@
-"""Which weights of a tensor live: by magnitude or at random, per tensor, in N:M groups, or under one global threshold."""
+"""Selects the weights that stay: by magnitude or at random; per tensor, in N:M groups, or by one global threshold.
+
+Legend: O rows, I columns, B = ceil(I/8).
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,22 +16,21 @@ from lottery.progress import progress_bar
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
 from lottery.spec import Spec
-from lottery.ticket.packing import (
-    matrix_bits,
-)
+from lottery.ticket.packing import matrix_bits
 
 
 def draw_seed(spec: Spec, name: str) -> int | None:
-    """What a tensor's random keys are drawn from; None where nothing is drawn."""
+    """Returns the seed of a tensor's random keys; None for a method that draws nothing."""
     if spec.method != "random":
         return None
     return int.from_bytes(hashlib.sha256(f"{spec.seed}:{name}".encode()).digest()[:8])
 
 
 class Selection:
-    """Which weights of a tensor live, by the spec. With `scope=global`, after two passes over all targeted tensors.
+    """Selects which weights of a tensor stay. With `scope=global`, the constructor reads all targeted tensors twice.
 
-    `survivors`: how many of each targeted tensor are to stay, whatever the sparsity (a control has as many as its ticket).
+    `survivors` states how many weights of each targeted tensor stay, and replaces the sparsity: a control has as many
+    as its ticket.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Selection:
     ) -> None:
         self.spec, self.survivors = spec, survivors
         self.groups = parse_nm_pattern(spec)
-        self.sparser = 0  # targeted tensors that hold more zeros than asked for
+        self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
         self.search: select.ThresholdSearch | None = None
         if spec.scope == "global":
             self._search(source, sorted(chosen, key=lambda p: p.name))
@@ -69,8 +71,10 @@ class Selection:
         self.search = search
 
     def mask(self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int) -> tuple[np.ndarray, int]:
-        """(bitmask_OB, how many were asked to stay) of a targeted tensor. Tensors come in order of name where the scope
-        is global: what is left of a tie goes to the first."""
+        """Returns a targeted tensor's bitmask_OB, and how many weights the spec asks to stay.
+
+        With `scope=global` tensors must come in the order of their names: the first ones take what remains of a tie.
+        """
         seed = draw_seed(self.spec, place.name)
         if self.search:
             mask_OB = select.select_below(bits_OI, self.search.limit, self.search.ties, seed)

@@ -1,4 +1,4 @@
-"""What a spec asks of each tensor: how many weights go, along what groups, what is stored in 8 bits."""
+"""Says what a spec asks of each tensor: how many weights to remove, in which groups, and what to store in 8 bits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from lottery.spec import Spec
 
 
 def count_to_prune(spec: Spec, numel: int) -> int:
-    """How many of so many weights are asked to go: exact to the weight."""
+    """Returns how many of `numel` weights the sparsity asks to remove, exact to the weight."""
     return round(spec.sparsity * numel)
 
 
 def parse_nm_pattern(spec: Spec) -> tuple[int, int] | None:
-    """(survivors, group) of an N:M pattern."""
+    """Returns (survivors, group size) of an N:M pattern, None for an unstructured one."""
     if spec.pattern == "unstructured":
         return None
     keep, group = spec.pattern.split(":")
@@ -23,12 +23,12 @@ def parse_nm_pattern(spec: Spec) -> tuple[int, int] | None:
 
 
 def columns_of(place: Place, info: TensorInfo) -> int:
-    """Length of the input dimension, along which groups lie."""
+    """Returns the length of the input dimension, along which the groups of an N:M pattern lie."""
     return info.shape[0] if place.transposed else info.shape[-1]
 
 
 def all_places(source: Source, chosen: Sequence[Place]) -> list[Place]:
-    """Every tensor that the ticket will have: the source's, and a head that gets untied."""
+    """Returns every tensor that the ticket will have: the source's, and a head that is untied."""
     return [*source.places, *(p for p in chosen if p.copy_of)]
 
 
@@ -37,14 +37,14 @@ def tensor_info(source: Source, place: Place) -> TensorInfo:
 
 
 def to_quantize(source: Source, spec: Spec, chosen: Sequence[Place]) -> set[str]:
-    """The matrices that are stored in 8 bits: attention and MLP of every layer, as bitsandbytes has it, and what is targeted."""
+    """Returns the matrices to store in 8 bits: every attention and MLP, as in bitsandbytes, and the targeted ones."""
     if spec.quantize == "none":
         return set()
     return {p.name for p in [*source.places, *chosen] if p.role in ("attention", "mlp")} | {p.name for p in chosen}
 
 
 def tensor_entry(place: Place, info: TensorInfo) -> dict[str, Any]:
-    """What the record says of any tensor."""
+    """Returns what the record says of every tensor, pruned or not."""
     entry: dict[str, Any] = {"role": place.role, "shape": list(info.shape), "dtype": info.dtype}
     if place.layer is not None:
         entry["layer"] = place.layer

@@ -1,1 +1,1 @@
-"""Everything that talks to MLflow: runs, logged models, registered versions, and how they are shown."""
+"""This room talks to MLflow: it writes, finds and shows runs, logged models and registered model versions."""

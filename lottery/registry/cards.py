@@ -1,4 +1,4 @@
-"""What a person reads of a ticket in the MLflow UI, or beside its files: descriptions and model cards, in Markdown."""
+"""This file writes descriptions and model cards of tickets in Markdown, for the MLflow UI and for exported folders."""
 
 import html
 import json
@@ -9,32 +9,35 @@ from typing import Any
 from lottery.measuring.console import LABEL, format_ranges, label_line, render, result_table, summary_lines
 from lottery.measuring.measurement import Measurement
 
-LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # characters that MLflow's tables take
+LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # MLflow's database columns hold at most so many characters
 
 LIMITS = (
-    "Nothing was trained again after pruning: the kept weights are the base's. The figures hold for the protocol that is "
-    "named and for no other text; the interval takes windows as independent, which those of one article are not. What the "
-    "base says wrongly or unfairly this ticket says, too, and cutting may have made it worse: that was not measured."
+    "The model was not trained again after pruning: the kept weights are those of the base. The figures hold for the "
+    "protocol that is named and for no other text; the interval treats windows as independent, but the windows of one "
+    "article are not. What the base model says wrongly or unfairly, this ticket says too. Pruning may have made that "
+    "worse; this was not measured."
 )
 
 
 def escape_markdown(text: str) -> str:
-    """As plain text inside a line of Markdown: a model's own text, a name, a file's word."""
-    plain = html.escape(" ".join(text.split()), quote=False)  # MLflow's pages take HTML, and no backslash before it
+    """Escapes a name, a model's text or a word from a file, so that Markdown shows it as plain text in one line."""
+    plain = html.escape(" ".join(text.split()), quote=False)  # MLflow's pages render HTML, even after a backslash
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", plain)
 
 
 def code_span(text: str) -> str:
-    """Text of a model in a code span, line breaks shown."""
+    """Puts a model's text in a code span; a sign marks each line break."""
     return "`" + " \u21b5 ".join(text.replace("`", "'").splitlines()) + "`"
 
 
 def result(found: Measurement) -> list[str]:
+    """Returns the lines of the result table and of the list below it."""
     lines = [render(result_table(found)), ""] if found.metrics else []
     return [*lines, *(f"- {escape_markdown(line)}" for line in summary_lines(found))]
 
 
 def samples(found: Measurement, most: int) -> list[str]:
+    """Returns the lines that show the first `most` samples, with the dense base's text where it was measured."""
     if not found.samples:
         return []
     lines = ["", "### Samples", "", "Greedy, 50 new tokens.", ""]
@@ -48,7 +51,7 @@ def samples(found: Measurement, most: int) -> list[str]:
 
 
 def summary(found: Measurement, base: str) -> str:
-    """One plain sentence: MLflow's tables show the beginning of a description as it is written."""
+    """Returns one plain sentence, because MLflow's tables show the beginning of a description without rendering it."""
     m = found.metrics
     about = f"{found.title} of {base}"
     if found.kind == "dense":
@@ -59,7 +62,7 @@ def summary(found: Measurement, base: str) -> str:
 
 
 def with_label(text: str, tags: Mapping[str, str]) -> str:
-    """A description with a person's judgement after what was found, in the place of an earlier one."""
+    """Returns the description with a person's label after the results; it replaces an earlier label."""
     lines = [line for line in text.split("\n") if not line.startswith(f"- {LABEL}")]
     ends = (i for i, line in enumerate(lines) if i and lines[i - 1].startswith("- ") and not line.startswith("- "))
     lines.insert(next(ends, len(lines)), f"- {escape_markdown(label_line(tags))}")
@@ -67,24 +70,24 @@ def with_label(text: str, tags: Mapping[str, str]) -> str:
 
 
 def run_description(found: Measurement, base: str) -> str:
-    """A run's description: the table, the dense row first, the samples and the protocol."""
+    """Returns a run's description: the table (its first row is the dense base), the protocol and the samples."""
     return "\n".join([summary(found, base), "", *result(found), *samples(found, 4)])[:LONGEST_TAG]
 
 
 def model_description(base: str, licence: str | None) -> str:
-    """A registered model's description: what its versions have in common."""
+    """Returns a registered model's description, which says what its versions have in common."""
     return (
-        f"Tickets of **{escape_markdown(base)}** (licence: {escape_markdown(licence or 'not stated')}): each version is what is left of that "
-        f"model after pruning, self-contained or as masks over it. The alias `winner` is the winning ticket with the most "
-        f"zeros, by the default protocol: perplexity at most 10% over the dense model's, by the upper end of the ratio's "
-        f"95% interval."
+        f"Tickets of **{escape_markdown(base)}** (licence: {escape_markdown(licence or 'not stated')}): each version "
+        f"is that model after pruning, either self-contained or stored as masks over the base. The alias `winner` names "
+        f"the winning ticket with the most zeros under the default protocol. A ticket wins if its perplexity is at most "
+        f"10% over the dense model's; the upper end of the ratio's 95% interval decides."
     )[:LONGEST_DESCRIPTION]
 
 
 def version_description(found: Measurement, record: dict[str, Any], model_id: str) -> str:
-    """The card of one ticket: what was cut, of which base, with which result, how to load it, its licence and limits.
+    """Returns the card of one ticket: its result, what was cut, its base and licence, how to load it, and its limits.
 
-    `record`: what ticket.json holds.
+    `record` is the content of ticket.json.
     """
     use = [
         "import lottery, mlflow",
@@ -97,7 +100,7 @@ def version_description(found: Measurement, record: dict[str, Any], model_id: st
 
 
 def export_readme(found: Measurement, record: dict[str, Any], format: str) -> str:
-    """README.md of an exported folder, with the header that the hub reads."""
+    """Returns the README.md of an exported folder, with the header that the Hugging Face hub reads."""
     base = record["base"]
     header = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lottery", "pruned"]}
     header |= {"license": found.licence} if found.licence else {}
@@ -109,12 +112,12 @@ def export_readme(found: Measurement, record: dict[str, Any], format: str) -> st
         + ("" if format == "dense" else "; needs the package compressed-tensors"),
     ]
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in header.items()), "---", ""]
-    told = f"The figures are those of the ticket {found.ticket}, of which this folder is an export ({format})."
-    return "\n".join([*lines, card(found, record, use), "", told, ""])
+    origin = f"This folder is an export ({format}) of the ticket {found.ticket}; the figures are those of the ticket."
+    return "\n".join([*lines, card(found, record, use), "", origin, ""])
 
 
 def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
-    """`use`: lines of Python."""
+    """Returns a card. `use` holds the lines of Python that load the model."""
     base, spec = record["base"], record["spec"]
     chosen = {name: entry for name, entry in record["tensors"].items() if "requested" in entry}
     lines = [summary(found, base["id"]), "", *result(found), "", "### What was cut", ""]
@@ -130,20 +133,20 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
     revision = f" at revision {base['revision']}" if base["revision"] else ""
     files = [f"{escape_markdown(name)} {sha256[:12]}" for name, sha256 in base["files"].items()]
     shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-    licence = f"licence, as the base states it: {escape_markdown(found.licence or 'not stated')}; it holds for this ticket, too"
+    licence = escape_markdown(found.licence or "not stated")
     lines += [
         "",
         "### Base",
         "",
         f"- {escape_markdown(base['id'])}{revision}; sha256 of its files: {shown}",
-        f"- {licence}",
+        f"- licence, as the base states it: {licence}; it also holds for this ticket",
     ]
     lines += ["", "### Use it", "", "```python", *use, "```", "", "### Limits", "", LIMITS, *samples(found, 1)]
     return "\n".join(lines)
 
 
 def removed_line(entries: Sequence[dict[str, Any]]) -> str:
-    """14 matrices of the layers 4-7, 1,234 of 2,468 weights removed"""
+    """Returns a line like: 14 matrices of the layers 4-7, 1,234 of 2,468 weights removed."""
     removed = total = 0
     for entry in entries:
         numel = 1
@@ -158,12 +161,12 @@ def removed_line(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def extra_notes(record: dict[str, Any]) -> list[str]:
-    """What else one should know of the files."""
+    """Returns what else a reader should know about the files."""
     notes = []
     if any("kept" in entry and "requested" not in entry for entry in record["tensors"].values()):
-        notes.append("made of a ticket, whose zeros outside of this target stay")
+        notes.append("made from another ticket; its zeros outside of this target stay")
     if record["dropped"]:
-        notes.append(f"left out, as no weights: {', '.join(record['dropped'][:4])}")
+        notes.append(f"left out, because they are no weights: {', '.join(record['dropped'][:4])}")
     if untied := [name for name, entry in record["tensors"].items() if "copy_of" in entry]:
-        notes.append(f"{', '.join(untied)} was one tensor with the embeddings and has its own now")
+        notes.append(f"{', '.join(untied)} shared one tensor with the embeddings and now has its own")
     return notes

@@ -1,7 +1,6 @@
-"""A registered ticket as a folder on this machine, if it is what was registered. With tracking.py, registry.py and serve.py
-all that says mlflow.
+"""This file gets a registered ticket as a folder on this machine and checks that it is what was registered.
 
-A logged model's folder holds code beside the ticket, which `mlflow.pyfunc` runs. Here nothing of it is read or downloaded.
+A logged model's folder also holds code, which `mlflow.pyfunc` runs. This file never reads or downloads that code.
 """
 
 import json
@@ -26,24 +25,28 @@ from lottery.registry.logged_models import local_path, logged_model_id
 from lottery.ticket.folder import LocalTicket, TicketFolder
 from lottery.ticket.record import RECORD
 
-TICKET = "data/ticket"  # where it lies in a logged model
-# What lottery, and MLflow for it, writes there. Without an ending: MLflow's description, and its note at loading.
+TICKET = "data/ticket"  # the ticket's folder in a logged model
+# These are the files that lottery writes there, or MLflow for lottery. The two of TOP have no suffix: MLflow's
+# description of the model, and the note that MLflow writes when it loads the model.
 TOP = ("MLmodel", "registered_model_meta")
 KINDS = (".json", ".yaml", ".txt")
 TICKET_KINDS = (".json", ".safetensors", ".txt", ".jinja", ".model")
 
 
 def fetch(client: MlflowClient, uri: str) -> LocalTicket:
-    """models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID -> its ticket folder, in place in a local store, else
-    downloaded once. Raises InputError where the registry holds no such ticket, or its store another than was registered."""
+    """Returns the ticket that models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID names.
+
+    A ticket in a local store is used in place; any other is downloaded once. Raises InputError if the registry does not
+    hold the ticket, or if the stored files are not those that were registered.
+    """
     model = resolve_uri(client, uri)
     if "sha256" not in model.tags:
         raise InputError(
-            f"ticket={uri}: it was registered without the hash of its {RECORD}, by an earlier lottery; prune it again"
+            f"ticket={uri}: an earlier lottery registered it without the hash of its {RECORD}; prune it again"
         )
     here = local_path(model.artifact_location)
     if here is not None and not here.is_dir():
-        raise InputError(f"ticket={uri}: its files should lie in {here}, where this machine has none")
+        raise InputError(f"ticket={uri}: its files should be in {here}, but this machine has no such folder")
     for path in list_local_files(here) if here is not None else list_remote_files(client, model.model_id):
         if not is_expected_file(path):
             raise altered_error(model, uri, f"{path!r} is no part of a registered ticket")
@@ -56,7 +59,7 @@ def fetch(client: MlflowClient, uri: str) -> LocalTicket:
 
 
 def resolve_uri(client: MlflowClient, uri: str) -> Any:
-    """The logged model that a URI means. Raises InputError where there is none, or one that was exchanged."""
+    """Returns the logged model that a URI names. Raises InputError if there is none, or if another one replaced it."""
     where = uri.removeprefix("models:/")
     ticket = None
     try:
@@ -80,14 +83,14 @@ def resolve_uri(client: MlflowClient, uri: str) -> Any:
         raise InputError(f"ticket={uri}: not in the registry {store}; {suggest_known(client, where)}") from e
     if ticket is not None and ticket != model.tags.get("ticket"):
         raise InputError(
-            f"ticket={uri}: that version was the ticket {ticket}, its source models:/{model_id} is another one "
+            f"ticket={uri}: that version was the ticket {ticket}, but its source models:/{model_id} is another ticket "
             f"({model.tags.get('ticket', 'none')}); delete that version and prune again"
         )
     return model
 
 
 def suggest_known(client: MlflowClient, where: str) -> str:
-    """What there is, for who named what there is not."""
+    """Returns the versions or the similar names that the registry holds, for a person who named something unknown."""
     name, names = re.split("[/@]", where)[0], [m.name for m in client.search_registered_models(max_results=50)]
     if name in names:
         has = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
@@ -96,7 +99,7 @@ def suggest_known(client: MlflowClient, where: str) -> str:
 
 
 def list_local_files(folder: Path) -> Iterator[str]:
-    """Every file below a folder, by its path from there. Links, and what is no file, say so: they belong to no ticket."""
+    """Yields the relative path of every file below a folder. Links and special files are marked: no ticket has any."""
     for entry in os.scandir(folder):
         if entry.is_symlink():
             yield f"{entry.name} (a link)"
@@ -107,7 +110,7 @@ def list_local_files(folder: Path) -> Iterator[str]:
 
 
 def list_remote_files(client: MlflowClient, model_id: str, below: str | None = None) -> Iterator[str]:
-    """The same of a logged model behind a server."""
+    """Yields the relative path of every file of a logged model on a server."""
     for entry in client.list_logged_model_artifacts(model_id, below):
         if entry.is_dir:
             yield from list_remote_files(client, model_id, entry.path)
@@ -116,26 +119,30 @@ def list_remote_files(client: MlflowClient, model_id: str, below: str | None = N
 
 
 def is_expected_file(path: str) -> bool:
-    """Whether lottery writes such a file there. (The names in the ticket's own folder are checked against its record.)"""
+    """Returns whether lottery writes a file of this kind at this path.
+
+    The names in the ticket's own folder are checked against its record elsewhere.
+    """
     folder, _, name = path.rpartition("/")
     ending = PurePosixPath(name).suffix
     if name.startswith(".") or ".." in path.split("/") or path.startswith("/"):
         return False
     if folder == TICKET:
         return ending in TICKET_KINDS
-    if folder.startswith("code/"):  # Python itself caches there what it compiles
+    if folder.startswith("code/"):  # Python itself caches compiled code there
         return ending == ".py" or (ending == ".pyc" and folder.endswith("/__pycache__"))
     return not folder and (name in TOP or ending in KINDS)
 
 
 def check_record(folder: Path, model: Any, uri: str) -> None:
-    """Raises InputError where ticket.json, which holds the hashes of all else, is not the one that was registered."""
+    """Raises InputError if ticket.json is not the one that was registered. It holds the hashes of all other files."""
     record = folder / RECORD
     if not record.is_file() or file_sha256(record) != model.tags["sha256"]:
         raise altered_error(model, uri, f"its {RECORD} is not the one that was registered")
 
 
 def altered_error(model: Any, uri: str, what: str) -> InputError:
+    """Returns the error for stored files that differ from the registered ones; `what` names the difference."""
     return InputError(
         f"ticket={uri}: {what}; somebody has altered {hide_password(model.artifact_location)}: restore it, or delete that "
         f"version and prune again"
@@ -143,11 +150,13 @@ def altered_error(model: Any, uri: str, what: str) -> InputError:
 
 
 def download_ticket(model: Any, uri: str) -> Path:
-    """A copy of the ticket under LOTTERY_HOME, every hash checked when it came. One that was touched since is checked
-    again, and where it is damaged fetched anew."""
-    if not re.fullmatch(r"m-[0-9a-f]+", model.model_id):  # it becomes a path, and a server said it
+    """Returns a copy of the ticket under LOTTERY_HOME. Every hash is checked after the download.
+
+    A copy that was changed since then is checked again; a damaged copy is downloaded again.
+    """
+    if not re.fullmatch(r"m-[0-9a-f]+", model.model_id):  # the id comes from a server and becomes a part of a path
         raise InputError(
-            f"ticket={uri}: the store calls its model {model.model_id!r}, which is no id; register it again"
+            f"ticket={uri}: the store calls its model {model.model_id!r}, which is no model id; register it again"
         )
     folder = home() / "fetched" / model.model_id
     ticket, marks = folder / "ticket", folder.with_suffix(".json")
@@ -165,8 +174,10 @@ def download_ticket(model: Any, uri: str) -> Path:
 
 
 def verify_copy(ticket: Path, model: Any, uri: str) -> None:
-    """Raises InputError where a copy differs in anything from what was registered. (Masks lie over a base that may not be
-    at hand: their bits are checked with it, at loading.)"""
+    """Raises InputError if a copy differs in anything from what was registered.
+
+    The bits of masks are checked when the ticket is loaded: that needs the base, which may not be on this machine.
+    """
     check_record(ticket, model, uri)
     try:
         stored = TicketFolder(ticket)
@@ -185,7 +196,7 @@ def is_intact(ticket: Path, model: Any, uri: str) -> bool:
 
 
 def file_stamps(ticket: Path) -> dict[str, str]:
-    """Size, times and inode of every file: what changes when somebody writes to one."""
+    """Returns the size, the times and the inode of every file. They change when somebody writes to the file."""
     return {path.name: file_fingerprint(path) for path in sorted(ticket.iterdir())}
 
 

@@ -1,4 +1,4 @@
-"""What is registered: one row a version, with the figures of its ticket. MLflow alone."""
+"""This file lists the registered tickets: one row for each version, with the figures of its ticket."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,14 +16,16 @@ from lottery.registry.logged_models import logged_model_id
 from lottery.registry.store import Client, every_page
 from lottery.registry.verdicts import JUDGED_BY
 
-ORDERS = ("version", "sparsity", "perplexity", "ratio", "size")
 COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "storage")
 
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One version: what it is, and the figures and the verdict of one run: the one that judged it, else (a version of
-    before, or one that none judged) the first that measured it. What others measured is in MLflow."""
+    """One registered version, with the figures and the verdict of one run.
+
+    That run is the one that judged the version. A version of an earlier lottery, or one that no run judged, has the
+    figures of the first run that measured it. The figures of other runs are in MLflow.
+    """
 
     uri: str
     model_id: str
@@ -40,16 +42,17 @@ class VersionRow:
 
 
 def search_versions(client: Client, filter: str, name: str | None, order: str) -> list[VersionRow]:
-    """The registered tickets whose logged model fulfils `filter` (in MLflow's words: `metrics.perplexity_ratio < 1.1 and
-    params.target = 'late'`), of the registered model `name` or of all.
+    """Returns the registered tickets whose logged model fulfils `filter`, of the registered model `name` or of all.
 
-    Raises InputError for a filter that MLflow does not understand, or a name that is not there.
+    `filter` is in MLflow's filter language: `metrics.perplexity_ratio < 1.1 and params.target = 'late'`. `order` is
+    version, sparsity, perplexity, ratio or size. Raises InputError for a filter that MLflow does not understand, and
+    for a name that is not registered.
     """
     aliases: dict[tuple[str, str], list[str]] = defaultdict(list)
     registered = every_page(partial(client.search_registered_models))
     if name is not None and name not in [m.name for m in registered]:
         raise InputError(
-            f"name={name}: no such registered model; there are: {', '.join(m.name for m in registered) or 'none'}"
+            f"name={name}: no such registered model; registered are: {', '.join(m.name for m in registered) or 'none'}"
         )
     for model in registered:
         for alias, version in model.aliases.items():
@@ -73,7 +76,7 @@ def search_versions(client: Client, filter: str, name: str | None, order: str) -
 
 
 def sort_key(order: str, row: VersionRow) -> tuple[Any, ...]:
-    """Where a row stands; those without the figure last."""
+    """Returns the key that sorts a row by `order`. Rows without that figure come last."""
     name, version = row.uri.removeprefix("models:/").rsplit("/", 1)
     figure = {
         "sparsity": "sparsity_model",
@@ -86,6 +89,7 @@ def sort_key(order: str, row: VersionRow) -> tuple[Any, ...]:
 
 
 def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRow:
+    """Returns the row of a model version, whose logged model is `model` (both are MLflow entities)."""
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
     tags, judged_by = version.tags, version.tags.get(JUDGED_BY)
     measured = [m for m in metrics if m.key == "perplexity"]
@@ -108,9 +112,9 @@ def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRo
 
 
 def list_table(rows: Sequence[VersionRow]) -> str:
-    """One line a version. What is the same in all and unremarkable (the default method, ...) gets no column."""
+    """Returns a table with one line for each version. A column that holds only a usual value (`usual`) is left out."""
     if not rows:
-        return "no ticket is registered that fits"
+        return "no registered ticket matches"
     several = len({r.arithmetic for r in rows} - {""}) > 1
     columns: dict[str, Callable[[VersionRow], str]] = {
         "ticket": lambda r: r.uri.removeprefix("models:/"),

@@ -1,4 +1,4 @@
-"""Logged models: their ids and places, those that no version is made of, and how one is deleted. MLflow alone, no torch."""
+"""This file finds logged models, their ids and their folders, and deletes those that no version uses."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 
 def find_model(client: MlflowClient, model_id: str) -> Any | None:
-    """The logged model; None where it was deleted under its version."""
+    """Returns the logged model, or None if it was deleted while a version still names it."""
     try:
         return client.get_logged_model(model_id)
     except MlflowException as e:
@@ -21,12 +21,13 @@ def find_model(client: MlflowClient, model_id: str) -> Any | None:
 
 
 def logged_model_id(source: str | None) -> str | None:
+    """Returns the id of the logged model that a version's source names, or None if it names none."""
     match = re.fullmatch(r"models:/(m-[0-9a-f]+)", source or "")
     return match[1] if match else None
 
 
 def local_path(location: str) -> Path | None:
-    """An artifact location as a path of this machine, None where it is behind a server."""
+    """Returns an artifact location as a local path, or None if a server holds the artifacts."""
     parsed = urlparse(location)
     if parsed.scheme in ("", "file"):
         return Path(unquote(parsed.path) if parsed.scheme else location)
@@ -34,13 +35,13 @@ def local_path(location: str) -> Path | None:
 
 
 def unregistered(client: MlflowClient, run: Any) -> list[Any]:
-    """The logged models that a run (an MLflow entity) made and that no version is made of."""
+    """Returns the logged models that a run (an MLflow entity) made and that no version uses as its source."""
     made = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return [m for m in made if not client.search_model_versions(f"source_path = 'models:/{m.model_id}'")]
 
 
 def delete_model(client: MlflowClient, model_id: str) -> None:
-    """Delete a logged model that nothing points to. `mlflow gc` removes what is left of it behind a server."""
+    """Deletes a logged model that nothing points to. On a server its files stay until `mlflow gc` removes them."""
     here = local_path(client.get_logged_model(model_id).artifact_location)
     client.delete_logged_model(model_id)
     if here is not None:

@@ -1,4 +1,4 @@
-"""Runs of earlier work, found again in the tracking store."""
+"""This file finds runs of earlier work in the tracking store."""
 
 import contextlib
 import json
@@ -23,11 +23,14 @@ REUSABLE_METRICS = (
     "repetition",
     "distinct_2",
     "disk_",
-)  # of a dense baseline found again
+)  # prefixes of the dense metrics that `load_dense_run` takes from an earlier run
 
 
 def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) -> Any | None:
-    """The run of a measuring, by its id where that is known, else over all experiments; None where the store has none."""
+    """Returns the run of a measurement, or None if the store has none.
+
+    The run is found by `run_id` if that is known, else by its tag over all experiments.
+    """
     if run_id:
         try:
             run = client.get_run(run_id)
@@ -42,7 +45,10 @@ def find_run(client: MlflowClient, measurement: str, run_id: str | None = None) 
 
 
 def load_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> ModelResult | None:
-    """What the newest dense run (`find_dense_run`) holds. None, with a warning, where the store is away."""
+    """Returns what the newest dense run (`find_dense_run`) holds, or None if there is none.
+
+    `wants` are measures. If the store does not answer, a warning is printed and the result is None.
+    """
     try:
         with few_retries():
             run = find_dense_run(client, ticket, protocol, wants)
@@ -51,7 +57,7 @@ def load_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: froz
         return None
     if run is None:
         return None
-    # What it was measured with beside these (its speed, its memory) belongs to another hour, maybe another machine.
+    # That run's other metrics (speed, memory) were measured at another hour and perhaps on another machine.
     metrics = {k: v for k, v in run.data.metrics.items() if k.startswith(REUSABLE_METRICS)}
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MlflowException, OSError, ValueError):
         local = Path(client.download_artifacts(run.info.run_id, "", folder))
@@ -62,7 +68,10 @@ def load_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: froz
 
 
 def find_dense_run(client: MlflowClient, ticket: str, protocol: str, wants: frozenset[str]) -> Any | None:
-    """The newest finished dense run of this base and protocol that carries what is wanted; over all experiments."""
+    """Returns the newest finished dense run of this base and protocol that measured all of `wants`, or None.
+
+    The search covers all experiments.
+    """
     query = (
         f"attributes.status = 'FINISHED' and tags.kind = 'dense' "
         f"and tags.ticket = '{ticket}' and tags.protocol = '{protocol}'"
@@ -83,10 +92,15 @@ METRIC_OF_MEASURE = {
 def find_finished(
     client: MlflowClient, tags: Mapping[str, str], spec: Spec, has_base: bool, parent: str | None = None
 ) -> Any | None:
-    """The newest finished run that answers `spec`: of this very ticket, under this protocol, by the same tolerance, with
-    every metric that is asked for, controls of the same draws, speeds of the same hardware; of the study's run `parent`
-    alone, if given. A ticket that overflowed has no perplexity, and never will. `tags`: its first ones (`job.Ready`);
-    `has_base`: the dense base is at hand, so that it can have its ratio."""
+    """Returns the newest finished run that answers `spec`, or None.
+
+    Such a run is of the same ticket and protocol, with the same tolerance. It has every metric that `spec` asks for,
+    controls of the same random draws, and speeds of the same hardware. If `parent` is given, only runs of that study
+    count. A ticket that overflowed never has a perplexity, so none is required of it.
+
+    `tags` are the tags that `jobs.job.Job` has before the run; `has_base` says that the dense base is on this machine,
+    so that a ratio to it is possible.
+    """
     query = f"attributes.status = 'FINISHED' and tags.kind = 'ticket' and tags.ticket = '{tags['ticket']}'"
     query += f" and tags.protocol = '{tags['protocol']}'" if "protocol" in tags else ""
     query += f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
@@ -96,6 +110,7 @@ def find_finished(
 
 
 def answers_spec(run: Any, tags: Mapping[str, str], spec: Spec, has_base: bool) -> bool:
+    """Returns whether a run of the right ticket and protocol answers `spec` (see `find_finished`)."""
     params, measures = run.data.params, set(spec.measures)
     overflowed = run.data.tags.get("outcome") == "overflow"
     needed = {METRIC_OF_MEASURE[name] for name in measures} | (

@@ -1,8 +1,8 @@
-"""Which runs are the parts of a study, as their tags say."""
+"""This file records and finds, by tags of runs, which runs belong to which parts of a study."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities import Param
 from mlflow.tracking import MlflowClient
@@ -11,12 +11,9 @@ from lottery.files.locks import process_lock
 from lottery.registry.runs import LONGEST_NAME
 from lottery.registry.store import every_page
 
-if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
-    pass
-
 
 def find_study_run(client: MlflowClient, id: str) -> Any | None:
-    """The newest run of a study; None where the store has none."""
+    """Returns the newest run of a study, or None if the store has none."""
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.kind = 'study' and tags.study_id = '{id}'"
     runs = client.search_runs(experiments, query, max_results=1, order_by=["attributes.start_time DESC"])
@@ -24,17 +21,17 @@ def find_study_run(client: MlflowClient, id: str) -> Any | None:
 
 
 def part_key(study_run: str) -> str:
-    """The tag by which a run says which parts of a study it is."""
+    """Returns the name of the tag that lists, on a run, the parts of a study that it is the run of."""
     return f"study.{study_run[:12]}"
 
 
 def parts_of(run: Any, key: str) -> list[str]:
-    """ticket-7; or, of what two parts have found to be the same, ticket-7,ticket-9."""
+    """Returns the parts that a run belongs to: one, or several if these parts turned out to be the same ticket."""
     return [part for part in run.data.tags.get(key, "").split(",") if part]
 
 
 def find_parts(client: MlflowClient, key: str, part: str = "") -> list[Any]:
-    """The runs that say that they are a part (this one) of the study, the newest first."""
+    """Returns the runs of a study's parts, or of `part` alone, the newest first."""
     experiments = [e.experiment_id for e in client.search_experiments()]
     query, order = f"tags.`{key}` LIKE '%{part}%'", ["attributes.start_time DESC"]
     found = every_page(partial(client.search_runs, experiments, query, max_results=1000, order_by=order))
@@ -42,14 +39,14 @@ def find_parts(client: MlflowClient, key: str, part: str = "") -> list[Any]:
 
 
 def set_part_runs(client: MlflowClient, key: str, part: str, run_ids: Collection[str]) -> None:
-    """These runs, and no earlier ones, are what a study has of a part: one, or of a search several."""
+    """Makes `run_ids` the only runs of a part. A search has several runs; any other part has one."""
     for run_id in dict.fromkeys([*run_ids, *(run.info.run_id for run in find_parts(client, key, part))]):
-        with process_lock(f"parts-{run_id}"):  # tasks that have found the same ticket say so one after the other
+        with process_lock(f"parts-{run_id}"):  # two tasks that found the same ticket must not write this tag at once
             parts = parts_of(client.get_run(run_id), key)
-            said = [p for p in parts if p != part] + ([part] if run_id in run_ids else [])
-            if said and sorted(said) != sorted(parts):
-                client.set_tag(run_id, key, ",".join(sorted(said)))
-            elif parts and not said:
+            new_parts = [p for p in parts if p != part] + ([part] if run_id in run_ids else [])
+            if new_parts and sorted(new_parts) != sorted(parts):
+                client.set_tag(run_id, key, ",".join(sorted(new_parts)))
+            elif parts and not new_parts:
                 client.delete_tag(run_id, key)
 
 
@@ -62,7 +59,10 @@ def ensure_failed_run(
     part: str,
     since_ms: int,
 ) -> str:
-    """The run of a part that failed since then; one that says so is made where it failed before it had one."""
+    """Returns the id of the run of a part that failed since `since_ms` (milliseconds since 1970).
+
+    A failed run is created if the part failed before it opened one.
+    """
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`{key}` = '{part}' and attributes.status = 'FAILED' and attributes.start_time >= {since_ms}"
     if runs := client.search_runs(experiments, query, max_results=1):

@@ -1,7 +1,8 @@
-"""From a measuring on disk to MLflow: its run, its logged model, its version. Once, however often it is tried.
+"""This file sends a measurement from the disk to MLflow once: its run, its logged model and its model version.
 
-Everything is sent from the folder, in an order in which a kill at any moment leaves no half version, and a second try goes
-on: first the run with its logged model and figures, then the version, then the alias, last of all the run is FINISHED.
+A process that is killed at any moment leaves no incomplete version, and a second try continues, because of the order of
+the steps: first come the run, its logged model and its metrics, then the version, then the alias. Last of all the run
+becomes FINISHED.
 """
 
 import contextlib
@@ -18,12 +19,13 @@ from lottery.measuring.measurement import Measurement, read_measurement
 from lottery.progress import progress_bar
 from lottery.registry import cards, labels, lookup, runs, store, verdicts, versions
 from lottery.registry.recovery import recover_logged_model
+from lottery.registry.views import NOTE_TAG
 from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS
 
 
 def artifacts(found: Measurement) -> dict[str, Any]:
-    """A run's small files: name -> content."""
+    """Returns a run's small files: name -> content."""
     files: dict[str, Any] = {MEASUREMENTS: found.json()}
     if found.nll_N is not None:
         files["nll_per_window.npy"] = found.nll_N
@@ -35,9 +37,12 @@ def artifacts(found: Measurement) -> dict[str, Any]:
 
 
 def log_measurement(run: runs.Run, found: Measurement, base: str, model_id: str | None, files: dict[str, Any]) -> None:
-    """Everything that one run holds: tags, description, data set, metrics tied to the logged model, small artifacts."""
+    """Writes everything that one run holds: params, tags, description, data set, metrics and small artifacts.
+
+    The metrics are linked to the logged model `model_id`, if given.
+    """
     run.log_params(found.params)
-    run.set_tags(found.tags | found.run_tags | {"mlflow.note.content": cards.run_description(found, base)})
+    run.set_tags(found.tags | found.run_tags | {NOTE_TAG: cards.run_description(found, base)})
     if found.protocol:
         run.log_dataset(found.protocol)
     run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
@@ -45,7 +50,7 @@ def log_measurement(run: runs.Run, found: Measurement, base: str, model_id: str 
 
 
 def log_dense(run: runs.Run, dense: Measurement) -> None:
-    """A run of its own for the dense base, beside the one that needed it, where the next ticket finds it."""
+    """Writes the dense base's measurement to a run of its own, so that the next ticket finds it."""
     with runs.open_sibling_run(run, dense.id, dense.name, {"kind": "dense", "ticket": dense.ticket}) as own:
         if own is not None:
             log_measurement(own, dense, dense.tags["base"], None, {})
@@ -54,9 +59,10 @@ def log_dense(run: runs.Run, dense: Measurement) -> None:
 def log_ticket(
     run: runs.Run, found: Measurement, stored: TicketFolder, name: str | None, resumed: bool = False
 ) -> tuple[str | None, dict[str, str]]:
-    """A ticket's run, and its version of the registered model `name` (None: no version). (URI, tags by a person).
+    """Writes a ticket's run and its version of the registered model `name` (None: no version is made).
 
-    `resumed`: an earlier try may have sent a part of it.
+    Returns the URI of the version and the label that a person gave the ticket. `resumed` says that an earlier try may
+    have sent a part of this.
     """
     client, about = run.client, stored.base_record
     if found.dense_run:
@@ -84,7 +90,7 @@ def log_ticket(
     if uri is None:
         of_model = cards.model_description(about["id"], found.licence)
         uri, first_id = versions.register(client, model_id, name, of_model, judged, card)
-        if first_id != model_id:  # another machine's, of the same ticket
+        if first_id != model_id:  # another machine registered the same ticket first
             model_id = first_id
             versions.log_input_model(run, model_id)
             run.log_metrics(found.metrics, found.protocol, model_id, found.time_ms)
@@ -96,8 +102,11 @@ def log_ticket(
 
 
 def may_judge(client: store.Client, uri: str, found: Measurement) -> bool:
-    """Whether the version takes this verdict: one that counts for the alias, or the first that is not of a few windows. A
-    run by another tolerance or text says it of itself alone: the version would contradict its own alias."""
+    """Returns whether the version takes over this verdict.
+
+    It does so if the verdict counts for the alias, or if it is the first that was measured on all windows. A run with
+    another tolerance or text keeps its verdict to itself; otherwise the version would contradict its own alias.
+    """
     if "winner" not in found.tags or "limited" in found.tags:
         return False
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
@@ -106,14 +115,16 @@ def may_judge(client: store.Client, uri: str, found: Measurement) -> bool:
 
 
 def is_newest(client: store.Client, model_id: str, found: Measurement) -> bool:
-    """Whether nothing was measured of that logged model later: what is published late does not judge over it."""
+    """Returns whether the logged model has no later measurement, whose verdict a late publication must not replace."""
     times = [m.timestamp for m in client.get_logged_model(model_id).metrics or [] if m.key == "perplexity"]
     return max(times, default=0) <= found.time_ms
 
 
 def log_evaluation(run: runs.Run, found: Measurement) -> dict[str, str]:
-    """The run of a ticket that was measured again: beside what its logged model has, if it is registered, never over it.
-    The tags that a person gave it."""
+    """Writes the run of a ticket that was measured again; returns the label that a person gave the ticket.
+
+    If the ticket is registered, its logged model gets the new metrics in addition to its earlier ones.
+    """
     if found.dense_run:
         log_dense(run, found.dense_run)
     if found.model_id:
@@ -125,32 +136,36 @@ def log_evaluation(run: runs.Run, found: Measurement) -> dict[str, str]:
 
 
 def publish(client: store.Client, folder: Path) -> tuple[str, str | None, bool]:
-    """(run id, URI of the version, whether anything was sent) of a folder that holds a ticket and what was measured of it,
-    or an evaluation. The run that was begun for it is finished, else a new one made.
+    """Sends a folder that holds a measured ticket or an evaluation.
 
-    Raises InputError where the folder holds no measuring, MachineError where the store is away: then nothing is lost.
+    An unfinished run of this measurement is continued; otherwise a new run is made. Returns the run id, the URI of the
+    version and whether anything was sent. Raises InputError if the folder holds no measurement, and MachineError if the
+    store does not answer; then nothing is lost.
     """
     found = read_measurement(folder)
     if found is None or found.kind == "dense":
-        raise InputError(f"dir={folder}: no {MEASUREMENTS} of a ticket there; give a folder that a run has kept")
+        raise InputError(f"dir={folder}: it has no {MEASUREMENTS} of a ticket; give a folder that a run has kept")
     with process_lock(found.ticket), explain_store_errors(folder):
         return send(client, folder, found)
 
 
 def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, str | None, bool]:
-    """As `publish`, for a process that is alone with the ticket already."""
+    """Does the work of `publish`. The caller holds the ticket's lock."""
     stored, name = None, None
     if found.kind == "ticket":
         stored = TicketFolder(folder)
         if stored.id != found.ticket:
-            raise InputError(f"dir={folder}: its {MEASUREMENTS} is of the ticket {found.ticket}, not of {stored.id}")
+            raise InputError(
+                f"dir={folder}: its {MEASUREMENTS} is of the ticket {found.ticket}, but the folder holds {stored.id}; "
+                f"give a folder that a run has kept"
+            )
         register = found.params.get("register", "auto")
         name = versions.model_name(register, stored.base_record["id"]) if register != "none" else None
     before = lookup.find_run(client, found.id)
     if before is not None and before.info.status == "FINISHED":
         known = versions.find_version(client, name, found.ticket) if name else None
         return before.info.run_id, known[0] if known else None, False
-    if stored is not None and not stored.is_mask_only:  # the hashes of masks cover the base, which need not be here
+    if stored is not None and not stored.is_mask_only:  # the hashes of masks need the base, which may not be here
         stored.verify_hashes()
     uri = None
     resume = before.info.run_id if before is not None else None
@@ -163,17 +178,17 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
         else:
             log_evaluation(run, found)
     if folder.parent == home() / "unfinished":
-        shutil.rmtree(folder, ignore_errors=True)  # the registry has it
+        shutil.rmtree(folder, ignore_errors=True)  # the registry holds it now
     return run.id, uri, True
 
 
 @contextlib.contextmanager
 def explain_store_errors(folder: Path) -> Iterator[None]:
-    """What is to be said where the store fails while a measuring is being sent. Raises MachineError."""
+    """Turns a failure of the store into a MachineError that says where the measurement is kept."""
     try:
         yield
     except store.STORE_ERRORS as e:
         raise MachineError(
-            f"{store.store_name()} did not take all of it ({store.first_line(e)}); nothing is lost: the ticket and its "
-            f"measurements are in {folder}, `lottery publish {folder}` records them when the store is back"
+            f"{store.store_name()} did not record everything ({store.first_line(e)}); nothing is lost: the ticket and "
+            f"its measurements are in {folder}; when the store is back, `lottery publish {folder}` records them"
         ) from e

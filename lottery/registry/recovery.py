@@ -1,4 +1,7 @@
-"""What killed processes leave: their runs are closed, half logged models deleted, whole ones and measurings taken over."""
+"""This file cleans up after killed processes.
+
+It closes their runs, deletes their incomplete logged models, and finds complete logged models and measurements again.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,23 +16,26 @@ from lottery.ticket.record import RECORD
 
 
 def recover_logged_model(run: runs.Run, stored: TicketFolder) -> str | None:
-    """The whole logged model that an earlier try of this run has left without a version; half ones are dropped."""
-    whole, sha256 = None, file_sha256(stored.folder / RECORD)
+    """Returns the id of the complete logged model that an earlier try of this run left without a version, or None.
+
+    Incomplete logged models of the run are deleted.
+    """
+    complete, sha256 = None, file_sha256(stored.folder / RECORD)
     for model in logged_models.unregistered(run.client, run.client.get_run(run.id)):
         here = logged_models.local_path(model.artifact_location)
         if str(model.status) == "READY" and (
             here is None or versions.holds_ticket(here / "data" / "ticket", stored.id, sha256)
         ):
-            whole = model.model_id
+            complete = model.model_id
         else:
             logged_models.delete_model(run.client, model.model_id)
-    return whole
+    return complete
 
 
 def close_killed_runs(client: store.Client) -> None:
-    """Runs that processes of this home were in when they were killed are closed, and what they had begun to register goes.
+    """Closes the runs of killed processes and deletes the logged models that they had not registered yet.
 
-    Whether a process lives is known by a lock in LOTTERY_HOME: runs of other homes are left alone.
+    A lock in LOTTERY_HOME shows whether a process is alive, so runs of another LOTTERY_HOME are left alone.
     """
     for id, life, about in killed_runs():
         if about.get("store") != store.store_digest():
@@ -50,13 +56,13 @@ def close_killed_runs(client: store.Client) -> None:
 
 
 def delete_unregistered(client: store.Client, run: Any) -> None:
-    """What a run had begun to register, and did not."""
+    """Deletes the logged models that a run made and did not register."""
     for model in logged_models.unregistered(client, run):
         logged_models.delete_model(client, model.model_id)
 
 
 def find_pending(client: store.Client, folder: Path) -> Measurement | None:
-    """What an earlier process has measured of the ticket in `folder` for this store, and the store does not have whole."""
+    """Returns an earlier measurement of the ticket in `folder` that this store has not recorded completely, or None."""
     found = read_measurement(folder) if (folder / RECORD).exists() else None
     if found is None or found.store != store.store_digest():
         return None

@@ -1,4 +1,4 @@
-"""Runs: opened, written, found again. With registry.py, fetching.py and serve.py all that says mlflow."""
+"""This file opens, writes and ends MLflow runs."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -24,10 +24,7 @@ from lottery.registry.lookup import find_run
 from lottery.registry.store import STORE_ERRORS, few_retries, first_line, store_digest
 from lottery.spec import Spec, json_sha256
 
-if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
-    pass
-
-LONGEST_NAME = 250  # characters of a run's name that the stores' tables take
+LONGEST_NAME = 250  # the stores' columns for a run's name hold at most so many characters
 JUDGED = ("perplexity", "perplexity_ratio", "sparsity_model", "sparsity_target", "disk_ratio", "control_ratio")
 
 
@@ -36,24 +33,25 @@ class Run:
 
     def __init__(self, client: MlflowClient, run_id: str, end: Callable[[str], None]) -> None:
         self.client, self.id, self.end = client, run_id, end
-        self.page: str | None = None  # where a browser shows it among the others; None without a server
+        self.page: str | None = None  # the address of the page that lists this run; None without a server
         self.ending = self.ended = False
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Its last word. Raises one of STORE_ERRORS where the store is away."""
+        """Ends the run. Raises one of STORE_ERRORS if the store does not answer."""
         self.ending = True
         self.end(status)
         self.ended = True
 
     def clear_outcome(self, tags: Mapping[str, str]) -> None:
-        """What was said of an earlier try that failed."""
+        """Deletes the tags that an earlier, failed try of this run left. `tags` are the run's present tags."""
         for name in {"outcome", "reason"} & tags.keys():
             self.client.delete_tag(self.id, name)
 
     def log_params(self, params: Mapping[str, str], spec: Spec | None = None) -> None:
-        """Those that `mlflow run` has not logged already, as typed: `0.50` stays, and is 0.5.
+        """Logs the params that `mlflow run` has not logged yet.
 
-        Raises InputError where the run was opened with other values than `spec` has.
+        Those that it logged stay as the user typed them: `0.50` stays and equals 0.5. Raises InputError if the run was
+        opened with other values than `spec` has.
         """
         have = self.client.get_run(self.id).data.params
         if spec and (name := spec.first_difference(have)):
@@ -69,11 +67,13 @@ class Run:
     def log_metrics(
         self, metrics: Mapping[str, float], protocol: "EvalProtocol | None", model_id: str | None, time_ms: int
     ) -> None:
-        """Tied to the data set they were measured on and to the logged model, where there are such. The same ones at the
-        same time a second time change nothing."""
+        """Logs metrics and links them to their data set and their logged model, if given.
+
+        `time_ms` is in milliseconds since 1970. Metrics that are logged again with the same time change nothing.
+        """
         on = {"dataset_name": dataset_name(protocol), "dataset_digest": protocol.dataset_digest} if protocol else {}
         about = {"model_id": model_id, "run_id": self.id, **on}
-        # MLflow shows them in the order in which they came: what a ticket is judged by first, what was only timed last.
+        # MLflow shows metrics in the order in which they came: first those that judge a ticket, last the durations.
         order = sorted(metrics, key=lambda k: (k not in JUDGED, JUDGED.index(k) if k in JUDGED else k.endswith("_s")))
         self.client.log_batch(self.id, [Metric(k, float(metrics[k]), time_ms, 0, **about) for k in order])
 
@@ -88,7 +88,7 @@ class Run:
         self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
 
     def log_files(self, files: Mapping[str, Any]) -> None:
-        """Small artifacts: an array as .npy, text as it is, anything else as JSON."""
+        """Logs small artifacts: an array as .npy, a text as it is, anything else as JSON."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder) / name
@@ -102,6 +102,7 @@ class Run:
 
 
 def dataset_name(protocol: "EvalProtocol") -> str:
+    """Returns the data set's name in MLflow, which also holds the window's length and a limit of windows."""
     limited = "" if protocol.limit == "none" else f"-first{protocol.windows}"
     return f"{protocol.dataset}-w{protocol.window}{limited}"
 
@@ -117,57 +118,79 @@ def open_run(
     resume: str | None = None,
     adopt: bool = True,
 ) -> Iterator[Run]:
-    """The run of the measuring `id`: `resume`, the one that `mlflow run` opened for this process (`adopt`), or a new one; in
-    the end FINISHED (where the block has not said so itself), FAILED with the reason, or KILLED."""
+    """Opens the run of the measurement `id` for the block, and ends it afterwards.
+
+    It is the run `resume` if given, else the run that `mlflow run` opened for this process (only with `adopt`), else a
+    new one. It ends as FINISHED (unless the block has ended it itself), as FAILED with the reason, or as KILLED. Raises
+    InputError if an adopted run was opened with other values than `spec` has.
+    """
     adopted = None if adopt else os.environ.pop("MLFLOW_RUN_ID", None)
     about = {"store": store_digest(), "run": resume or os.environ.get("MLFLOW_RUN_ID")}
     with run_lock(id, about) as life:
+        tags = {**tags, "measurement": id}
         if resume:
             run = Run(client, resume, lambda status: client.set_terminated(resume, status))
         else:
-            outer = mlflow.active_run()
-            study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
-            # Takes MLFLOW_RUN_ID out of the environment; inside a run of the caller's own it is nested in that one.
-            active = mlflow.start_run(
-                run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags, "measurement": id}
-            )
-            run = Run(client, active.info.run_id, mlflow.end_run)
+            run = start_run(client, name, tags)
         if adopted:
             os.environ["MLFLOW_RUN_ID"] = adopted
-        status = "FAILED"
-        try:
+        with end_with_block(run, life):
             if resume:
                 client.update_run(resume, status="RUNNING")
-                run.set_tags({**tags, "measurement": id})
-            found = client.get_run(run.id)
-            uri = mlflow.get_tracking_uri()
-            run.page = views.runs_url(uri, found.info.experiment_id) if uri.startswith("http") else None
-            views.prepare_experiment(client, found.info.experiment_id)
-            run.clear_outcome(found.data.tags)
-            run.log_params(params, spec)
+                run.set_tags(tags)
+            prepare_run(run, params, spec)
             yield run
-            if not run.ending:
-                run.finish()
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        except BaseException as e:
+
+
+def start_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Run:
+    """Starts a run, or continues the one that MLFLOW_RUN_ID names; MLflow then removes that variable.
+
+    Inside an active run of the caller the new run is nested in it and has its tag `study`.
+    """
+    outer = mlflow.active_run()
+    study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
+    active = mlflow.start_run(run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags})
+    return Run(client, active.info.run_id, mlflow.end_run)
+
+
+def prepare_run(run: Run, params: Mapping[str, str], spec: Spec | None) -> None:
+    """Finds the run's page, prepares its experiment, removes the outcome of an earlier try and logs the params."""
+    opened = run.client.get_run(run.id)
+    uri = mlflow.get_tracking_uri()
+    run.page = views.runs_url(uri, opened.info.experiment_id) if uri.startswith("http") else None
+    views.prepare_experiment(run.client, opened.info.experiment_id)
+    run.clear_outcome(opened.data.tags)
+    run.log_params(params, spec)
+
+
+@contextlib.contextmanager
+def end_with_block(run: Run, life: Path) -> Iterator[None]:
+    """Ends the run as the block ends, and deletes the file `life`, which shows that this process is in the run."""
+    status = "FAILED"
+    try:
+        yield
+        if not run.ending:
+            run.finish()
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except BaseException as e:
+        with few_retries(), contextlib.suppress(*STORE_ERRORS):
+            run.set_tags({"outcome": "failed", "reason": first_line(e)})
+        raise
+    finally:
+        # A store that does not answer must not hide the first error. A run that stays RUNNING is closed by the next run
+        # of this LOTTERY_HOME, which finds the file.
+        if not run.ending:
             with few_retries(), contextlib.suppress(*STORE_ERRORS):
-                run.set_tags({"outcome": "failed", "reason": first_line(e)})
-            raise
-        finally:
-            # A store that is away must not hide what went wrong; a run that stays RUNNING is closed by the next one of this
-            # home, which finds the file.
-            if not run.ending:
-                with few_retries(), contextlib.suppress(*STORE_ERRORS):
-                    run.end(status)
-                    run.ended = True
-            if run.ended:
-                life.unlink()
+                run.end(status)
+                run.ended = True
+        if run.ended:
+            life.unlink()
 
 
 def fail_adopted(reason: str) -> None:
-    """Bad input before `open_run`: say so on the run that `mlflow run` has opened already."""
+    """Marks the run that `mlflow run` has opened as failed, if the input is refused before `open_run`."""
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id is None:
         return
@@ -179,8 +202,10 @@ def fail_adopted(reason: str) -> None:
 
 @contextlib.contextmanager
 def open_sibling_run(run: Run, id: str, name: str, tags: Mapping[str, str]) -> Iterator[Run | None]:
-    """A run of its own for the measuring `id`, in the same experiment, by the same user, while `run` is the process's open
-    one; None where the store has it already."""
+    """Opens a second run, for the measurement `id`, while `run` is the open run of this process.
+
+    It is in the same experiment and has the same user. Yields None if the store already has a finished run of `id`.
+    """
     before = find_run(run.client, id)
     if before is not None and before.info.status == "FINISHED":
         yield None
@@ -201,11 +226,11 @@ def open_sibling_run(run: Run, id: str, name: str, tags: Mapping[str, str]) -> I
 
 
 def pop_run_id() -> str | None:
-    """The run that `mlflow run` has opened for this process; asked once."""
+    """Returns the id of the run that `mlflow run` opened for this process and forgets it; None if there is none."""
     return os.environ.pop("MLFLOW_RUN_ID", None)
 
 
 def metric_name(text: str) -> str:
-    """A text as MLflow takes it for a metric's name."""
+    """Returns a text as MLflow allows it for a metric's name."""
     name = re.sub(r"[^\w.\- /]", "-", text)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{json_sha256(text)[:12]}"

@@ -1,4 +1,7 @@
-"""A ticket as an `mlflow.pyfunc` model: prompts in, continued texts out. Loaded from the code carried with the model."""
+"""This file serves a ticket as an `mlflow.pyfunc` model, which continues prompts.
+
+MLflow runs the copy of this code that is stored in the logged model.
+"""
 
 import os
 import threading
@@ -20,7 +23,10 @@ DEFAULTS = {"max_new_tokens": 50, "temperature": 0.0, "seed": 0, "top_p": 1.0, "
 
 
 class BadRequestError(MlflowException):
-    """Bad input, HTTP 400. Its message stays as it is: MLflow's server would put the whole request in front of it."""
+    """The request cannot be served (HTTP 400).
+
+    The message cannot be changed, because MLflow's server would put the whole request in front of it.
+    """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -36,12 +42,12 @@ class BadRequestError(MlflowException):
 
 
 def request_timeout() -> float:
-    """Seconds after which `mlflow models serve` answers 504, as it tells the processes that it starts; else no limit."""
+    """Returns the seconds after which `mlflow models serve` answers 504; infinity if no server started this process."""
     return float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "inf"))
 
 
 class Served:
-    """`predict` takes one text a row, and gives one string a row, the prompt included."""
+    """A served ticket. `predict` takes one text in each row and returns one string for each row, prompt included."""
 
     def __init__(self, folder: Path) -> None:
         stored = open_ticket(folder)
@@ -51,9 +57,10 @@ class Served:
         self.lock = threading.Lock()  # a server calls predict from many threads
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """One request after the other, as many prompts as it has. Raises Refused (HTTP 400) for what cannot be continued.
+        """Continues the prompts of one request; requests run one after the other.
 
-        It ends with the server's patience: the client has its 504 by then, and others wait for their turn.
+        Raises BadRequestError (HTTP 400) for prompts or params that cannot be used, and MlflowException (HTTP 504) at
+        the server's timeout: by then the client has its 504, and other requests wait.
         """
         deadline = time.monotonic() + request_timeout()
         prompts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
@@ -85,5 +92,5 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """What `mlflow.pyfunc.load_model` calls with the model's data folder."""
+    """Loads the ticket. `mlflow.pyfunc.load_model` calls this with the model's data folder."""
     return Served(Path(path))

@@ -1,4 +1,4 @@
-"""The tracking store: how it is reached, and what it is called."""
+"""This file connects to the tracking store and names it."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import mlflow
@@ -19,17 +19,15 @@ from lottery.errors import InputError, MachineError, hide_password
 from lottery.files.locks import process_lock
 from lottery.spec import json_sha256
 
-if TYPE_CHECKING:  # it brings torch and transformers, which a report of runs does not need
-    pass
-
 Client: TypeAlias = MlflowClient
-STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # requests' own are OSErrors
+STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # the errors of the package requests are OSErrors
 
 
 def connect(read_only: bool = False) -> MlflowClient:
-    """A client of the tracking store that MLflow's own environment variables name. Raises MachineError where it is away.
+    """Returns a client of the tracking store that MLflow's environment variables name.
 
-    Only to read, none is made: InputError where there is none yet.
+    Raises MachineError if the store does not answer. With `read_only` a missing SQLite file is not created; InputError
+    is raised instead.
     """
     for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
@@ -43,7 +41,7 @@ def connect(read_only: bool = False) -> MlflowClient:
         )
     try:
         with schema_lock(uri), few_retries():
-            client = MlflowClient()  # touches it already
+            client = MlflowClient()  # this already reaches the store
             client.search_experiments(max_results=1)
     except STORE_ERRORS as e:
         if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
@@ -59,9 +57,9 @@ def connect(read_only: bool = False) -> MlflowClient:
 
 
 def move_password() -> None:
-    """A user and password in the URI of a server go where MLflow looks for them too: its errors print the URI.
+    """Moves user and password from a server's URI to the variables that MLflow also reads, as its errors print the URI.
 
-    Raises InputError for a password that is no part of a URI as it stands.
+    Raises InputError if the URI holds a user or password that cannot be read from it.
     """
     uri = mlflow.get_tracking_uri()
     if match := re.fullmatch(r"(https?://)([^/@:]+):([^/]+)@([^/@]+.*)", uri):
@@ -70,18 +68,18 @@ def move_password() -> None:
         uri = match[1] + match[4]
         if os.environ.get("MLFLOW_TRACKING_URI") == match[0]:
             os.environ["MLFLOW_TRACKING_URI"] = uri
-        if mlflow.get_tracking_uri() == match[0]:  # by mlflow.set_tracking_uri
+        if mlflow.get_tracking_uri() == match[0]:  # a caller set it by mlflow.set_tracking_uri
             mlflow.set_tracking_uri(uri)
     if uri.startswith("http") and hide_password(uri) != uri:
         raise InputError(
-            f"MLFLOW_TRACKING_URI={hide_password(uri)}: its user or password is not usable there; set "
+            f"MLFLOW_TRACKING_URI={hide_password(uri)}: its user or password cannot be read from a URI; set "
             f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
 
 
 @contextlib.contextmanager
 def few_retries() -> Iterator[None]:
-    """To see whether a server is there at all, MLflow's own minutes of patience are too long."""
+    """Makes MLflow give up soon: its own retries take minutes, too long to find out whether a server answers at all."""
     few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
     ours = {k: v for k, v in few.items() if k not in os.environ}
     os.environ |= ours
@@ -93,17 +91,22 @@ def few_retries() -> Iterator[None]:
 
 
 def store_name() -> str:
+    """Returns the tracking URI without a password."""
     return hide_password(mlflow.get_tracking_uri())
 
 
 def first_line(e: BaseException) -> str:
+    """Returns the first line of an error without a password, at most 300 characters."""
     return hide_password((str(e).strip() or type(e).__name__).splitlines()[0])[:300]
 
 
 @contextlib.contextmanager
 def schema_lock(uri: str) -> Iterator[None]:
-    """Processes that meet on a fresh SQLite file crash in each other's schema migration: let one go first, and the others
-    wait until it is through. The file has its first tables long before that, so that they alone say nothing."""
+    """Lets one process create the tables of a new SQLite file while the others wait.
+
+    Without this lock the processes would crash in each other's schema migration. The first tables appear long before
+    the migration ends, so their existence alone does not show that it is done.
+    """
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         yield
@@ -116,6 +119,7 @@ def schema_lock(uri: str) -> Iterator[None]:
 
 
 def has_schema(path: str) -> bool:
+    """Returns whether an SQLite file holds MLflow's tables."""
     if not os.path.exists(path):
         return False
     try:
@@ -126,8 +130,10 @@ def has_schema(path: str) -> bool:
 
 
 def store_digest() -> str:
-    """Names the store. A server that is a job of a cluster (slurm/server.sbatch) has another address each time it starts:
-    it goes by its folder."""
+    """Returns 16 hexadecimal digits that name the store.
+
+    A server that is a cluster's job (slurm/server.sbatch) gets another address at each start, so its folder names it.
+    """
     uri = mlflow.get_tracking_uri().rstrip("/")
     with contextlib.suppress(OSError, KeyError):
         folder = Path(os.environ["LOTTERY_SERVER"]).expanduser().resolve()
@@ -137,6 +143,7 @@ def store_digest() -> str:
 
 
 def every_page(search: Callable[..., Any]) -> list[Any]:
+    """Returns the results of all pages of one of MLflow's searches."""
     found, token = [], None
     while True:
         page = search(page_token=token)

@@ -1,5 +1,4 @@
-"""Logged models and registered versions: a ticket goes in (it comes out in fetching.py). With that, tracking.py and
-serve.py all that says mlflow."""
+"""This file stores a ticket as a logged model and registers it as a model version; fetching.py gets it back."""
 
 import contextlib
 import os
@@ -9,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModelInput, LoggedModelOutput
@@ -26,7 +26,8 @@ from lottery.registry.runs import Run
 from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS, RECORD
 
-# What a served ticket needs, pinned to what is installed; a local build's suffix (+cpu) is on no index.
+# A served ticket needs these packages, in the versions that are installed here. The suffix of a local build (+cpu) is
+# removed, because no package index has such versions.
 PIP_PACKAGES = (
     "mlflow",
     "torch",
@@ -51,28 +52,33 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-
-
-LONGEST_NAME = 250  # characters that the stores' tables take
+LONGEST_NAME = 250  # the stores' columns for a model's name hold at most so many characters
 FORBIDDEN = r"[/:@'\"\s]"
 
 
 def check_name(name: str) -> str:
+    """Returns the name. Raises InputError if a registered model cannot have it."""
     if re.search(FORBIDDEN, name) or not name.isprintable() or len(name) > LONGEST_NAME:
         raise InputError(
-            f"register={name}: a model's name has no space, slash, colon, @ or quote, and at most {LONGEST_NAME} characters; "
-            f"give another, or none"
+            f"register={name}: a model's name has no space, slash, colon, @ or quote, and at most {LONGEST_NAME} "
+            f"characters; give another name, or none"
         )
     return name
 
 
 def model_name(register: str, base: str) -> str:
-    """The registered model's name; `auto` is made of the base's, without the organization of a hub id."""
+    """Returns the registered model's name. For `auto` it is made of the base's name without a hub id's organization.
+
+    Raises InputError if a registered model cannot have that name.
+    """
     return check_name("ticket-" + re.sub(FORBIDDEN, "-", base.split("/")[-1]) if register == "auto" else register)
 
 
 def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
-    """(models:/NAME/VERSION, logged-model id) of the version that holds this very ticket; in a local store, still holds it."""
+    """Returns (models:/NAME/VERSION, logged-model id) of the version that holds this ticket, or None.
+
+    In a local store the ticket's files are checked; a version that lost them does not count.
+    """
     versions = client.search_model_versions(f"name = '{name}' and tags.ticket = '{ticket}'")
     for version in sorted(versions, key=lambda v: int(v.version)):
         uri, model_id = f"models:/{name}/{version.version}", logged_model_id(version.source)
@@ -86,7 +92,7 @@ def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str
 
 
 def holds_ticket(folder: Path, ticket: str, sha256: str) -> bool:
-    """Whether the ticket lies there as it was registered; of its tensors the headers are checked."""
+    """Returns whether a folder holds the ticket as it was registered. Of its tensors only the headers are checked."""
     try:
         return TicketFolder(folder).id == ticket and file_sha256(folder / RECORD) == sha256
     except InputError:
@@ -94,6 +100,7 @@ def holds_ticket(folder: Path, ticket: str, sha256: str) -> bool:
 
 
 def link_or_copy(source: Path, dest: Path) -> None:
+    """Makes `dest` a hard link to `source`, or a copy if the disk cannot link them."""
     dest.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, dest)
@@ -102,55 +109,26 @@ def link_or_copy(source: Path, dest: Path) -> None:
 
 
 def plain_name(title: str) -> str:
-    """As MLflow allows it for a logged model: `late 33.5%` is `late 33_5`."""
+    """Returns a title as MLflow allows it for a logged model: `late 33.5%` becomes `late 33_5`."""
     return re.sub(r"[/:.'\"]", "_", title.replace("%", ""))
 
 
 def log_model(run: Run, stored: TicketFolder, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-    """The ticket as a logged model of the run, named as its row in a table is, without a second copy on a local disk: its id. Nothing is pickled.
+    """Stores the ticket as a logged model of the run, named by `title`; returns its id.
 
-    The package's own code travels with it (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
+    Nothing is pickled, and on a local disk the weights are not copied if they can be linked. The logged model also
+    holds the code of this package (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
     """
-    client = run.client
-    pinned = dict(tags) | {"sha256": file_sha256(stored.folder / RECORD)}  # what `fetch` compares with
+    pinned = dict(tags) | {"sha256": file_sha256(stored.folder / RECORD)}  # `fetch` compares with this hash
     model = mlflow.initialize_logged_model(
         name=plain_name(title), source_run_id=run.id, params=dict(params), tags=pinned
     )
     try:
-        here = local_path(model.artifact_location)
         with tempfile.TemporaryDirectory() as temporary:
-            top = Path(temporary)
-            code = top / "code" / "lottery"
-            package = Path(__file__).parent.parent
-            shutil.copytree(package, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
-            small = top / "ticket"
-            small.mkdir()
-            for file in (RECORD, MEASUREMENTS, *stored.record["files"]):
-                shutil.copyfile(stored.folder / file, small / file)
-            record = Model(
-                artifact_path=model.artifact_location, run_id=run.id, model_uuid=model.model_id, model_id=model.model_id
-            )
-            mlflow.pyfunc.save_model(
-                str(top / "model"),
-                mlflow_model=record,
-                loader_module="lottery.serve",
-                data_path=str(small),
-                code_paths=[str(code)],
-                pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PIP_PACKAGES],
-                signature=SIGNATURE,
-                input_example=(["The meaning of life is"], {"max_new_tokens": 50}),
-            )
-            record.model_size_bytes = stored.disk_bytes
-            record.save(str(top / "model" / "MLmodel"))
-            data = top / "model" / "data" / "ticket" if here is None else here / "data" / "ticket"
-            if here is None:
-                for shard in stored.shards:  # uploaded from where they lie
-                    (data / shard.name).symlink_to(shard)
-            else:
-                for shard in stored.shards:
-                    link_or_copy(shard, data / shard.name)
-            client.log_model_artifacts(model.model_id, str(top / "model"))
-        client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
+            folder = save_pyfunc(run, stored, model, Path(temporary))
+            add_shards(stored, folder, local_path(model.artifact_location))
+            run.client.log_model_artifacts(model.model_id, str(folder))
+        run.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step=0)])
         mlflow.finalize_logged_model(model.model_id, "READY")
     except BaseException:
         with contextlib.suppress(MlflowException):
@@ -159,11 +137,49 @@ def log_model(run: Run, stored: TicketFolder, title: str, params: Mapping[str, s
     return model.model_id
 
 
+def save_pyfunc(run: Run, stored: TicketFolder, model: Any, temporary: Path) -> Path:
+    """Writes the folder of the logged model, without the ticket's shards, below `temporary`; returns the folder."""
+    folder, code, small = temporary / "model", temporary / "code" / "lottery", temporary / "ticket"
+    package = Path(__file__).parent.parent
+    shutil.copytree(package, code, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    small.mkdir()
+    for file in (RECORD, MEASUREMENTS, *stored.record["files"]):
+        shutil.copyfile(stored.folder / file, small / file)
+    record = Model(
+        artifact_path=model.artifact_location, run_id=run.id, model_uuid=model.model_id, model_id=model.model_id
+    )
+    mlflow.pyfunc.save_model(
+        str(folder),
+        mlflow_model=record,
+        loader_module="lottery.serve",
+        data_path=str(small),
+        code_paths=[str(code)],
+        pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PIP_PACKAGES],
+        signature=SIGNATURE,
+        input_example=(["The meaning of life is"], {"max_new_tokens": 50}),
+    )
+    record.model_size_bytes = stored.disk_bytes
+    record.save(str(folder / "MLmodel"))
+    return folder
+
+
+def add_shards(stored: TicketFolder, folder: Path, here: Path | None) -> None:
+    """Links the shards into `here`, the logged model's local folder, or (None) into `folder`, which is then uploaded."""
+    for shard in stored.shards:
+        if here is None:  # the upload follows the link and reads the shard itself
+            (folder / "data" / "ticket" / shard.name).symlink_to(shard)
+        else:
+            link_or_copy(shard, here / "data" / "ticket" / shard.name)
+
+
 def register(
     client: MlflowClient, model_id: str, name: str, about: str, tags: Mapping[str, str], description: str
 ) -> tuple[str, str]:
-    """(URI, logged-model id) of the version of `name` that holds this ticket: a new one, or, where another machine has
-    registered the same ticket at the same moment, that one. `about`: the description of a name that is new."""
+    """Registers a logged model as a version of `name`; returns (URI, logged-model id) of the version.
+
+    If another machine registered the same ticket at the same moment, the version of that machine is returned and this
+    one is deleted. `about` is the description of the registered model if it is new, `description` that of the version.
+    """
     try:
         client.create_registered_model(name, description=about)
     except MlflowException as e:
@@ -175,15 +191,16 @@ def register(
     )
     views.link_version(client, model_id, name, version.version)
     uri = f"models:/{name}/{version.version}"
-    # Numbers are given in order, so of two the later one sees the earlier, which stays.
+    # MLflow numbers versions in order, so the later of two registrations sees the earlier one, which stays.
     first = find_version(client, name, tags["ticket"])
     if first is None or first[0] == uri:
         return uri, model_id
     client.delete_model_version(name, version.version)
-    if first[1] != model_id:  # the same one twice: a request that was answered too late, and sent again
+    if first[1] != model_id:  # equal ids: the answer to our own request came too late, and MLflow had sent it again
         delete_model(client, model_id)
     return first
 
 
 def log_input_model(run: Run, model_id: str) -> None:
+    """Records that the run measured this logged model."""
     run.client.log_inputs(run.id, models=[LoggedModelInput(model_id)])

@@ -1,10 +1,10 @@
-"""What a browser shows of a tracking store: a saved view of its tickets, and addresses. One of the files that say mlflow.
+"""This file saves a view of the tickets for MLflow's pages and makes the addresses that open it in a browser.
 
-The formats are those that MLflow's own pages write (seen in 3.17): a saved view is a tag of the experiment,
-`mlflow.sharedViewState.KEY`, and KEY in an address opens it; MLflow's demo (mlflow/demo/generators/saved_views.py) seeds
-views in the same way. Whether the table or the chart opens is no part of a view, and neither is the switch between
-"GenAI" (what a browser begins with) and "Model training": both are in the address. (The tag `mlflow.experimentKind` is
-not set: since there is the switch, no page reads it.)
+The formats are those that MLflow's own pages write (seen in 3.17). A saved view is a tag of the experiment,
+`mlflow.sharedViewState.KEY`, and an address with KEY opens it. MLflow's demo (mlflow/demo/generators/saved_views.py)
+creates views in the same way. A view does not say whether the table or the chart opens, nor whether the page shows
+"GenAI" (its default) or "Model training": both are in the address. The tag `mlflow.experimentKind` is not set, because
+no page reads it since MLflow has the switch between these two.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 VIEW = "lottery"  # the key of the view, in the tag's name and in addresses
-MARK = "lottery.views"  # a tag of an experiment that was prepared once: what a person deletes there stays deleted
-EDITION = "1"  # its value; raise it, and a changed view replaces the old one in every experiment that gets another run
+MARK = "lottery.views"  # this tag marks a prepared experiment, so that a view that a person deleted stays deleted
+EDITION = "1"  # the tag's value; if it is raised, each experiment gets the changed view with its next run
 NOTE_TAG = "mlflow.note.content"
-COLUMNS = {  # of the runs table, in this order, with their width: all in sight where the window is 1,600 pixels wide
+COLUMNS = {  # the columns of the runs table -> their widths in pixels; a window of 1,600 pixels shows all of them
     "metrics.`perplexity`": 95,
     "metrics.`perplexity_ratio`": 120,
     "metrics.`sparsity_model`": 120,
@@ -29,7 +29,7 @@ COLUMNS = {  # of the runs table, in this order, with their width: all in sight 
     "attributes.`Dataset`": 190,
     "params.`model`": 90,
 }
-CHARTS = (  # (x, y); no axis of MLflow's is logarithmic: bits per byte are the logarithm of perplexity
+CHARTS = (  # (x, y); MLflow has no logarithmic axes, so one chart shows bits per byte, a logarithm of the perplexity
     ("sparsity_model", "perplexity"),
     ("sparsity_model", "bits_per_byte"),
     ("disk_ratio", "perplexity_ratio"),
@@ -37,10 +37,10 @@ CHARTS = (  # (x, y); no axis of MLflow's is logarithmic: bits per byte are the 
 
 
 def prepare_experiment(client: MlflowClient, experiment_id: str) -> None:
-    """Once an experiment: the saved view "Tickets by perplexity", and a description that links to it, where there is
-    none. One request where that was done before.
+    """Saves the view "Tickets by perplexity" in an experiment, and a description that links to it if it has none.
 
-    Many runs may do it at once: they write the same. What fails is left to the next run; no ticket is lost for a view.
+    This happens once for each experiment; after that it costs one request. Many runs may do it at once, since they
+    write the same. If it fails, the next run tries again, and this run goes on: a ticket matters more than a view.
     """
     with contextlib.suppress(MlflowException):
         tags = client.get_experiment(experiment_id).tags
@@ -53,18 +53,20 @@ def prepare_experiment(client: MlflowClient, experiment_id: str) -> None:
 
 
 def experiment_description(experiment_id: str) -> str:
-    """An experiment's description. MLflow's list of experiments shows its beginning, as it is written here."""
+    """Returns an experiment's description. MLflow's list of experiments shows its beginning without rendering it."""
     table, chart = runs_url("", experiment_id), runs_url("", experiment_id, chart=True)
     return f"Pruned language models. All tickets: [table by perplexity]({table}), [charts against sparsity]({chart})."
 
 
 def saved_view() -> str:
-    """The tag's value: tickets only, best perplexity first, the columns that judge them; charts; every bar chart of one
-    metric, which is what MLflow draws by itself, stays folded up."""
-    whole = {"deleted": False, "isGenerated": False}
+    """Returns the view as the tag's value: only tickets, the best perplexity first, with columns that judge them.
+
+    It has the charts of CHARTS. The section of bar charts, which MLflow itself draws for every metric, is folded.
+    """
+    common = {"deleted": False, "isGenerated": False}
     sections = [
-        {"uuid": VIEW, "name": "Tickets", "display": True, "isReordered": False, **whole},
-        {"uuid": f"{VIEW}-rest", "name": "Model metrics", "display": False, "isReordered": False, **whole},
+        {"uuid": VIEW, "name": "Tickets", "display": True, "isReordered": False, **common},
+        {"uuid": f"{VIEW}-rest", "name": "Model metrics", "display": False, "isReordered": False, **common},
     ]
     charts = [
         {
@@ -74,7 +76,7 @@ def saved_view() -> str:
             "runsCountToCompare": 100,
             "xaxis": {"key": x, "type": "METRIC"},
             "yaxis": {"key": y, "type": "METRIC"},
-            **whole,
+            **common,
         }
         for x, y in CHARTS
     ]
@@ -85,16 +87,16 @@ def saved_view() -> str:
         "selectedColumns": list(COLUMNS),
         "columnOrder": list(COLUMNS),
         "columnWidths": COLUMNS,
-        "runsHiddenMode": "SHOW_ALL",  # not the first ten alone
+        "runsHiddenMode": "SHOW_ALL",  # by default the charts show only the first ten runs
         "compareRunSections": sections,
         "compareRunCharts": charts,
     }
-    # a fixed time: of two runs that begin at once both write the same
+    # The time is fixed, so that two runs that begin at once write the same.
     return json.dumps({"name": "Tickets by perplexity", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def runs_url(server: str, experiment_id: str, chart: bool = False) -> str:
-    """The page of an experiment's tickets, as the saved view has them; on a server whose address is `server`."""
+    """Returns the address of an experiment's runs in the saved view, on the server with the address `server`."""
     query = {"workflowType": "machine_learning", "viewStateShareKey": VIEW} | (
         {"compareRunsMode": "CHART"} if chart else {}
     )
@@ -102,18 +104,21 @@ def runs_url(server: str, experiment_id: str, chart: bool = False) -> str:
 
 
 def browser_url(server: str) -> str:
-    """A server's address for a browser: no password in it; "" stays "", for links from page to page."""
+    """Returns a server's address without a password; "" stays "", for links between MLflow's own pages."""
     return re.sub(r"//[^/@]*@", "//", server).rstrip("/") + "/" if server else ""
 
 
 def link_version(client: MlflowClient, model_id: str, name: str, version: str | int) -> None:
-    """The logged model's page names the version that it is registered as, and not "Not registered".
+    """Makes the logged model's page name the version that it is registered as, instead of "Not registered".
 
-    A server writes this itself when a version is created; a store without a server, which is a browser's later, does not.
+    A server writes this tag when it creates a version. A store without a server does not, and a server may show that
+    store later.
     """
     key = "mlflow.modelVersions"
     with contextlib.suppress(MlflowException):
         have = json.loads(client.get_logged_model(model_id).tags.get(key, "[]"))
-        if (name, str(version)) not in [(v["name"], str(v["version"])) for v in have]:  # the stores write 1 or "1"
+        if (name, str(version)) not in [
+            (v["name"], str(v["version"])) for v in have
+        ]:  # some stores write 1, others "1"
             new = {"name": name, "version": str(version)}
             client.set_logged_model_tags(model_id, {key: json.dumps([*have, new])})

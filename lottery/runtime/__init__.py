@@ -1,1 +1,1 @@
-"""A base or a ticket on disk becomes a model that computes."""
+"""Turns a base or a ticket on disk into a model that computes."""

@@ -1,5 +1,7 @@
-"""Text out of a model: greedy decoding a token a call, as it is timed, and `generate`. Beside models.py the only file that
-says transformers."""
+"""Generates text: greedily one token per call, which is what speed is measured with, and whole texts with `generate`.
+
+Legend: T tokens; 1 is a batch of one.
+"""
 
 import math
 import time
@@ -17,8 +19,11 @@ from lottery.runtime.layers import is_int8
 
 
 class Decoder:
-    """Greedy decoding at batch 1, a token a call. On a GPU over a cache of fixed size, so that each step is replayed as a
-    CUDA graph, from capability 8.0 on one that torch.compile makes: launching kernels would hide the model's own time."""
+    """Decodes greedily at batch 1, one token per call.
+
+    On a GPU the cache has a fixed size, so that each step can be replayed as a CUDA graph; from compute capability 8.0
+    on, torch.compile makes the graph. Without a graph, the time to launch kernels would hide the model's own time.
+    """
 
     def __init__(self, model: Any, tokens: int, static: bool | None = None, graphs: bool | None = None) -> None:
         cuda = model.device.type == "cuda"
@@ -27,21 +32,21 @@ class Decoder:
         self.cache: Any = static_cache(model, tokens) if self.static else None
         self.model_kwargs: dict[str, torch.Tensor] = {}
         if self.static and model.config.model_type == "opt":
-            # Without one it asks the GPU how long a mask to make, which no graph can hold.
+            # Without a mask OPT asks the GPU for the length of one, and a graph cannot hold a step that waits.
             self.model_kwargs["attention_mask"] = torch.ones(1, tokens, dtype=torch.long, device=model.device)
-        # bitsandbytes looks at the activations' values in between: no graph can hold that
+        # bitsandbytes looks at the values of activations during a step, which a graph cannot hold.
         able = cuda and not any(map(is_int8, model.modules())) if graphs is None else graphs
         compiled = able and (not cuda or torch.cuda.get_device_capability() >= (8, 0))
         self.to_capture = able and not compiled
         self.graph: Any = None
         if compiled:
-            torch.compiler.reset()  # of models before: after eight of other shapes torch would not compile, without a word
+            torch.compiler.reset()  # otherwise torch stops compiling, silently, after eight models of other shapes
             graphed: dict[str, Any] = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True}
             self.step = torch.compile(model.forward, options=graphed if cuda else None)
         self.prompts = 0
 
     def begin(self, ids_1T: torch.Tensor) -> torch.Tensor:
-        """The prompt; the first new token [1, 1]."""
+        """Processes the prompt, and returns the first new token [1, 1]."""
         if self.to_capture and not self.prompts:
             self.to_capture = self.can_capture(ids_1T)
         self.prompts += 1
@@ -55,9 +60,11 @@ class Decoder:
         return out.logits[:, -1:].argmax(-1)
 
     def can_capture(self, ids_1T: torch.Tensor) -> bool:
-        """Whether a step runs without waiting for the GPU, tried on the prompt: no graph can hold a step that waits, and a
-        capture that fails leaves CUDA's allocator in disorder."""
-        token_11 = self.decode_step(self.prefill(ids_1T))  # the first step of all waits: for kernels to be compiled
+        """Tries on the prompt whether a step runs without waiting for the GPU.
+
+        A graph cannot hold a step that waits, and a failed capture leaves CUDA's allocator in disorder.
+        """
+        token_11 = self.decode_step(self.prefill(ids_1T))  # the very first step waits for kernels to be compiled
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -66,7 +73,8 @@ class Decoder:
             if is_out_of_memory(e) or is_gpu_error(e):
                 raise
             say(
-                "warning: no CUDA graph: this model waits for the GPU in between; decoding step by step, launches included"
+                "warning: no CUDA graph: this model waits for the GPU within a step; it decodes step by step, and its "
+                "decode speed includes the time to launch kernels"
             )
             return False
         finally:
@@ -74,22 +82,23 @@ class Decoder:
         return True
 
     def next(self, token_11: torch.Tensor) -> torch.Tensor:
-        """The token after that one."""
+        """Returns the token that follows `token_11`."""
         try:
             if self.to_capture:
                 self.capture(token_11)
             if self.graph is not None:
                 self.token_11.copy_(token_11)
                 self.graph.replay()
-                return self.said_11.clone()
+                return self.next_11.clone()
             torch.compiler.cudagraph_mark_step_begin()
             return self.decode_step(token_11).clone()
-        except (
-            Exception
-        ) as e:  # a compiler that is missing or at its limits, a layer that waits for the GPU: many kinds
+        except Exception as e:  # of many kinds: a missing compiler, its limits, a layer that waits for the GPU
             if self.step is self.model and not self.to_capture:
                 raise
-            say(f"warning: no CUDA graph ({type(e).__name__}); decoding step by step, launches included")
+            say(
+                f"warning: no CUDA graph ({type(e).__name__}); the model decodes step by step, and its decode speed "
+                f"includes the time to launch kernels"
+            )
             self.step, self.to_capture, self.graph = self.model, False, None
             return self.decode_step(token_11).clone()
 
@@ -101,21 +110,24 @@ class Decoder:
         return out.logits[:, -1:].argmax(-1)
 
     def capture(self, token_11: torch.Tensor) -> None:
-        """One step as a graph; capturing runs nothing."""
+        """Captures one step as a graph. Capturing does not run the step."""
         graph, self.token_11 = torch.cuda.CUDAGraph(), token_11.clone()
         stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
-                self.said_11 = self.decode_step(self.token_11)
-        except Exception:  # of whatever class, and raised again: a failed capture leaves its own stream behind
+                self.next_11 = self.decode_step(self.token_11)
+        except Exception:  # whatever its class, it is raised again: a failed capture leaves its own stream set
             torch.cuda.set_stream(stream)
             raise
         self.graph, self.to_capture = graph, False
 
 
 def static_cache(model: Any, tokens: int) -> Any:
-    """Room for so many tokens in every layer. In a sliding layer too: transformers' own cache of it counts in Python, and
-    a graph would keep that number; the window is in the mask."""
+    """Returns a cache with room for `tokens` tokens in every layer, also in layers with a sliding window.
+
+    transformers' own cache of a sliding layer counts in Python, and a graph would repeat one number for ever. The mask
+    applies the window.
+    """
     cache = transformers.StaticCache(config=model.config, max_cache_len=tokens)
     cache.layers = [
         StaticLayer(max_cache_len=tokens) if type(layer) is StaticSlidingWindowLayer else layer
@@ -125,8 +137,11 @@ def static_cache(model: Any, tokens: int) -> Any:
 
 
 def check_sampling(temperature: float, top_p: float = 1.0, top_k: int = 0) -> None:
-    """Raises InputError for what nothing can be drawn with: a temperature below 0.01 but for 0 (greedy), where the logits
-    would overflow, or above 100; top_p or top_k out of range, or without sampling."""
+    """Raises InputError for sampling parameters that cannot be used.
+
+    The temperature is 0 (greedy) or from 0.01 to 100: below that the logits would overflow. top_p and top_k must be in
+    their range, and need a temperature above 0.
+    """
     if temperature != 0 and not 0.01 <= temperature <= 100:
         raise InputError(f"temperature={temperature}: give 0 (greedy), or a number from 0.01 to 100")
     if not 0 < top_p <= 1:
@@ -139,20 +154,23 @@ def check_sampling(temperature: float, top_p: float = 1.0, top_k: int = 0) -> No
 
 
 def prompt_ids(model: Any, tokenizer: Any, prompt: str, tokens: int) -> list[int]:
-    """The prompt's token ids. Raises InputError where they and so many new ones do not fit into the model's context, and
-    for an empty prompt where the model has no token to begin with."""
+    """Returns the prompt's token ids.
+
+    Raises InputError where these and `tokens` new ones exceed the model's context, for a prompt that is not UTF-8, and
+    for an empty prompt if the model has no token to begin with.
+    """
     context = context_length(model.config)
-    # Megabytes take seconds to tokenize. The vocabulary is only asked where the answer is likely no.
+    # Megabytes take seconds to tokenize. The longest token of the vocabulary is computed only for long prompts.
     if len(prompt) > 8 * context and len(prompt) > context * max(map(len, tokenizer.get_vocab())):
         raise InputError(f"prompt: its {len(prompt)} characters exceed the model's {context} tokens; shorten it")
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise InputError("prompt: it holds bytes that are no UTF-8; give text") from None
+        raise InputError("prompt: it holds bytes that are not UTF-8; give text") from None
     ids = encode(tokenizer, prompt)
     if not ids:
         if tokenizer.bos_token_id is None:
-            raise InputError("prompt is empty, and the model has no token to begin with; give at least a word")
+            raise InputError("prompt is empty, and the model has no token to begin with; give at least one word")
         ids = [tokenizer.bos_token_id]
     if len(ids) + tokens > context:
         raise InputError(
@@ -175,10 +193,11 @@ def generate(
     fixed_length: bool = False,
     deadline: float = math.inf,
 ) -> list[str]:
-    """One text a prompt, the prompt included, at most `tokens` new ones (`fixed_length`: no fewer); greedy at temperature 0.
+    """Returns one text per prompt: the prompt and at most `tokens` new tokens (with `fixed_length` exactly so many).
 
-    One prompt after the other: each gets the text that it gets alone, in the memory of one. Raises InputError as
-    `check_sampling` and `prompt_ids` do, before anything is generated; TimeoutError at the time `deadline` of time.monotonic.
+    Decoding is greedy at temperature 0. The prompts run one after the other, so each gets the text that it gets alone,
+    and memory is needed for one. Raises InputError as `check_sampling` and `prompt_ids` do, before anything is
+    generated; TimeoutError when time.monotonic() reaches `deadline` (seconds).
     """
     check_sampling(temperature, top_p, top_k)
     prompts_ids = [prompt_ids(model, tokenizer, prompt, tokens) for prompt in prompts]
@@ -202,7 +221,7 @@ def generate(
             out_T = model.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)[0]
         if time.monotonic() > deadline:
             raise TimeoutError
-        # Decoded together, cut apart: alone, the first new word would lose its space in some tokenizers.
+        # Prompt and new tokens are decoded together, then cut: alone, the first new word may lose its space.
         before = tokenizer.decode(ids, skip_special_tokens=True)
         texts.append(prompt + tokenizer.decode(out_T, skip_special_tokens=True)[len(before) :])
     return texts

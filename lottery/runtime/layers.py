@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay small in memory: packed, in float8, or in bitsandbytes' int8.
+"""Defines linear layers whose weights stay small in memory: packed, in float8, or in bitsandbytes' int8.
 
 Legend: O outputs, I inputs, B = ceil(I/8) bytes of a row's bitmask, K survivors.
 """
@@ -18,29 +18,27 @@ from lottery.kernels import cuda, quantizing
 from lottery.models.tensors import DTYPES
 from lottery.ticket.matrix import StoredMatrix
 
-THRESHOLD = 6.0  # of an activation that bitsandbytes keeps in 16 bits (LLM.int8(), section 3.2)
+THRESHOLD = 6.0  # bitsandbytes keeps activations from here on in 16 bits (LLM.int8(), section 3.2)
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor of the CPU as the kernels take it: 8-bit codes as uint8, else the unsigned bits."""
+    """Returns a CPU tensor as the kernels take it: 8-bit codes as uint8, other types as unsigned bits."""
     return tensor.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[tensor.itemsize]).numpy()
 
 
 def starts(bitmask_OB: np.ndarray, device: str) -> np.ndarray:
-    """Where survivors begin, as finely as the device's kernel asks for it."""
+    """Returns the index of the first survivor of each row or, for a GPU, of each chunk of a row."""
     if device.startswith("cuda"):
         return quantizing.chunk_offsets(bitmask_OB, cuda.CHUNK)
     return quantizing.row_offsets(bitmask_OB)
 
 
 class Workspace:
-    """The one buffer of a model into which each packed layer is widened when its turn comes."""
+    """The one buffer of a model into which each packed layer unpacks its weights before it multiplies."""
 
     def __init__(self, numel: int, dtype: torch.dtype, device: str) -> None:
         self.buffer = torch.empty(numel, dtype=dtype, device=device)
-        self.transposed_buffer: torch.Tensor | None = (
-            None  # a second one, where a Conv1D needs its matrix the other way around
-        )
+        self.transposed_buffer: torch.Tensor | None = None  # a Conv1D needs its matrix transposed
         self.lock = threading.Lock()
 
     def view(self, rows: int, columns: int) -> torch.Tensor:
@@ -50,20 +48,21 @@ class Workspace:
         if torch.compiler.is_compiling():
             return weight_OI.T.contiguous()
         if self.transposed_buffer is None:
-            with torch.inference_mode(False):  # else nobody outside of that mode could use it again
+            with torch.inference_mode(False):  # otherwise code outside of that mode could not use the buffer again
                 self.transposed_buffer = torch.empty_like(self.buffer)
         return self.transposed_buffer[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
 
 
 class PackedLinear(nn.Module):
-    """y = x W' + b, with W as it is stored: bitmask and survivors, 8-bit codes with their scale, or both.
+    """Computes y = x W' + b, with W as it is stored: bitmask and survivors, 8-bit codes with their scale, or both.
 
-    Widened whole into the workspace before each product, which is then the very one of the dense layer that it stands for:
-    the same bits. `product`: linear, conv1d (GPT-2's), or `bias after` (Falcon's). For inference alone.
+    Before each product the layer unpacks W into the workspace. The product is then that of the dense layer which it
+    replaces, and gives the same bits. `product` is linear, conv1d (GPT-2's), or `bias after` (Falcon's). The layer is
+    for inference only.
     """
 
     bitmask_OB: torch.Tensor | None
-    start: torch.Tensor | None  # of the survivors: [O] on a CPU, [O, C] on a GPU
+    start: torch.Tensor | None  # index of the first survivor: [O] per row on a CPU, [O, C] per chunk on a GPU
     values_K: torch.Tensor
     step_O: torch.Tensor | None
 
@@ -82,9 +81,9 @@ class PackedLinear(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
-            found = None if array is None else torch.from_numpy(array.copy())
-            found = found if found is None or dtype is None else found.view(dtype)
-            self.register_buffer(name, found if found is None else found.to(device), persistent=False)
+            tensor = None if array is None else torch.from_numpy(array.copy())
+            tensor = tensor if tensor is None or dtype is None else tensor.view(dtype)
+            self.register_buffer(name, tensor if tensor is None else tensor.to(device), persistent=False)
 
         mask_OB, scale_O = matrix.bitmask_OB, matrix.scale_O
         keep("bitmask_OB", mask_OB)
@@ -97,16 +96,16 @@ class PackedLinear(nn.Module):
         self.fused = self.can_fuse()
 
     def can_fuse(self) -> bool:
-        """Whether one kernel widens it, where it lies now."""
+        """Returns whether a single kernel can unpack the weights on the device where they lie now."""
         if not self.values_K.is_cuda:
             return False
         index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
         return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.buffer.dtype)
 
     def unpack_weight(self) -> torch.Tensor:
-        """The dense matrix, in the workspace: good until the next layer's turn."""
+        """Returns the dense matrix. It lies in the workspace, and is valid until the next layer unpacks its weights."""
         if torch.compiler.is_compiling():
-            # The compiler would copy all of a buffer that several layers write to; and a CUDA graph, any input it has.
+            # The compiler would copy the whole buffer, since several layers write to it; and a CUDA graph its inputs.
             like = self.workspace.buffer
             out_OI = torch.empty(self.out_features, self.in_features, dtype=like.dtype, device=like.device)
         else:
@@ -121,7 +120,7 @@ class PackedLinear(nn.Module):
         if out_OI.dtype != torch.float16:
             quantizing.unpack_weights(mask_OB, start_O, values_K, self.values_dtype, step_O, bits_of(out_OI))
             return out_OI
-        # float16 is at home on no CPU: through float32, some rows at a time
+        # The CPU kernels have no float16: the weights go through float32, 256 rows at a time.
         for first in range(0, self.out_features, 256):
             rows = slice(first, min(first + 256, self.out_features))
             part = torch.empty(rows.stop - first, self.in_features)
@@ -140,7 +139,7 @@ class PackedLinear(nn.Module):
             )
         if torch.compiler.is_compiling():
             return self.multiply(x)
-        with self.workspace.lock:  # another thread's layer would widen into the same memory
+        with self.workspace.lock:  # a layer of another thread would unpack into the same memory
             return self.multiply(x)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,7 +153,7 @@ class PackedLinear(nn.Module):
         return functional.linear(x, weight_OI, self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves to a device; types stay."""
+        """Moves the layer to a device. Raises InputError for a change of type."""
         own = self.workspace.buffer.dtype
         if fn(torch.empty(0, dtype=own)).dtype != own:
             raise InputError(f"dtype: this ticket was loaded to compute in {own}; load it again with another dtype")
@@ -171,7 +170,9 @@ class PackedLinear(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        raise InputError("state_dict: this ticket's layers are packed in memory; the ticket's folder is what to keep")
+        raise InputError(
+            "state_dict: this ticket's layers are packed in memory and have none; keep the ticket's folder"
+        )
 
     def extra_repr(self) -> str:
         packed = "whole" if self.bitmask_OB is None else "packed"
@@ -179,13 +180,13 @@ class PackedLinear(nn.Module):
 
 
 def check_int8(device: str) -> None:
-    """Raises InputError where bitsandbytes does not compute on the device."""
+    """Raises InputError where bitsandbytes does not compute on `device`."""
     codes = np.eye(4, dtype=np.uint8)
     try:
         layer = int8_linear(StoredMatrix(4, 4, "F32", False, "int8", codes, None, np.ones(4, np.float32)), None, device)
         with torch.inference_mode():
             layer(torch.ones(1, 4, dtype=torch.float16, device=device))
-    except Exception as e:  # a library that loads compiled code of its own may fail in any way
+    except Exception as e:  # a library with compiled code of its own may fail in any way
         if is_out_of_memory(e):
             raise
         reason = " ".join(str(e).split())[:200]
@@ -203,8 +204,10 @@ def int8_weight(codes_OI: torch.Tensor, scale_O: torch.Tensor) -> Any:
 
 @functools.cache
 def int8_class() -> Any:
-    """bitsandbytes' layer, whose codes and scales move with the model: its own stay where they were when not the layer
-    itself but a module around it is moved."""
+    """Returns bitsandbytes' layer class, changed so that codes and scales move with the model.
+
+    In bitsandbytes' own class they stay on the old device when a module around the layer is moved.
+    """
     from bitsandbytes.nn import Linear8bitLt
 
     class StoredInt8(Linear8bitLt):
@@ -224,12 +227,12 @@ def int8_class() -> Any:
 
 
 def is_int8(module: nn.Module) -> bool:
-    return type(module).__name__ == "StoredInt8"  # no class is made, and nothing imported, to find that there is none
+    return type(module).__name__ == "StoredInt8"  # by name: this must not import bitsandbytes
 
 
 def int8_linear(matrix: StoredMatrix, bias: torch.Tensor | None, device: str) -> nn.Module:
-    """bitsandbytes' layer over the stored codes: nothing is quantized again."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every call that activations become float16
+    """Returns bitsandbytes' layer over the stored codes. Nothing is quantized again."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every call that activations become float16
     assert matrix.scale_O is not None
     codes_OI = (
         torch.from_numpy(matrix.unpack().flat.reshape(matrix.rows, matrix.columns).copy()).view(torch.int8).to(device)
@@ -250,12 +253,14 @@ def int8_linear(matrix: StoredMatrix, bias: torch.Tensor | None, device: str) ->
 
 
 def resident_tensors(model: Any) -> dict[int, torch.Tensor]:
-    """Every tensor that the model holds on its device, a shared one once: parameters, buffers, the workspace, and the
-    scales that bitsandbytes keeps beside its parameters."""
-    found = [*model.parameters(), *model.buffers()]
+    """Returns every tensor that the model holds on its device, by address, so that a shared tensor counts once.
+
+    These are parameters, buffers, the workspace, and the scales that bitsandbytes keeps outside of its parameters.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            found += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
+            tensors += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
         elif state := getattr(module, "state", None):
-            found += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
-    return {tensor.data_ptr(): tensor for tensor in found if tensor.numel()}
+            tensors += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
+    return {tensor.data_ptr(): tensor for tensor in tensors if tensor.numel()}

@@ -1,5 +1,4 @@
-"""A base or a ticket on disk -> a transformers model and its tokenizer. Beside decoding.py the only file that says
-transformers."""
+"""Loads a base or a ticket from disk as a transformers model."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from lottery.ticket.stored import StoredTicket
 
 
 class TensorSource(Protocol):
-    """What a model is built from: a Base, or a Stored ticket."""
+    """What a model is loaded from: a `Base` or a `StoredTicket`."""
 
     @property
     def dtype(self) -> str: ...
@@ -31,7 +30,7 @@ class TensorSource(Protocol):
 
 
 class LazyTensor:
-    """One value of a state dict, read (and unpacked, and its hash checked) only when the loader asks for it."""
+    """One value of a state dict. It is read, checked and unpacked only when the loader asks for it."""
 
     def __init__(self, source: TensorSource, name: str) -> None:
         self.source, self.name = source, name
@@ -47,7 +46,7 @@ class LazyTensor:
 
 
 class PlaceholderTensor(LazyTensor):
-    """In place of a matrix that will lie in a layer of our own: of its shape, in the memory of one number."""
+    """Stands for a matrix that will lie in a layer of ours. It has the matrix's shape, and the memory of one number."""
 
     def __init__(self, source: TensorSource, name: str, dtype: torch.dtype) -> None:
         super().__init__(source, name)
@@ -58,7 +57,7 @@ class PlaceholderTensor(LazyTensor):
 
 
 class MetaTensor(LazyTensor):
-    """A tensor without its values: enough to see whether the model wants it."""
+    """A tensor without its values, which is enough to see whether the model has a place for it."""
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         info = self.source.info(self.name)
@@ -66,18 +65,18 @@ class MetaTensor(LazyTensor):
 
 
 def check_loadable(source: TensorSource, names: Iterable[str]) -> None:
-    """Whether the files make a model, found without reading a weight. Raises InputError as `build` does."""
+    """Checks that the files make a model, without reading a weight. Raises InputError as `load_model` does."""
     assemble(source, {name: MetaTensor(source, name) for name in names}, "float32", "meta")
 
 
 def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
-    """The model with exactly the named tensors in it, in evaluation mode; how its matrices lie in memory as `runtime` says.
+    """Returns the model with exactly the named tensors, in evaluation mode.
 
-    Raises InputError where a tensor is missing, left over or damaged: transformers itself would fill what is missing
-    with random numbers.
+    `runtime` is dense or packed: it says how the matrices lie in memory. Raises InputError where a tensor is missing,
+    left over or damaged; transformers itself would fill a missing tensor with random numbers.
     """
-    lean = packed_or_8_bit_matrices(source, runtime)
-    placeholders = {name: PlaceholderTensor(source, name, getattr(torch, dtype)) for name in lean}
+    small = packed_or_8_bit_matrices(source, runtime)
+    placeholders = {name: PlaceholderTensor(source, name, getattr(torch, dtype)) for name in small}
     state = {name: placeholders.get(name) or LazyTensor(source, name) for name in names}
     if not placeholders or not isinstance(source, StoredTicket):
         return assemble(source, state, dtype, device)
@@ -87,47 +86,47 @@ def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: s
 
 
 def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
-    """The tensors that lie in layers of ours: 8-bit ones, and with `runtime=packed` those that are packed in the file.
+    """Returns the tensors that will lie in layers of ours: 8-bit ones, and with `runtime=packed` those packed on disk.
 
-    Each is the weight of one linear layer: embeddings are looked up, and transformers holds all experts of a layer in one
-    tensor; both are widened.
+    Each is the weight of one linear layer. Embeddings are looked up, and transformers holds all experts of a layer in
+    one tensor, so both are unpacked at loading. Warns where that is the case.
     """
     if not isinstance(source, StoredTicket):
         return []
-    found: list[str] = []
-    widened: list[str] = []
+    small: list[str] = []
+    unpacked: list[str] = []
     for name, entry in source.entries.items():
         packed = runtime == "packed" and (entry.get("packed") or (source.is_mask_only and "kept" in entry))
         if not packed and "quantized" not in entry:
             continue
         linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime == "packed")
         linear = linear and len(entry["shape"]) == 2 and ".experts." not in name
-        (found if linear else widened).append(name)
-    if widened:
+        (small if linear else unpacked).append(name)
+    if unpacked:
         say(
-            f"warning: {len(widened)} matrices ({widened[0]}, ...) are no linear layers of their own and lie dense in memory"
+            f"warning: {len(unpacked)} matrices ({unpacked[0]}, ...) are not linear layers of their own and lie dense in memory"
         )
-    elif runtime == "packed" and not found:
-        say("warning: nothing of this ticket is packed: runtime=packed is the same as dense")
-    return found
+    elif runtime == "packed" and not small:
+        say("warning: runtime=packed: this ticket has no packed matrix, so that it runs as with runtime=dense")
+    return small
 
 
 def replace_linear_layers(
     model: Any, source: StoredTicket, placeholders: Mapping[str, PlaceholderTensor], device: str, runtime: str
 ) -> None:
-    """Each stub's layer gives way to one over the stored matrix."""
-    waiting = {stub.one.data_ptr(): name for name, stub in placeholders.items()}
-    homes = [
+    """Replaces the layer of each placeholder by a layer over the stored matrix."""
+    waiting = {placeholder.one.data_ptr(): name for name, placeholder in placeholders.items()}
+    layers = [
         (path, module, waiting.pop(weight.data_ptr()))
         for path, module in model.named_modules()
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.data_ptr() in waiting
     ]
     assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
-    largest = max(source.info(name).numel for _, _, name in homes)
+    largest = max(source.info(name).numel for _, _, name in layers)
     workspace = None
     if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in placeholders):
         check_int8(device)
-    for path, module, name in homes:
+    for path, module, name in layers:
         matrix, bias = source.matrix(name), getattr(module, "bias", None)
         if runtime == "dense":
             matrix = matrix.unpack()
@@ -145,17 +144,21 @@ def replace_linear_layers(
 
 
 def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """A part of a tensor times a weight without gradients is a batch of products for torch: for the last token of a prompt
-    and the head of Mistral 7B, in bfloat16 on a CPU, 700 ms instead of 19."""
+    """Copies the input of a head into contiguous memory, for speed.
+
+    torch computes the product of a slice of a tensor and a weight without gradients as a batch of products: for the
+    last token of a prompt and the head of Mistral 7B, in bfloat16 on a CPU, that takes 700 ms instead of 19.
+    """
     return (given[0].clone(memory_format=torch.contiguous_format), *given[1:])
 
 
 def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str) -> Any:
+    """Builds the transformers model from `state`. Raises InputError where its tensors are not those of the model."""
     config = read_config(source.folder)
-    found_class = model_class(config, source.folder)
-    transformers.logging.disable_progress_bar()  # the stage's own line says that it loads
+    cls = model_class(config, source.folder)
+    transformers.logging.disable_progress_bar()  # the progress line of the caller says that it loads
     with transformers_errors(source.folder, "config.json"):
-        model, found = found_class.from_pretrained(
+        model, loading_info = cls.from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
@@ -165,10 +168,10 @@ def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, 
             **({"device_map": {"": device}} if device != "cpu" else {}),
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found[kind]:
-            kind_said = kind.replace("_", " ")
+        if loading_info[kind]:
+            problem = kind.replace("_", " ")
             raise InputError(
-                f"model={source.folder}: {kind_said} at loading: {', '.join(map(str, sorted(found[kind])[:3]))}"
+                f"model={source.folder}: {problem} at loading: {', '.join(map(str, sorted(loading_info[kind])[:3]))}"
             )
     if device != "meta":
         choose_experts(model, source.folder)
@@ -179,23 +182,26 @@ def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, 
 
 
 def choose_experts(model: Any, folder: Path) -> None:
-    """All experts of a layer in one product, transformers' choice, needs rows of whole 16 bytes; else one after the other."""
+    """Computes experts one after the other where transformers' grouped product cannot.
+
+    transformers multiplies all experts of a layer in one product. That product needs rows of whole 16 bytes.
+    """
     odd = [p for p in model.parameters() if p.dim() == 3 and p.shape[-1] * p.itemsize % 16]
     if odd and getattr(model.config, "_experts_implementation", None) == "grouped_mm":
         model.set_experts_implementation("eager")
         dtype = str(odd[0].dtype).removeprefix("torch.")
         say(
-            f"warning: model={folder}: its experts are computed one after the other: rows of {odd[0].shape[-1]} numbers as "
-            f"{dtype} are no multiple of 16 bytes, which one product of all would need"
+            f"warning: model={folder}: its experts are computed one after the other: their rows of {odd[0].shape[-1]} "
+            f"{dtype} numbers are no multiple of 16 bytes, which a single product of all experts needs"
         )
 
 
-# How a layer multiplies, by the name of its class, where it is not torch's own: the order of the operations fixes the bits.
+# How the layers multiply that are not torch's own, by class name: the order of the operations decides the last bits.
 PRODUCTS = {"Conv1D": "conv1d", "FalconLinear": "bias after"}
 
 
 def cannot_save(*_: Any, **__: Any) -> None:
     raise InputError(
-        "save_pretrained: this ticket's layers are packed or in 8 bits in memory, and another library would read them as "
-        "something else; the ticket's folder is what to keep"
+        "save_pretrained: this ticket's layers are packed or in 8 bits in memory, and other libraries cannot read "
+        "them; keep the ticket's folder"
     )

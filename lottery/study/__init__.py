@@ -1,1 +1,1 @@
-"""Many tickets of one question, on this machine or on a Slurm cluster."""
+"""This room makes studies: the many tickets of one question, on this machine or on a Slurm cluster."""

@@ -1,23 +1,30 @@
-"""Where a curve crosses a limit, from the points that are known: what a search asks for next, and whether it is done."""
+"""This file searches, by bisection, the sparsity at which a curve crosses a limit.
+
+From the known points it says which sparsity to try next and whether the search is done.
+"""
 
 from collections.abc import Mapping
 
 
 def find_bracket(points: Mapping[float, float], limit: float) -> tuple[float, float]:
-    """(below, above): between which two sparsities the ratio first exceeds `limit`. `points`: sparsity -> ratio.
+    """Returns (below, above), the two sparsities between which the ratio first exceeds `limit`.
 
-    Where all do, below is 0; where none does, above is 1, since a model without weights says nothing.
+    `points` holds sparsity -> ratio. If all points exceed the limit, below is 0. If none does, above is 1, since a
+    model without weights tells nothing.
     """
     below = 0.0
     for sparsity in sorted(points):
-        if not points[sparsity] <= limit:  # an overflow (NaN) is above
+        if not points[sparsity] <= limit:  # an overflow (NaN) counts as above the limit
             return below, sparsity
         below = sparsity
     return below, 1.0
 
 
 def next_sparsity(below: float, above: float, width: float) -> float | None:
-    """The sparsity to try next, a multiple of `width` where one lies between; None where it is known well enough."""
+    """Returns the sparsity to try next, or None if the two are at most `width` apart.
+
+    It is a multiple of `width` if one lies between the two.
+    """
     if above - below <= width * (1 + 1e-9):
         return None
     middle = round(round((below + above) / 2 / width) * width, 10)
@@ -25,5 +32,5 @@ def next_sparsity(below: float, above: float, width: float) -> float | None:
 
 
 def is_done(points: Mapping[float, float], limit: float, width: float) -> bool:
-    """Whether the crossing is known as well as was asked."""
+    """Returns whether the crossing is known to `width`."""
     return bool(points) and next_sparsity(*find_bracket(points, limit), width) is None

@@ -1,4 +1,4 @@
-"""A study and its plan as tables for the console."""
+"""This file shows a study and its plan as tables on the console."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lottery.measuring.console import format_interval, format_metric, megabytes,
 
 
 def study_table(result: Any, markdown: bool = False) -> str:
-    """A study's tickets, the dense ones first, and what they say together. `result`: a study's."""
+    """Returns the tables of a study's tickets and the lines below them. `result` is a `StudyResult`."""
     lines = [f"{r.title} of {r.base}: {r.reason}" for r in result.rows if r.reason]
     lines += [f"left out: {left['reason']} ({left['model']})" for left in result.plan.left_out]
     for c in result.cliffs:
@@ -19,7 +19,7 @@ def study_table(result: Any, markdown: bool = False) -> str:
     protocols = list(dict.fromkeys(row.tags["protocol"] for row in result.rows if "protocol" in row.tags))
     models = len({row.base for row in result.rows}) > 1
     tables = [rows_table(result.rows, models)]
-    if len(protocols) > 1:  # a table each, what was not measured in the first
+    if len(protocols) > 1:  # one table for each protocol; rows without a measurement go to the first
         of_protocol = {p: [r for r in result.rows if r.tags.get("protocol", protocols[0]) == p] for p in protocols}
         tables = [f"protocol {protocol}:\n{rows_table(rows, models)}\n" for protocol, rows in of_protocol.items()]
         lines.append(f"{len(protocols)} protocols: perplexities compare within one of them only")
@@ -29,7 +29,7 @@ def study_table(result: Any, markdown: bool = False) -> str:
 
 
 def rows_table(rows: Sequence[Any], models: bool) -> str:
-    """The rows of a study, with their model where there are several; columns without a figure are left out."""
+    """Returns the table of a study's rows. With `models` it names the model. Columns without a value are left out."""
     columns: dict[str, Callable[[Any], str]] = {
         "model": lambda r: r.base if models else "",
         "": lambda r: r.title,
@@ -52,12 +52,12 @@ def rows_table(rows: Sequence[Any], models: bool) -> str:
 
 
 def overflow(row: Any) -> str:
-    """The word for a perplexity that a measured ticket does not have."""
+    """Returns the word that stands for the perplexity of a measured ticket that has none."""
     return str(row.tags.get("outcome", "")) if row.state in ("made", "found") else ""
 
 
 def parts_table(plan: Any) -> str:
-    """What a study would do, by its parts."""
+    """Returns the table of the parts that a study would make."""
     table = Table(box=box.MARKDOWN)
     for name in ("part", "model", "", "target", "sparsity"):
         table.add_column(name)

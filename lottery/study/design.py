@@ -1,4 +1,4 @@
-"""What a study asks: a small YAML file of lists -> a frozen record. The presets of lottery are such files, too."""
+"""This file reads what a study asks: a small YAML file of lists becomes a frozen record. The presets are such files."""
 
 import itertools
 import re
@@ -13,16 +13,19 @@ from lottery.errors import InputError, did_you_mean
 from lottery.spec import Spec, float_range, json_sha256
 
 PRESETS = Path(__file__).parent.parent / "assets" / "presets"
-TICKET_PARAMS = tuple(f.name for f in fields(Spec) if f.name != "model")  # what a study may say of its tickets
+TICKET_PARAMS = tuple(f.name for f in fields(Spec) if f.name != "model")  # a study may set these for its tickets
 SPEC_DEFAULTS = {f.name: (str(f.default),) for f in fields(Spec)}
 KEYS = ("name", "question", "models", "budget", "grid")
-EACH_LAYER = "@*"  # in a target: one ticket for every layer
+EACH_LAYER = "@*"  # in a target it stands for every layer: each layer gets a ticket
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One row of a grid: every combination of its values. `refine`: the sparsity at which the ratio to dense crosses 1 +
-    tolerance is then searched, between the sparsities given, until it is known to so much."""
+    """One row of a grid, which stands for every combination of its values.
+
+    With `refine` the study also searches the sparsity at which the ratio to dense crosses 1 + tolerance. It searches
+    between the sparsities of the row, until the crossing is known to `refine`.
+    """
 
     values: dict[str, tuple[str, ...]]
     refine: float | None = None
@@ -30,7 +33,7 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Study:
-    """`parameters` hold for all tickets; what a row of the grid says itself stays."""
+    """The question of a study. `parameters` hold for all tickets, but the values in a row of the grid come first."""
 
     name: str
     question: str
@@ -41,11 +44,11 @@ class Study:
 
     @property
     def id(self) -> str:
-        """12 hex digits: the same question asked again goes on where it was."""
+        """12 hexadecimal digits. A study with the same id continues the earlier one."""
         return json_sha256({k: v for k, v in self.record().items() if k != "question"})[:12]
 
     def record(self) -> dict[str, Any]:
-        """As its file would have it."""
+        """Returns the study as its YAML file would hold it."""
 
         def short(values: dict[str, tuple[str, ...]]) -> dict[str, Any]:
             return {k: v[0] if len(v) == 1 else list(v) for k, v in values.items()}
@@ -59,67 +62,74 @@ class Study:
         return yaml.safe_dump(self.record(), sort_keys=False, allow_unicode=True, width=120)
 
     def combinations(self) -> Iterator[tuple[dict[str, str], GridRow]]:
-        """Every combination of every row, in order."""
+        """Yields every combination of every row, in order."""
         for row in self.grid:
             values = self.parameters | row.values
             for chosen in itertools.product(*values.values()):
                 yield dict(zip(values, chosen, strict=True)), row
 
     def with_options(self, models: str | None, budget: str | None, parameters: Mapping[str, str | None]) -> "Study":
-        """What a command line says over what the file says; what a row of the grid says stays.
+        """Returns the study with the options of a command line, which replace those of the file.
 
-        Raises InputError for values that cannot be.
+        The values in a row of the grid stay. Raises InputError for values that are not allowed.
         """
         given = {k: check_values("parameters", k, v) for k, v in parameters.items() if v is not None}
-        # what is said of a parameter that it is anyhow is not said: the same question has one id
-        said = {k: v for k, v in (self.parameters | given).items() if v != SPEC_DEFAULTS[k] or k == "storage"}
-        study = replace(self, parameters=said)
+        # Defaults are left out, so that the same question has one id. The storage stays, since `specs_of` may replace
+        # its default.
+        stated = {k: v for k, v in (self.parameters | given).items() if v != SPEC_DEFAULTS[k] or k == "storage"}
+        study = replace(self, parameters=stated)
         if models is not None:
             study = replace(study, models=split_list("models", models))
         if budget is not None:
             study = replace(study, budget=() if budget == "none" else parse_budget(budget.split(",")))
         if study.budget and all(row.refine for row in study.grid):
             raise InputError(
-                f"budget={','.join(map(str, study.budget))}: the study {study.name} looks for a sparsity itself; "
-                f"leave the budget out, or ask locate"
+                f"budget={','.join(map(str, study.budget))}: the study {study.name} searches for the sparsity itself; "
+                f"leave the budget out, or use the study locate"
             )
         for values, row in study.combinations():
             spec = Spec.parse(**values)
             if row.refine and spec.pattern != "unstructured":
                 raise InputError(
-                    f"pattern={spec.pattern}: it has one sparsity alone, and refine searches for one; leave refine out, "
-                    f"or give pattern=unstructured"
+                    f"pattern={spec.pattern}: it has only one sparsity, so refine has nothing to search; leave refine "
+                    f"out, or give pattern=unstructured"
                 )
             if row.refine and "perplexity" not in spec.measures:
                 raise InputError(
-                    f"measure={spec.measure}: a search for a sparsity goes by the ratio of perplexities; add perplexity, "
+                    f"measure={spec.measure}: a search for a sparsity needs the ratio of perplexities; add perplexity, "
                     f"or leave refine out"
                 )
         return study
 
 
 def presets() -> list[str]:
+    """Returns the names of lottery's own studies."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 class Loader(yaml.BaseLoader):
-    """Makes no objects, only text, lists and mappings; in a mapping no key twice, of which YAML would take the last."""
+    """A YAML loader that makes only texts, lists and mappings, and refuses a key that appears twice in a mapping.
+
+    YAML itself would take the last of the two.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} is there twice")
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} appears twice")
         return super().construct_mapping(node, deep)
 
 
 def read_study(name: str) -> Study:
-    """A preset by its name, or a YAML file by its path. Raises InputError, with the near names, where there is none, or
-    for a key or value that no study has."""
+    """Returns a preset by its name, or the study of a YAML file by its path.
+
+    Raises InputError, which lists similar names, if there is none, and for a key or value that a study cannot have.
+    """
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
     try:
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise InputError(f"study={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
-        # no objects, and every scalar as text: `2:4` is no number of seconds, and `no` no falsehood
+        # Every scalar stays a text: YAML would read `2:4` as a number of seconds and `no` as false.
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e
@@ -129,6 +139,10 @@ def read_study(name: str) -> Study:
 
 
 def study_from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
+    """Returns the study that a mapping describes.
+
+    `name` is used if the mapping has no name; `where` begins the messages. Raises InputError for a wrong key or value.
+    """
     for key in found:
         if key not in (*KEYS, *TICKET_PARAMS, "refine"):
             raise InputError(
@@ -136,11 +150,13 @@ def study_from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
             )
     name = str(found.get("name", name))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
-        raise InputError(f"{where}: name={name}: give letters, digits, - and _ alone")
+        raise InputError(
+            f"{where}: name={name}: give at most 61 letters, digits, -, _ and dots, and begin with a letter or a digit"
+        )
     rows = found.get("grid", [{}])
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(
-            f"{where}: grid holds no list of rows; each is a line like `- {{target: [all, mlp], sparsity: 0.5}}`"
+            f"{where}: grid holds no list of rows; give rows like `- {{target: [all, mlp], sparsity: 0.5}}`"
         )
     top = {key: check_values(where, key, found[key]) for key in TICKET_PARAMS if key in found}
     refine = found.get("refine")
@@ -156,6 +172,7 @@ def study_from_record(found: Mapping[str, Any], where: str, name: str) -> Study:
 
 
 def read_row(row: Mapping[str, Any], where: str, refine: Any) -> GridRow:
+    """Returns a row of the grid; `refine` is used if the row has none. Raises InputError for a wrong key or value."""
     for key in row:
         if key not in (*TICKET_PARAMS, "refine"):
             raise InputError(
@@ -168,12 +185,15 @@ def read_row(row: Mapping[str, Any], where: str, refine: Any) -> GridRow:
 
 
 def check_values(where: str, name: str, given: Any) -> tuple[str, ...]:
-    """One value of a parameter, or several; as the parameter's own check writes them, so that 0.50 is 0.5."""
+    """Returns the values of a parameter as its own check writes them, so that 0.50 is 0.5.
+
+    `given` is one value or a list. Raises InputError for a value that the parameter does not take.
+    """
     if name not in TICKET_PARAMS:
         raise InputError(f"{where}: unknown key {name!r}; {did_you_mean(name, TICKET_PARAMS)}")
     values = given if isinstance(given, list) else [given]
     if not values or not all(isinstance(value, str) for value in values):
-        raise InputError(f"{where}: {name} holds no plain value, and no list of such")
+        raise InputError(f"{where}: {name} holds no plain value; give one value, or a list of values")
     parse = next(f for f in fields(Spec) if f.name == name).metadata["parse"]
     try:
         return tuple(dict.fromkeys(str(parse(name, value)) for value in values))
@@ -182,14 +202,15 @@ def check_values(where: str, name: str, given: Any) -> tuple[str, ...]:
 
 
 def split_list(name: str, given: Any, where: str = "") -> tuple[str, ...]:
-    """A list, or words between commas."""
+    """Returns the words of a list or of a text with commas. Raises InputError if there is none."""
     parts = given.split(",") if isinstance(given, str) else given
     if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts) or not parts:
-        raise InputError(f"{where}{': ' if where else ''}{name}={given}: give one, or several between commas")
+        raise InputError(f"{where}{': ' if where else ''}{name}={given}: give one, or several separated by commas")
     return tuple(dict.fromkeys(part.strip() for part in parts))
 
 
 def parse_budget(given: Any, where: str = "") -> tuple[float, ...]:
+    """Returns the budgets, each a share of all parameters between 0 and 1. Raises InputError for anything else."""
     parts = given if isinstance(given, list) else str(given).split(",")
     parse = float_range(0, 1)["parse"]
     found = tuple(parse(f"{where}{': ' if where else ''}budget", part) for part in parts)

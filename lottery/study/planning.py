@@ -1,4 +1,4 @@
-"""What a study means on this machine: the tickets that it asks for, one by one, each with the name of its part."""
+"""This file plans a study: it lists every ticket, dense baseline and search, each with the name of its part."""
 
 import itertools
 import os
@@ -27,19 +27,19 @@ BASELINE_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "d
 
 @dataclass(frozen=True)
 class Part:
-    """One ticket of a study, one dense baseline, or one search for a sparsity: what one task of a cluster does."""
+    """One ticket of a study, one dense baseline, or one search for a sparsity. One task of a cluster makes one part."""
 
     part: str  # ticket-7, dense-0, refine-0
     title: str
     base: str
     spec: Spec
     budget: float | None = None
-    width: float | None = None  # of a search: how well the sparsity is to be known
-    points: tuple[str, ...] = ()  # of a search: the tickets of its grid, by their part
+    width: float | None = None  # only a search has it: it ends when the sparsity is known to this
+    points: tuple[str, ...] = ()  # only a search has them: the parts that are the tickets of its grid
 
     @property
     def base_id(self) -> str:
-        """The base's own name, where `base` tells two of one name apart."""
+        """The base's own name. `base` also holds the model if two bases have the same name."""
         return self.base.removesuffix(f" ({self.spec.model})")
 
     def json(self) -> dict[str, Any]:
@@ -49,16 +49,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a study asks of this machine."""
+    """All parts of a study, and what was left out of it."""
 
     study: Study
     tickets: list[Part]
     baselines: list[Part] = field(default_factory=list)
     refined: list[Part] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-    disk_bytes: int = 0  # of all tickets, without those that a search makes
-    run: str | None = None  # the study's run, where tasks of a cluster share it
-    fresh: bool = False  # tickets of other runs of this study do not count
+    disk_bytes: int = 0  # the size of all tickets, without those that a search makes
+    run: str | None = None  # the id of the study's run in MLflow; None before it is known
+    fresh: bool = False  # if true, tickets of earlier runs of this study do not count
 
     @property
     def id(self) -> str:
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def parts(self) -> list[Part]:
-        """All of them in the order of the work: model by model, the dense baseline first."""
+        """All parts in the order of the work: model by model, the dense baselines first."""
         every = (*self.baselines, *self.tickets, *self.refined)
         return [part for model in self.study.models for part in every if part.spec.model == model]
 
@@ -91,7 +91,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """What `Plan.json` wrote. Raises InputError for another file."""
+    """Returns the plan in a file that holds `Plan.json`. Raises InputError for any other file."""
     found = read_json(path)
     try:
         parts = {
@@ -114,7 +114,9 @@ def read_plan(path: Path) -> Plan:
             fresh=found["fresh"],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, IndexError) as e:
-        raise InputError(f"study={path}: no plan that lottery wrote ({e}); give the study's name or YAML file") from e
+        raise InputError(
+            f"study={path}: not a plan that lottery wrote ({e}); give the study's name or YAML file"
+        ) from e
     if plan.id != found["study_id"]:
         raise InputError(f"study={path}: its study was changed after it was planned; submit the YAML file again")
     return plan
@@ -125,90 +127,108 @@ class TooFewError(InputError):
 
 
 def make_plan(study: Study, cache: Cache) -> Plan:
-    """Every ticket of a study, each once. A target that one of several models does not have, or that is smaller than the
-    budget, is left out, with the reason; what no model has is an error.
+    """Returns a plan with every ticket of a study, each once.
 
-    Weights are not needed yet: config.json is enough. Raises InputError, and MachineError where a hub fails.
+    A target that one of several models does not have, or that is smaller than the budget, is left out, with the reason.
+    A target that no model has is an error. The weights are not needed yet, because config.json is enough. Raises
+    InputError, and MachineError if a hub fails.
     """
     study = with_absolute_paths(study)
     found: dict[Spec, Part] = {}
     searches: dict[Spec, Search] = {}
     left_out: list[dict[str, str]] = []
-    unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why it has none such
+    unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why the model does not have it
     disk_bytes = 0
     sources = {
         model: cache.get_or_compute(("source", model, False, True), partial(open_model, model, False, True))[0]
         for model in study.models
     }
     bases = display_names(sources)
-    for model, source in sources.items():
-        base = bases[model]
-        for values, row in study.combinations():
-            for spec, budget in specs_of(study, model, source, values, row):
-                try:
-                    if budget is not None:
-                        spec = spec_for_budget(spec, source, budget, cache)
-                    _, chosen, _ = resolve(spec, cache, config_only=True)
-                except InputError as e:
-                    if not isinstance(e, TooFewError):
-                        unfit.setdefault(spec.target, {})[model] = e
-                    left = {"model": model, "target": spec.target, "reason": str(e)}
-                    left_out += [left] if left not in left_out else []
-                    continue
-                if row.refine:
-                    group = replace(spec, sparsity=0.0)
-                    search = searches.setdefault(group, Search(base, row.refine, []))
-                    search.width = min(search.width, row.refine)
-                    search.grid.append(spec)
-                if spec not in found:
-                    disk_bytes += plan_ticket(source, spec, chosen, with_ticket_id=False)["disk_bytes_after"]
-                    found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
+    for model, row, spec, budget in every_spec(study, sources):
+        source, base = sources[model], bases[model]
+        try:
+            if budget is not None:
+                spec = spec_for_budget(spec, source, budget, cache)
+            _, chosen, _ = resolve(spec, cache, config_only=True)
+        except InputError as e:
+            if not isinstance(e, TooFewError):
+                unfit.setdefault(spec.target, {})[model] = e
+            left = {"model": model, "target": spec.target, "reason": str(e)}
+            left_out += [left] if left not in left_out else []
+            continue
+        if row.refine:
+            add_to_search(searches, spec, base, row.refine)
+        if spec not in found:
+            disk_bytes += plan_ticket(source, spec, chosen, with_ticket_id=False)["disk_bytes_after"]
+            found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
     for of_models in unfit.values():
         if len(of_models) == len(study.models):
             raise next(iter(of_models.values()))
     if not found:
-        raise InputError(f"study={study.name}: no ticket is left of it: {left_out[0]['reason']}")
-    refined = []
-    for i, (group, search) in enumerate(searches.items()):
-        points = tuple(dict.fromkeys(found[spec].part for spec in search.grid))
-        title = group.title.replace(" 0%", "")
-        refined.append(Part(f"refine-{i}", title, search.base, group, None, search.width, points))
+        raise InputError(f"study={study.name}: none of its tickets can be made: {left_out[0]['reason']}")
     tickets = list(found.values())
-    return Plan(study, tickets, list(baselines_of(tickets)), refined, left_out, disk_bytes)
+    return Plan(study, tickets, list(baselines_of(tickets)), search_parts(searches, found), left_out, disk_bytes)
+
+
+def every_spec(
+    study: Study, sources: Mapping[str, Base | StoredTicket]
+) -> Iterator[tuple[str, GridRow, Spec, float | None]]:
+    """Yields (model, row of the grid, spec, budget) for all tickets that a study names, model by model."""
+    for model, source in sources.items():
+        for values, row in study.combinations():
+            for spec, budget in specs_of(study, model, source, values, row):
+                yield model, row, spec, budget
 
 
 @dataclass
 class Search:
-    """Specs that differ in their sparsity alone, and between which it is searched on."""
+    """A search: specs that differ only in their sparsity, between which further sparsities are tried."""
 
     base: str
     width: float
     grid: list[Spec]
 
 
-def with_absolute_paths(study: Study) -> Study:
-    """With the files and folders that it names by whole paths: the same words in another folder are another question."""
+def add_to_search(searches: dict[Spec, Search], spec: Spec, base: str, width: float) -> None:
+    """Adds a spec to the search that it belongs to; the smallest `width` of all its specs counts."""
+    search = searches.setdefault(replace(spec, sparsity=0.0), Search(base, width, []))
+    search.width = min(search.width, width)
+    search.grid.append(spec)
 
-    def whole(name: str, value: str) -> str:
+
+def search_parts(searches: Mapping[Spec, Search], tickets: Mapping[Spec, Part]) -> list[Part]:
+    """Returns a part for each search. `tickets` holds the parts of all specs of its grid."""
+    refined = []
+    for i, (group, search) in enumerate(searches.items()):
+        points = tuple(dict.fromkeys(tickets[spec].part for spec in search.grid))
+        title = group.title.replace(" 0%", "")
+        refined.append(Part(f"refine-{i}", title, search.base, group, None, search.width, points))
+    return refined
+
+
+def with_absolute_paths(study: Study) -> Study:
+    """Returns the study with absolute paths. A relative path means other files, so another study, in another folder."""
+
+    def absolute(name: str, value: str) -> str:
         path = Path(value).expanduser()
         if value in ("builtin", "wikitext2", "auto"):
             return value
         here = (name == "dataset" and path.is_file()) or (name == "model" and local_folder(value) is not None)
         return os.path.abspath(path) if here else value
 
-    def all_whole(values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        return {name: tuple(whole(name, value) for value in given) for name, given in values.items()}
+    def all_absolute(values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(absolute(name, value) for value in given) for name, given in values.items()}
 
     return replace(
         study,
-        models=tuple(dict.fromkeys(whole("model", model) for model in study.models)),
-        parameters=all_whole(study.parameters),
-        grid=tuple(replace(row, values=all_whole(row.values)) for row in study.grid),
+        models=tuple(dict.fromkeys(absolute("model", model) for model in study.models)),
+        parameters=all_absolute(study.parameters),
+        grid=tuple(replace(row, values=all_absolute(row.values)) for row in study.grid),
     )
 
 
 def display_names(sources: Mapping[str, Base | StoredTicket]) -> dict[str, str]:
-    """Model -> the name of its base; with the model beside it where two are named alike."""
+    """Returns model -> the name of its base, followed by the model if two bases have the same name."""
     bases = {model: s.base_record["id"] if isinstance(s, StoredTicket) else s.id for model, s in sources.items()}
     alike = {base for base in bases.values() if list(bases.values()).count(base) > 1}
     return {model: f"{base} ({model})" if base in alike else base for model, base in bases.items()}
@@ -217,7 +237,11 @@ def display_names(sources: Mapping[str, Base | StoredTicket]) -> dict[str, str]:
 def specs_of(
     study: Study, model: str, source: Base | StoredTicket, values: Mapping[str, str], row: GridRow
 ) -> Iterator[tuple[Spec, float | None]]:
-    """What one combination of a row means for one model: a spec for each layer that `@*` stands for, and for each budget."""
+    """Yields (spec, budget) for one combination of a row and one model.
+
+    There is a spec for each layer that `@*` stands for, and for each budget. Unquantized tickets of a hub's model are
+    stored as masks unless the study names a storage.
+    """
     target = values.get("target", Spec().target)
     layers = 1 + max((p.layer for p in source.places if p.layer is not None), default=0)
     targets = [target.replace(EACH_LAYER, f"@{i}") for i in range(layers)] if EACH_LAYER in target else [target]
@@ -232,28 +256,34 @@ def specs_of(
 
 
 def spec_for_budget(spec: Spec, source: Base | StoredTicket, budget: float, cache: Cache) -> Spec:
-    """The same target at the sparsity that removes `budget` of all the model's parameters, to half a weight a tensor.
-    Raises TooFewError where it has fewer weights."""
+    """Returns the spec with the sparsity that removes the share `budget` of all the model's parameters.
+
+    Rounding changes the number by at most half a weight in each tensor. Raises TooFewError if the target has fewer
+    weights than that.
+    """
     _, chosen, _ = resolve(spec, cache, config_only=True)
     total = sum(source.info(p.name).numel for p in source.places)
     targeted = sum(tensor_info(source, p).numel for p in chosen)
     if not (removed := round(budget * total)):
-        raise InputError(f"budget={budget:g}: that is less than one of its {total:,} weights; give a greater share")
+        raise InputError(f"budget={budget:g}: that is less than one of its {total:,} weights; give a larger share")
     if removed > targeted:
         raise TooFewError(
-            f"{spec.target} has {targeted:,} weights, {targeted / total:.2%} of the model: fewer than the budget of {budget:.2%}"
+            f"{spec.target} has {targeted:,} weights, {targeted / total:.2%} of the model: fewer than the budget of "
+            f"{budget:.2%}"
         )
     return Spec.parse(**spec.params() | {"sparsity": removed / targeted})
 
 
 def baseline_key(spec: Spec) -> tuple[Any, ...]:
-    """What two tickets have in common that are compared with one dense model, measured once."""
+    """Returns the values that two tickets share if one dense measurement serves both."""
     return tuple(getattr(spec, name) for name in BASELINE_PARAMS)
 
 
 def baselines_of(tickets: list[Part]) -> Iterator[Part]:
-    """The dense models that these tickets are compared with, one for each protocol. What is only timed, or weighed, is
-    so beside each ticket."""
+    """Yields the dense baselines that these tickets are compared with, one for each protocol.
+
+    A ticket with only its speed or memory measured needs none: its own job measures the dense model too.
+    """
     seen: dict[tuple[Any, ...], Part] = {}
     for ticket in tickets:
         key = baseline_key(ticket.spec)

@@ -1,4 +1,4 @@
-"""What a person sees of a study while it runs, on stderr: a live table on a terminal, otherwise a line a ticket."""
+"""This file shows a running study on stderr: a live table on a terminal, else one line for each ticket."""
 
 import sys
 import time
@@ -6,14 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
 from lottery.measuring.console import format_interval
 from lottery.progress import PERIOD_S, redirect_progress, say
 
-ROWS = 24  # of a live table; a terminal shows no more
+ROWS = 24  # the most rows of the live table, as many as a usual terminal shows
 
 
 class StudyProgress:
-    """Counts and tells. `titles` of what is to be done, in order; a search adds to them as it goes."""
+    """Counts the tickets and keeps their states. `titles` names them in order; a search adds titles as it goes."""
 
     def __init__(self, titles: Sequence[str]) -> None:
         self.titles = list(titles)
@@ -23,7 +28,7 @@ class StudyProgress:
 
     def begin(self, title: str) -> None:
         self.at += 1
-        if self.titles[self.at : self.at + 1] != [title]:  # of a search, which is not planned ticket by ticket
+        if self.titles[self.at : self.at + 1] != [title]:  # a ticket of a search is not among the planned titles
             self.titles.insert(self.at, title)
         self.stage, self.last = "", time.monotonic()
         self.show()
@@ -40,7 +45,7 @@ class StudyProgress:
 
     @property
     def left(self) -> str:
-        """About how long it will take still; what was found costs nothing and says nothing."""
+        """The time that is left, estimated from the tickets that were made. Those that were found took no time."""
         made = sum(state == "made" for state, _, _ in self.states.values())
         more = len(self.titles) - len(self.states)
         if not made or not more:
@@ -52,15 +57,15 @@ class StudyProgress:
 
 
 class LineProgress(StudyProgress):
-    """Not on a terminal: a line for each ticket that is done, and now and then one about a long stage."""
+    """Prints a line for each finished ticket, and at times one about a long stage. It is used without a terminal."""
 
     def end(self, state: str, metrics: dict[str, float], reason: str | None) -> None:
         super().end(state, metrics, reason)
-        told = f"perplexity {format_interval(metrics, 'perplexity', 2)}" if "perplexity" in metrics else ""
+        figures = f"perplexity {format_interval(metrics, 'perplexity', 2)}" if "perplexity" in metrics else ""
         if ratio := format_interval(metrics, "perplexity_ratio", 4):
-            told += f", ratio {ratio}"
-        said = ": ".join(part for part in (state, reason or told) if part)
-        say(f"[{self.at + 1}/{len(self.titles)}] {self.titles[self.at]}: {said}{self.left}")
+            figures += f", ratio {ratio}"
+        outcome = ": ".join(part for part in (state, reason or figures) if part)
+        say(f"[{self.at + 1}/{len(self.titles)}] {self.titles[self.at]}: {outcome}{self.left}")
 
     def show(self) -> None:
         if self.stage and time.monotonic() - self.last > PERIOD_S:
@@ -69,17 +74,16 @@ class LineProgress(StudyProgress):
 
 
 class LiveProgress(StudyProgress):
-    """On a terminal. Drawn when something happens, by no thread of its own: that would take part in what is timed."""
+    """Draws the live table on a terminal, whenever something happens.
+
+    It has no thread of its own, since that would disturb the measurements of speed.
+    """
 
     def __init__(self, titles: Sequence[str], live: Any) -> None:
         self.live = live
         super().__init__(titles)
 
     def show(self) -> None:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table()
         for name in ("", "state", "perplexity [95%]", "ratio to dense [95%]"):
             table.add_column(name, no_wrap=name != "state", min_width=6)
@@ -96,16 +100,13 @@ class LiveProgress(StudyProgress):
 
 @contextmanager
 def show_progress(titles: Sequence[str]) -> Iterator[StudyProgress]:
-    """Meanwhile the stages of each ticket go to the table."""
+    """Shows a study's progress during the block. The stages of each ticket also go there."""
     if not sys.stderr.isatty():
         watch: StudyProgress = LineProgress(titles)
         with redirect_progress(watch.tell):
             yield watch
         return
-    from rich.console import Console
-    from rich.live import Live as Drawing
-
-    with Drawing(console=Console(stderr=True), auto_refresh=False) as live:
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
         watch = LiveProgress(titles, live)
         with redirect_progress(watch.tell):
             yield watch

@@ -1,4 +1,4 @@
-"""What became of a study's parts: a row each, and between which sparsities the curves cross the limit."""
+"""This file holds a study's result: one row for each ticket, and the sparsities at which curves cross the limit."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from lottery.study.planning import Part, Plan
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of one part. `state`: made, found (finished before), failed, missing."""
+    """The result of one part. `state` is made, found (an earlier run made it), failed or missing."""
 
     part: str
     title: str
@@ -29,14 +29,14 @@ class PartResult:
 
     @property
     def ratio(self) -> float | None:
-        """To dense; NaN of what overflowed; None where it is not known."""
+        """The ratio of the perplexity to the dense one; NaN after an overflow, None if it is not known."""
         overflowed = self.tags.get("outcome") == "overflow"
         return self.metrics.get("perplexity_ratio", math.nan if overflowed else None)
 
 
 @dataclass(frozen=True)
 class Cliff:
-    """Between which two sparsities the ratio to dense crosses `limit`."""
+    """The two sparsities between which the ratio to dense crosses `limit`."""
 
     part: str
     title: str
@@ -44,14 +44,16 @@ class Cliff:
     below: float
     above: float
     limit: float
-    known: bool  # as well as was asked, and the upper one was measured
+    known: bool  # whether the two are as close as asked and the upper one was measured
 
 
 @dataclass(frozen=True)
 class StudyResult:
+    """The result of a whole study."""
+
     plan: Plan
     run_id: str
-    rows: list[PartResult]  # the dense ones, then the tickets, then what searches have added
+    rows: list[PartResult]  # the order is that of the plan, with the tickets of a search among those of its grid
     cliffs: list[Cliff]
     page: str | None = None
 
@@ -65,7 +67,7 @@ class StudyResult:
 
 
 def ratio_by_sparsity(part: Part, rows: list[PartResult]) -> dict[float, float]:
-    """Sparsity -> ratio to dense, of what is known about one search."""
+    """Returns sparsity -> ratio to dense for all that is known about one search."""
     found = {}
     for row in rows:
         if row.part in (*part.points, part.part) and (ratio := row.ratio) is not None:
@@ -74,7 +76,7 @@ def ratio_by_sparsity(part: Part, rows: list[PartResult]) -> dict[float, float]:
 
 
 def merge_search_rows(plan: Plan, rows: list[PartResult]) -> list[PartResult]:
-    """What searches have added, among the rows of their grids, by sparsity."""
+    """Returns the rows in another order: the tickets of a search stand among those of its grid, sorted by sparsity."""
     for part in plan.refined:
         points = [row for row in rows if row.part in (*part.points, part.part)]
         if points:
@@ -85,6 +87,7 @@ def merge_search_rows(plan: Plan, rows: list[PartResult]) -> list[PartResult]:
 
 
 def cliffs(plan: Plan, rows: list[PartResult]) -> list[Cliff]:
+    """Returns a cliff for each search that has a known ratio."""
     found = []
     for part in plan.refined:
         limit = 1 + part.spec.tolerance
@@ -96,7 +99,7 @@ def cliffs(plan: Plan, rows: list[PartResult]) -> list[Cliff]:
 
 
 def unfinished(plan: Plan, rows: list[PartResult]) -> list[PartResult]:
-    """A row for each search that did not come to its end, and no row says why."""
+    """Returns a row for each search that did not reach its end and that has no failed row."""
     found = []
     for part in plan.refined:
         points, limit = ratio_by_sparsity(part, rows), 1 + part.spec.tolerance
@@ -111,11 +114,11 @@ def unfinished(plan: Plan, rows: list[PartResult]) -> list[PartResult]:
 
 
 def read_rows(client: store.Client, plan: Plan) -> list[PartResult]:
-    """What MLflow holds of every part: the newest finished run, or the failed one, or nothing."""
+    """Returns the rows of all parts from MLflow: the newest finished run of each part, else a failed one, else none."""
     assert plan.run is not None
     key, rows = parts.part_key(plan.run), []
     runs = parts.find_parts(client, key)
-    runs.sort(key=lambda run: run.info.status != "FINISHED")  # of those the newest first, as they came
+    runs.sort(key=lambda run: run.info.status != "FINISHED")  # the sort is stable: the newest run stays first
     for part in plan.parts:
         mine = [run for run in runs if part.part in parts.parts_of(run, key)]
         if part.width is None:
@@ -123,7 +126,7 @@ def read_rows(client: store.Client, plan: Plan) -> list[PartResult]:
             continue
         points: dict[float, Any] = {}
         for run in mine:
-            if "sparsity" in run.data.params:  # a process that is killed early leaves a run without
+            if "sparsity" in run.data.params:  # the run of a process that was killed early may have no params
                 points.setdefault(float(run.data.params["sparsity"]), run)
         for sparsity in sorted(points):
             spec = replace(part.spec, sparsity=sparsity)
@@ -132,6 +135,7 @@ def read_rows(client: store.Client, plan: Plan) -> list[PartResult]:
 
 
 def row_from_run(part: Part, run: Any | None) -> PartResult:
+    """Returns the row of a part whose run is the MLflow entity `run`; None: there is no run."""
     make = partial(PartResult, part.part, part.title, part.base, params=part.spec.params(), budget=part.budget)
     if run is None:
         return make("missing", reason="no run of it is in the store")
@@ -143,14 +147,14 @@ def row_from_run(part: Part, run: Any | None) -> PartResult:
 
 
 def labelled(client: store.Client, rows: list[PartResult]) -> list[PartResult]:
-    """With what a person has said of each ticket's text, by whichever run it was read."""
-    said = labels.labels_by_ticket(client)
-    found = [said.get((row.tags.get("ticket", ""), row.tags.get("protocol", "")), {}) for row in rows]
-    return [replace(row, tags={**row.tags, **person}) for row, person in zip(rows, found, strict=True)]
+    """Returns the rows with the labels of their tickets, whichever run a person labelled."""
+    by_ticket = labels.labels_by_ticket(client)
+    found = [by_ticket.get((row.tags.get("ticket", ""), row.tags.get("protocol", "")), {}) for row in rows]
+    return [replace(row, tags={**row.tags, **label}) for row, label in zip(rows, found, strict=True)]
 
 
 def check_failed(rows: list[PartResult], fresh: bool = False) -> None:
-    """Raises MachineError where a part failed, when all is said."""
+    """Raises MachineError if a part failed. It is called at the very end, after all results were shown."""
     if failed := sum(row.state in ("failed", "missing") for row in rows):
         again = "the same command without --fresh" if fresh else "the same command"
         raise MachineError(f"{failed} of {len(rows)} failed; {again} tries them again")

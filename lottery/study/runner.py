@@ -1,4 +1,4 @@
-"""Makes each part of a study, or finds it in the tracking store."""
+"""This file makes each part of a study, or finds it in the tracking store."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ from lottery.study.result import PartResult, ratio_by_sparsity
 
 
 class PartRunner:
-    """Makes the parts of one study, or finds them."""
+    """Makes or finds the parts of one study."""
 
     def __init__(self, client: store.Client, plan: Plan, cache: Cache, watch: StudyProgress) -> None:
         self.client, self.plan, self.cache, self.watch = client, plan, cache, watch
@@ -32,7 +32,7 @@ class PartRunner:
         self.failed_baselines: dict[tuple[Any, ...], str] = {}  # dense baselines that failed, and why
 
     def run_part(self, part: Part, known: list[PartResult]) -> list[PartResult]:
-        """`known`: what became of the parts before it."""
+        """Returns the rows of a part; a search has several. `known` holds the rows of the parts before it."""
         if part.width is not None:
             return self.search(part, known)
         if part in self.plan.baselines:
@@ -45,7 +45,7 @@ class PartRunner:
             _, run_id, made = run_dense(job, self.plan.study.name, extra_tags)
             state, params = "made" if made else "found", part.spec.params()
             if run_id is None:
-                reason = "the dense base is not at hand, and no run measured it so"
+                reason = "the dense base is not on this machine, and no run has measured it under this protocol"
                 return PartResult(part.part, "dense", part.base, "missing", params, reason=reason)
             data = self.client.get_run(run_id).data
             return PartResult(part.part, "dense", part.base, state, params, data.metrics, data.tags, None, run_id)
@@ -61,7 +61,7 @@ class PartRunner:
                 raise MachineError(f"its dense baseline failed: {reason}")
             job = prepare_job(spec, self.cache)
             about = partial(PartResult, part, spec.title, base, params=spec.params(), ticket=job.ticket, budget=budget)
-            with process_lock(f"part-{job.ticket}"):  # another study's process may be making it
+            with process_lock(f"part-{job.ticket}"):  # another study's process may be making the same ticket
                 before = find_existing_run(self.client, job, self.run if self.plan.fresh else None)
                 if before is not None:
                     data = before.data
@@ -72,7 +72,7 @@ class PartRunner:
         return self.attempt(part, spec, base, spec.title, budget, work)
 
     def search(self, part: Part, known: list[PartResult]) -> list[PartResult]:
-        """Tickets at the sparsities that narrow the crossing down, halving what is not known."""
+        """Makes the tickets of a search, each at a sparsity that halves the range in which the crossing lies."""
         assert part.width is not None
         rows: list[PartResult] = []
         limit = 1 + part.spec.tolerance
@@ -82,7 +82,7 @@ class PartRunner:
                 break
             row = self.ticket(part.part, replace(part.spec, sparsity=sparsity), part.base)
             rows.append(row)
-            if row.ratio is None:  # it failed, and would again
+            if row.ratio is None:  # the ticket failed and would fail again
                 break
         parts.set_part_runs(self.client, self.key, part.part, [row.run_id for row in rows if row.run_id])
         return rows
@@ -96,27 +96,30 @@ class PartRunner:
         budget: float | None,
         work: Callable[[dict[str, str]], PartResult],
     ) -> PartResult:
-        """What `work` gives; where it fails, a row that says so, and a failed run in MLflow."""
+        """Returns the row that `work` makes. If it fails, the row says why, and MLflow gets a failed run.
+
+        Raises MachineError if the tracking store does not answer.
+        """
         self.watch.begin(f"{base} {title}")
         began = int(time.time() * 1000)
         extra_tags = {self.key: part, "mlflow.parentRunId": self.run}
         try:
             row = work(extra_tags)
-        except Exception as e:  # one ticket's failure, of whatever class, is not the others'
+        except Exception as e:  # whatever one ticket's failure is, the others must go on
             try:
                 store.connect()
             except MachineError as away:
-                # That is the end. Where a ticket was kept on disk, its own error says how it is sent later.
+                # Without a store the study ends. If the ticket is kept on disk, its own error says how to send it later.
                 raise (e if isinstance(e, MachineError) else away) from e
             known = known_failure(e)
-            if known is None:  # a defect of ours: the others go on all the same
+            if known is None:  # a defect of lottery, whose traceback is shown; the other tickets still go on
                 traceback.print_exc(file=sys.stderr)
             reason = known[0] if known else f"{type(e).__name__}: {e}"
             kind = {"kind": "dense" if part.startswith("dense") else "ticket", "base": base}
             tags = extra_tags | kind | {"study": self.plan.study.name, "outcome": "failed", "reason": reason[:4000]}
             run_id = parts.ensure_failed_run(self.client, title, spec.params(), tags, self.key, part, began)
             row = PartResult(part, title, base, "failed", spec.params(), {}, tags, None, run_id, budget, reason)
-        if not part.startswith("refine"):  # a search says at its end which tickets are its
+        if not part.startswith("refine"):  # `search` itself records at its end which runs belong to it
             parts.set_part_runs(self.client, self.key, part, [row.run_id] if row.run_id else [])
         self.watch.end(row.state, row.metrics, row.reason)
         return row

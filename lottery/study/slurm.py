@@ -1,4 +1,4 @@
-"""Studies on a Slurm cluster: the sbatch commands of a study's parts, and their submission, all of them or none."""
+"""This file submits a study's parts to a Slurm cluster by sbatch commands, either all of them or none."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from lottery.errors import InputError, MachineError, did_you_mean
 from lottery.files.home import home, make_folder
 from lottery.spec import int_range, nonempty_text, parameter
 
-ANSWER_S = 120  # how long one of Slurm's commands may take
+ANSWER_S = 120  # seconds that one of Slurm's commands may take
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What each task asks Slurm for."""
+    """The resources that each task asks Slurm for."""
 
     partition: str = parameter("dgx", "Slurm's partition.", **nonempty_text("a name that `sinfo -s` lists"))
     gpus: int = parameter(1, "GPUs of a task.", **int_range(0))
@@ -33,7 +33,7 @@ class SlurmOptions:
     memory: str = parameter(
         "none", "Memory of a task; none: Slurm's default.", **nonempty_text("none, or as Slurm writes it: 64G")
     )
-    concurrent: int | str = parameter("none", "Tickets at a time at most.", **int_range(1, word="none"))
+    concurrent: int | str = parameter("none", "The most tickets at a time.", **int_range(1, word="none"))
     environment: str = parameter(
         "none",
         "Python of the tasks; none: the one that submits.",
@@ -42,14 +42,14 @@ class SlurmOptions:
 
     @classmethod
     def parse(cls, **given: Any) -> "SlurmOptions":
-        """As typed on a command line, or as Python values. Raises InputError: a value that its option does not take."""
+        """Returns the options from a command line's words or from Python values. Raises InputError for a wrong value."""
         table = {f.name: f for f in fields(cls)}
         return cls(**{name: table[name].metadata["parse"](name, value) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One job of a study. `id` is Slurm's, None where nothing was submitted."""
+    """One job of a study. `id` is Slurm's number, or None if the job was not submitted."""
 
     id: str | None
     what: str  # dense, ticket, refine, report
@@ -60,7 +60,7 @@ class SlurmJob:
 
 
 def scripts() -> Path:
-    """The folder of the sbatch files: of the package where it is installed from a wheel, else of the checkout."""
+    """Returns the folder of the sbatch files: inside the package if that came from a wheel, else in the checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "assets" / "slurm"
     return installed if installed.is_dir() else package.parent / "slurm"
@@ -69,15 +69,15 @@ def scripts() -> Path:
 def sbatch_command(
     study: Path, what: str, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str, ids: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The words that submit one stage of a study: `dense`, `ticket`, `refine` (arrays), or `report`.
+    """Returns the words of the command that submits one stage: `dense`, `ticket`, `refine` (arrays) or `report`.
 
-    `ids` are the jobs that it may wait for. With several baselines (several models) tickets wait for their end, not their
-    success: one model's failure is not the others'.
+    `ids` are the jobs that it may wait for. With several baselines (of several models) tickets wait for their end, not
+    for their success, so that the failure of one model does not stop the others.
     """
     dense = "afterok" if len(parts.get("dense", ())) == 1 else "afterany"
     waits = {
         "ticket": [(dense, "dense")],
-        "refine": [(dense, "dense"), ("afterany", "ticket")],  # it can do with the tickets that there are
+        "refine": [(dense, "dense"), ("afterany", "ticket")],  # a search makes the tickets that failed or are missing
         "report": [("afterany", other) for other in ids],
     }.get(what, [])
     after = [f"{how}:{ids[other]}" for how, other in waits if other in ids]
@@ -101,30 +101,27 @@ def sbatch_command(
     else:
         limit = f"%{options.concurrent}" if what == "ticket" and options.concurrent != "none" else ""
         words += [f"--array={ranges(parts[what])}{limit}", f"--output={logs}/{what}-%a.log"]
-    # without the second a job whose condition has become false waits for ever
+    # Without --kill-on-invalid-dep a job whose condition can no longer become true would wait for ever.
     words += [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     python = sys.executable if options.environment == "none" else options.environment
     return (*words, str(scripts() / "task.sbatch"), str(study), what, python)
 
 
 def ranges(indices: Sequence[int]) -> str:
-    """As --array takes them: 0, 1, 2, 3, 7 are 0-3,7."""
-    found: list[list[int]] = []
-    for i in sorted(set(indices)):
-        if found and i == found[-1][-1] + 1:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
+    """Returns indices as --array takes them: 0, 1, 2, 3, 7 become 0-3,7."""
+    # Every command imports this file for its options; numpy and rich, which the import below brings, would slow all down.
+    from lottery.measuring.console import format_ranges
+
+    return format_ranges(list(set(indices))).replace(", ", ",")
 
 
 def submit(
     study: Path, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str, dry_run: bool = False
 ) -> list[SlurmJob]:
-    """Have Slurm make the parts of a study, e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}, and its report last.
+    """Submits the parts of a study and, as last job, its report.
 
-    Raises InputError or MachineError before anything is submitted; where Slurm refuses one job, those before it are
-    cancelled. With `dry_run` nothing is asked of Slurm, and a job's name stands for its number.
+    `parts` is e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}. Raises InputError or MachineError before anything
+    is submitted. If Slurm refuses one job, those before it are cancelled. With `dry_run` Slurm is not called, and a stage's name stands for the number of its job.
     """
     options = SlurmOptions(
         **{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": resolve_environment(options)}
@@ -137,10 +134,10 @@ def submit(
     try:
         for what in stages(parts):
             words = sbatch_command(study, what, parts, options, name, ids)
-            # of a cluster among several the answer is NUMBER;CLUSTER
+            # where Slurm manages several clusters, its answer is NUMBER;CLUSTER
             ids[what] = what.upper() if dry_run else run_slurm(words, options).split(";")[0]
             jobs.append(SlurmJob(None if dry_run else ids[what], what, words))
-    except BaseException:  # Ctrl-C too
+    except BaseException:  # also at Ctrl-C
         if ids and not dry_run:
             with contextlib.suppress(InputError, MachineError):
                 run_slurm(("scancel", *ids.values()), options)
@@ -149,13 +146,16 @@ def submit(
 
 
 def resolve_environment(options: SlurmOptions) -> str:
-    """The environment, a folder as an absolute path. Raises InputError where neither a venv nor conda can be meant."""
+    """Returns the environment; a folder becomes an absolute path.
+
+    Raises InputError if it can be neither a venv nor a conda environment.
+    """
     given = options.environment
     folder = Path(given).expanduser()
     if given == "none":
         return given
     if (folder / "bin" / "python").exists():
-        return str(folder.absolute())  # a venv's links stay as they are
+        return str(folder.absolute())  # not resolve(), which would follow links
     if "/" in given:
         raise InputError(
             f"environment={given}: no bin/python in it; give the folder of a venv or of a conda environment"
@@ -166,11 +166,15 @@ def resolve_environment(options: SlurmOptions) -> str:
 
 
 def stages(parts: Mapping[str, Sequence[int]]) -> list[str]:
+    """Returns the stages of a study in the order in which they are submitted."""
     return [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
 
 
 def check_options(study: Path, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str) -> None:
-    """Have Slurm judge the options without submitting anything. Raises InputError or MachineError."""
+    """Lets Slurm check the options without submitting anything.
+
+    Raises InputError if Slurm refuses them, MachineError if Slurm does not answer.
+    """
     if shutil.which("sbatch") is None:
         raise InputError(
             "slurm: there is no sbatch on this machine; run this on a login node of the cluster, or without --slurm"
@@ -178,22 +182,26 @@ def check_options(study: Path, parts: Mapping[str, Sequence[int]], options: Slur
     known = run_slurm(("sinfo", "--noheader", "--format=%R"), options).split()
     if missing := [p for p in options.partition.split(",") if p not in known]:
         raise InputError(
-            f"partition={missing[0]}: this cluster has none of that name; {did_you_mean(missing[0], known)}"
+            f"partition={missing[0]}: this cluster has no such partition; {did_you_mean(missing[0], known)}"
         )
     setting = re.search(r"MaxArraySize\s*=\s*(\d+)", run_slurm(("scontrol", "show", "config"), options))
     most = max((i for indices in parts.values() for i in indices), default=0)
     if setting and most >= int(setting[1]):
         raise InputError(
-            f"study={name}: it has {most + 1} tickets, and this cluster's arrays end at {setting[1]} tasks (MaxArraySize); "
-            f"make several studies of it"
+            f"study={name}: it has {most + 1} tickets, but an array of this cluster has at most {setting[1]} tasks "
+            f"(MaxArraySize); divide it into several studies"
         )
     words = sbatch_command(study, stages(parts)[0], parts, options, name, {})
     run_slurm((words[0], "--test-only", *words[1:]), options)
 
 
 def run_slurm(words: Sequence[str], options: SlurmOptions) -> str:
-    """What one of Slurm's commands prints. Raises InputError where Slurm refuses, MachineError where it does not answer."""
-    # what an outer job says of itself is not this one's; a stale restart count would end its tasks
+    """Returns what one of Slurm's commands prints.
+
+    Raises InputError if Slurm refuses the command, MachineError if Slurm does not answer.
+    """
+    # If this process runs in a Slurm job itself, that job's variables must not reach the new tasks: its restart count
+    # would end them.
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in ("SLURM_CONF", "SLURM_CLUSTERS")
     }
@@ -207,8 +215,8 @@ def run_slurm(words: Sequence[str], options: SlurmOptions) -> str:
         raise MachineError(f"slurm: {words[0]} has not answered for {ANSWER_S} s; try again later ({last})") from e
     if done.returncode == 0:
         return done.stdout.strip()
-    said = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines() if line.strip()]
-    reason = "; ".join(dict.fromkeys(said)) or f"{words[0]} ended with {done.returncode}"
+    messages = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(messages)) or f"{words[0]} ended with {done.returncode}"
     if re.search("[Uu]nable to contact|[Cc]onnection|[Tt]imed out", reason):
         raise MachineError(f"slurm: {reason}")
     asked = " ".join(f"{f.name}={getattr(options, f.name)}" for f in fields(options) if f.name != "environment")
@@ -216,11 +224,11 @@ def run_slurm(words: Sequence[str], options: SlurmOptions) -> str:
 
 
 def reachability_warnings() -> list[str]:
-    """What tasks on other nodes could not reach of what this process's environment names, a line each."""
+    """Returns a line for each place named by the environment that tasks on other nodes may not reach."""
     server, uri = os.environ.get("LOTTERY_SERVER"), os.environ.get("MLFLOW_TRACKING_URI", "")
     away = "start a server (slurm/README.md) and set MLFLOW_TRACKING_URI to its address"
     lines = []
-    if server:  # tasks ask its file, not the variable
+    if server:  # tasks read the address from the server's file, not from MLFLOW_TRACKING_URI
         if not (Path(server) / "address").exists():
             lines.append(
                 f"LOTTERY_SERVER={server}: no server has published its address there; tasks wait for it 10 minutes"
@@ -230,9 +238,10 @@ def reachability_warnings() -> list[str]:
     elif not urlsplit(uri).netloc:  # sqlite:, file:, a path
         lines.append(f"MLFLOW_TRACKING_URI={uri}: a file, which tasks on other nodes may not reach or lock; {away}")
     elif urlsplit(uri).hostname in LOCAL_HOSTS:
-        lines.append(f"MLFLOW_TRACKING_URI names {urlsplit(uri).hostname}, on other nodes another machine; {away}")
+        host = urlsplit(uri).hostname
+        lines.append(f"MLFLOW_TRACKING_URI names {host}, which is another machine on other nodes; {away}")
     folder = home().resolve()
     local = ("/tmp", "/var/tmp", "/dev/shm", "/run", tempfile.gettempdir())
     if any(folder.is_relative_to(Path(place).resolve()) for place in local):
-        lines.append(f"LOTTERY_HOME={folder}: a disk of this machine alone; set it to a folder that all nodes share")
+        lines.append(f"LOTTERY_HOME={folder}: only this machine has this disk; set it to a folder that all nodes share")
     return lines

@@ -1,4 +1,4 @@
-"""How a study starts: room on the disk, names that can be, and its run in MLflow, new or gone on in."""
+"""This file starts a study: it checks names and disk space and opens the study's run in MLflow, new or continued."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +16,16 @@ from lottery.study.preparation import check_disk_space
 
 
 def study_folder(plan: Plan) -> Path:
-    """For a study's plan, logs and report: one for each tracking store that it is in."""
+    """Returns the folder of a study's plan, logs and report. Each tracking store has its own."""
     return home() / "studies" / f"{plan.id}-{store.store_digest()[:8]}"
 
 
 def schedule_run(plan: Plan, yes: bool = False, tags: Mapping[str, str] | None = None) -> tuple[Plan, str | None]:
-    """The study's run, begun for the tasks of a cluster to come, and the state that it was in before (None: it is new).
-    Raises InputError where a cluster is at it already, or there is no room, unless a person has said `yes`."""
+    """Opens the study's run for the tasks of a cluster and leaves it SCHEDULED.
+
+    Returns the plan with that run, and the status that the run had before (None: the run is new). Raises InputError if
+    a cluster is working on the study already, or if the disk has no room, unless a person said `yes`.
+    """
     client = store.connect()
     recovery.close_killed_runs(client)
     plan = resume_plan(client, plan, yes)
@@ -35,7 +38,7 @@ def schedule_run(plan: Plan, yes: bool = False, tags: Mapping[str, str] | None =
 
 
 def check_texts_and_names(plan: Plan) -> None:
-    """What every task would refuse is refused once, and at once. Raises InputError."""
+    """Raises InputError for names and data sets that every task would refuse, before any task starts."""
     for part in plan.tickets:
         if part.spec.register != "none":
             versions.model_name(part.spec.register, part.base_id)
@@ -44,7 +47,7 @@ def check_texts_and_names(plan: Plan) -> None:
 
 
 def unschedule_run(plan: Plan, before: str | None, reason: str) -> None:
-    """The run of a study that no cluster took is what it was; a new one goes."""
+    """Undoes `schedule_run` after Slurm refused the study: a new run is deleted, an old one gets its status back."""
     client = store.connect()
     assert plan.run is not None
     if before is None:
@@ -56,19 +59,21 @@ def unschedule_run(plan: Plan, before: str | None, reason: str) -> None:
 
 
 def resume_plan(client: store.Client, plan: Plan, yes: bool) -> Plan:
-    """The plan with the run that it goes on in: the newest of the same study, unless every ticket is to be made again; one
-    that was begun so and has not come to its end (killed, or a ticket failed and it is not to begin again) goes on so.
-    Without a run: a new one is to be opened.
+    """Returns the plan with the run that it continues, or without a run if a new one must be opened.
 
-    Raises InputError where tasks of a cluster are at it, unless a person has said `yes`: they would make tickets twice.
+    The plan continues the newest run of the same study, unless it is `fresh` (every ticket is made again). A fresh run
+    that did not finish is continued as a fresh one; but if it failed and the plan is fresh too, a new run begins.
+
+    Raises InputError if tasks of a cluster are working on the study, unless a person said `yes`, because tickets would be
+    made twice.
     """
     before = parts.find_study_run(client, plan.id)
     if before is None:
         return plan
     if before.info.status == "SCHEDULED" and not yes:
         raise InputError(
-            f"study={plan.study.name}: it was submitted before, and its last job has not ended it (run {before.info.run_id}); "
-            f"wait for it, or say --yes if its jobs are gone"
+            f"study={plan.study.name}: it was submitted before, and its last job, the report, has not ended (run "
+            f"{before.info.run_id}); wait for it, or give --yes if its jobs no longer exist"
         )
     status = before.info.status
     if "fresh" in before.data.tags and status != "FINISHED" and not (plan.fresh and status == "FAILED"):
@@ -78,7 +83,7 @@ def resume_plan(client: store.Client, plan: Plan, yes: bool) -> Plan:
 
 @contextmanager
 def open_study(client: store.Client, plan: Plan, more: Mapping[str, str] | None = None) -> Iterator[runs.Run]:
-    """The study's run: the one that `mlflow run` has opened, or that of the plan, or a new one."""
+    """Opens the study's run: the one that `mlflow run` opened for this process, else the plan's, else a new one."""
     tags = {"kind": "study", "study": plan.study.name, "study_id": plan.id, **(more or {})}
     tags |= {"fresh": "yes"} if plan.fresh else {}
     params = {"name": plan.study.name, "models": ",".join(plan.study.models)} | {

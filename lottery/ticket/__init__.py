@@ -1,1 +1,1 @@
-"""The format of a ticket on disk: its record, its packing, how it is read back, opened with its base, and exported."""
+"""Holds the format of a ticket on disk: how it is packed, recorded, read back, opened with its base, and exported."""

@@ -1,4 +1,4 @@
-"""A ticket -> a folder that other libraries load: an ordinary model in 16 bits, or in 8 as compressed-tensors has it.
+"""Exports a ticket as a folder that other libraries load: a model in 16 bits, or in 8 bits for compressed-tensors.
 
 Legend: O outputs (rows), I inputs (columns).
 """
@@ -33,17 +33,17 @@ from lottery.ticket.packing import Writer, tensor_bytes
 from lottery.ticket.record import sparsities
 from lottery.ticket.stored import StoredTicket
 
-ENTRY_BYTES = 500  # that a tensor takes in a header and in the index, generously
+ENTRY_BYTES = 500  # more than a tensor takes in a header and in the index
 Part = tuple[str, str, Sequence[int]]  # key, safetensors' name of the type, shape
 
 
 def export(stored: StoredTicket, to: str | Path, format: str = "dense", card: str | None = None) -> dict[str, Any]:
-    """Write a ticket (opened together with its base, if it holds masks alone) into the new folder `to`; what was written,
-    in the words of `--json`. `card`: the text of a README.md.
+    """Writes a ticket into the new folder `to`, and returns what was written, with the keys of `--json`.
 
-    One tensor is in memory at a time, as it is stored, unpacked and in its new form (four times a 16-bit matrix at the
-    most), beside two buffers of the writer. Raises InputError for a folder that is no place to write to, a format that
-    cannot hold the ticket, and a ticket that is damaged; MachineError for a disk that is full.
+    A ticket that holds masks alone must be opened together with its base. `card` is the text of a README.md. One tensor
+    at a time is in memory: as it is stored, unpacked, and in its new form (at most four times a 16-bit matrix), plus
+    two buffers of the writer. Raises InputError for a folder that cannot be written to, a format that cannot hold the
+    ticket, and a damaged ticket; MachineError for a full disk.
     """
     dest = check_destination(stored, to)
     if format != "dense" and format not in EIGHT_BIT_FORMATS:
@@ -68,29 +68,30 @@ def export(stored: StoredTicket, to: str | Path, format: str = "dense", card: st
             raise path_error(e, f"to={dest}: {e.strerror}; make room, or give another folder") from e
         files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
     size = sum(files.values())
-    found = {"ticket": stored.id, "path": str(dest), "format": format, "files": files, "disk_bytes": size}
-    found |= {"disk_ratio": size / stored.base_record["disk_bytes"], **sparsities(stored.record)}
+    result = {"ticket": stored.id, "path": str(dest), "format": format, "files": files, "disk_bytes": size}
+    result |= {"disk_ratio": size / stored.base_record["disk_bytes"], **sparsities(stored.record)}
     if eight:
-        found |= {"quantized": len(eight), "rounding_zeros": rounding.zeros}
-    return found | {"notes": notes(stored, format, eight, rounding), "load": load_line(dest, format)}
+        result |= {"quantized": len(eight), "rounding_zeros": rounding.zeros}
+    return result | {"notes": notes(stored, format, eight, rounding), "load": load_line(dest, format)}
 
 
 def check_destination(stored: StoredTicket, to: str | Path) -> Path:
-    """The folder to write, absolute. Raises InputError where something is there, or where it would spoil the ticket."""
+    """Returns the absolute path of `to`. Raises InputError if it is a file, not empty, or in the ticket's folder."""
     dest = resolve_path(to, "to")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise taken(dest)
     if dest.is_relative_to(stored.folder.resolve()):
-        raise InputError(f"to={dest}: it lies in the ticket's own folder, which must not change; give another one")
+        raise InputError(f"to={dest}: it lies in the ticket's own folder, which must not change; give another folder")
     return dest
 
 
 def taken(dest: Path) -> InputError:
+    """Returns the error for a destination that exists already."""
     return InputError(f"to={dest}: {'it is not empty' if dest.is_dir() else 'it is a file'}; give a new folder")
 
 
 def parts_of(stored: StoredTicket, name: str, format: str) -> list[Part]:
-    """What is written of one tensor."""
+    """Returns the parts of one tensor that are written in `format`."""
     info = stored.info(name)
     if format == "dense":
         return [(name, info.dtype, info.shape)]
@@ -104,7 +105,7 @@ def parts_of(stored: StoredTicket, name: str, format: str) -> list[Part]:
 def write_weights(
     stored: StoredTicket, folder: Path, layout: dict[str, list[Part]], format: str, eight: set[str]
 ) -> Rounding:
-    """Every tensor, in files as from_pretrained finds them. Types of different width lie in different files."""
+    """Writes every tensor, into files that from_pretrained finds. Types of different width go to different files."""
     rounding = Rounding()
     writer = Writer(folder, [part for parts in layout.values() for part in parts])
     total = sum(stored.info(name).nbytes for name in layout)
@@ -132,7 +133,7 @@ def write_weights(
 
 
 def dense_tensor(stored: StoredTicket, name: str) -> torch.Tensor:
-    """One tensor in the base's own type: as it is, or of 8-bit codes the nearest to what they mean."""
+    """Returns one tensor in the base's own type. Weights that are stored as 8-bit codes are rounded to that type."""
     info = stored.info(name)
     if "quantized" not in stored.entries[name]:
         return stored.tensor(name)
@@ -141,12 +142,14 @@ def dense_tensor(stored: StoredTicket, name: str) -> torch.Tensor:
 
 
 def write_rest(stored: StoredTicket, folder: Path, format: str, ignored: list[str], card: str | None) -> None:
-    """config.json and the other small files, and the card."""
+    """Writes config.json, the other small files, and the card."""
     for name in stored.small_files:
         shutil.copyfile(stored.folder / name, folder / name)
     if format != "dense":
         config = read_json(folder / "config.json")
-        if not config.get("dtype") and not config.get("torch_dtype"):  # else a reader would guess it from the codes
+        if not config.get("dtype") and not config.get(
+            "torch_dtype"
+        ):  # otherwise a reader guesses the type from the codes
             config["dtype"] = str(DTYPES[stored.dtype]).removeprefix("torch.")
         config["quantization_config"] = quantization_config(format, ignored)
         atomic_write(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
@@ -155,41 +158,42 @@ def write_rest(stored: StoredTicket, folder: Path, format: str, ignored: list[st
 
 
 def notes(stored: StoredTicket, format: str, eight: set[str], rounding: Rounding) -> list[str]:
-    """What a person must know: where weights are not those of the ticket to the bit, and what is not in 8 bits, and why."""
+    """Returns notes for the user: which weights differ from the ticket's, and which matrices are not in 8 bits."""
     kind, own = stored.record["spec"]["quantize"], str(DTYPES[stored.dtype]).removeprefix("torch.")
-    widened = [n for n, e in stored.entries.items() if "quantized" in e and n not in eight and e["dtype"] != "F32"]
-    said = []
+    dequantized = [n for n, e in stored.entries.items() if "quantized" in e and n not in eight and e["dtype"] != "F32"]
+    lines = []
     if format != "dense":
         reasons: dict[str, list[str]] = {}
         for name, entry in stored.entries.items():
             if name not in eight and (why := reason(name, entry)):
                 reasons.setdefault(why, []).append(name)
-        said += [f"not in 8 bits: {named(names)} ({why})" for why, names in reasons.items()]
+        lines += [f"not in 8 bits: {named(names)} ({why})" for why, names in reasons.items()]
         if kind == "none":
-            said.append(
-                f"quantized at export: the ticket's measurements are of its own weights; `lottery prune --quantize {format}` "
-                f"measures such a model"
+            lines.append(
+                f"quantized at export: the ticket's measurements are of its own weights, not of these; "
+                f"`lottery prune --quantize {format}` makes a quantized ticket and measures it"
             )
-    if widened:
+    if dequantized:
         way_out = f"; format={kind} keeps the codes" if format == "dense" else ""
-        said.append(
-            f"rounded to {own}: {named(widened)}, which the ticket holds as {kind} codes times a scale{way_out}"
+        lines.append(
+            f"rounded to {own}: {named(dequantized)}, which the ticket holds as {kind} codes times a scale{way_out}"
         )
     if rounding.others:
-        said.append(
-            f"the codes are the ticket's own: read in float32 they mean its weights to the bit; where a reader rounds their "
-            f"scales to {own}, as transformers does when it computes in that, a row is off by {rounding.others:.2%} at most"
+        lines.append(
+            f"the codes are the ticket's own: read in float32 they give its weights to the bit; in a reader that "
+            f"rounds their scales to {own}, as transformers does when it computes in {own}, a row is off by at most "
+            f"{rounding.others:.2%}"
         )
     if rounding.experts:
-        said.append(
-            f"the scales of the experts are rounded to {own}, by {rounding.experts:.2%} at most: in float32 transformers "
-            f"would hold these weights in float32"
+        lines.append(
+            f"the scales of the experts are rounded to {own}, by at most {rounding.experts:.2%}: with scales in "
+            f"float32, transformers would hold the experts' weights in float32 too"
         )
-    return said
+    return lines
 
 
 def reason(name: str, entry: dict[str, Any]) -> str:
-    """Why a matrix stays out of the 8-bit formats; nothing for what never goes there."""
+    """Returns why a matrix is not in 8 bits; the empty string for a tensor that never is."""
     if entry["role"] == "embeddings":
         return "looked up, not multiplied"
     if entry["role"] == "lm_head":
@@ -203,10 +207,11 @@ def reason(name: str, entry: dict[str, Any]) -> str:
 
 
 def named(names: Sequence[str]) -> str:
+    """Returns the first name, and how many others there are."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def load_line(dest: Path, format: str) -> str:
-    """The line of Python that loads the folder."""
+    """Returns the line of Python that loads the folder."""
     needs = "" if format == "dense" else "  # needs the package compressed-tensors"
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(dest)!r}){needs}"

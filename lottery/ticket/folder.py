@@ -1,4 +1,4 @@
-"""A ticket's folder as a whole: what its record says, and whether its files are those that were written. It needs no torch."""
+"""Opens a ticket's folder and checks that its files are those that were written. It does not import torch."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ BLOCK = 2**24  # bytes that are hashed at once
 
 
 class TicketFolder:
-    """A ticket's folder: its record, and every file beside it checked against the record, but for the tensors.
+    """A ticket's folder. The constructor checks every file against the record, except the data of the tensors.
 
-    Raises InputError where the folder is no whole ticket, or differs in any byte from the one that was written.
+    Raises InputError where the folder is not a complete ticket, or where any checked byte has changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.folder = path
         if not (path / RECORD).is_file():
-            raise InputError(f"ticket={path}: no {RECORD} there; give a ticket's folder or models:/NAME/VERSION")
+            raise InputError(f"ticket={path}: it holds no {RECORD}; give a ticket's folder or models:/NAME/VERSION")
         self.record = read_json(path / RECORD)
         if self.record.get("format") != FORMAT_VERSION:
             raise InputError(
@@ -36,7 +36,7 @@ class TicketFolder:
             self._damaged(RECORD)
         if misfitting := find_invalid_field(claimed):
             raise InputError(
-                f"ticket={path}: {RECORD} is not one that lottery writes ({misfitting}); fetch or make it again"
+                f"ticket={path}: {RECORD} has an invalid field ({misfitting}); fetch or make the ticket again"
             )
         self.id: str = self.record["ticket"]
         self.entries: dict[str, dict[str, Any]] = self.record["tensors"]
@@ -46,7 +46,7 @@ class TicketFolder:
         shards = [check_file_name(name, path / RECORD) for name in self.record["shards"]]
         known = {RECORD, MEASUREMENTS, *self.record["files"], *shards}
         if strangers := sorted(p.name for p in path.iterdir() if p.name not in known and not p.name.startswith(".")):
-            raise InputError(f"ticket={path}: {strangers[0]} is no part of the ticket; take it out of the folder")
+            raise InputError(f"ticket={path}: {strangers[0]} is no part of the ticket; move it out of the folder")
         for name, sha256 in self.record["shards"].items():
             if not (path / name).is_file() or header_sha256(path / name) != sha256:
                 self._damaged(name)
@@ -73,12 +73,12 @@ class TicketFolder:
 
     @property
     def is_mask_only(self) -> bool:
-        """Whether it holds masks alone, over a base that is to be found elsewhere."""
+        """Returns whether the ticket holds masks alone, so that its weights lie in a base elsewhere."""
         return self.record["spec"]["storage"] == "mask"
 
     @property
     def dtype(self) -> str:
-        """The base's, by safetensors' name."""
+        """Returns safetensors' name of the base's type."""
         return self.record["base"]["dtype"]
 
     @property
@@ -91,7 +91,7 @@ class TicketFolder:
 
     @property
     def base_record(self) -> dict[str, Any]:
-        """The dense base's record."""
+        """Returns what the record says of the dense base."""
         return self.record["base"]
 
     @property
@@ -99,9 +99,9 @@ class TicketFolder:
         return self.record["dropped"]
 
     def verify_hashes(self) -> None:
-        """Read every stored tensor once, as bytes. Raises InputError, with its name, for the first whose hash differs.
+        """Reads every stored tensor once, as bytes. Raises InputError that names the first tensor whose hash differs.
 
-        The hash of a mask covers the base's tensor too, so a ticket of masks alone is not for this.
+        The hash of a mask covers the base's tensor too, so this cannot check a ticket that holds masks alone.
         """
         assert not self.is_mask_only
         for name, entry in self.entries.items():
@@ -120,7 +120,7 @@ class TicketFolder:
 
 @dataclass(frozen=True)
 class LocalTicket:
-    """A ticket on this machine: its folder, the logged model it is registered as, the parameters it was made with."""
+    """A ticket on this machine: its folder, its logged model if it is registered, and the parameters that made it."""
 
     folder: Path
     model_id: str | None

@@ -1,4 +1,7 @@
-"""One matrix as a ticket stores it: bitmask and survivors, or 8-bit codes with their scale; checked, unpacked, dequantized."""
+"""Checks, unpacks and dequantizes one matrix as a ticket stores it.
+
+Legend: O rows, I columns, B = ceil(I/8), K stored values.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +15,10 @@ from lottery.ticket.packing import from_bits
 
 @dataclass
 class StoredMatrix:
-    """A matrix as it is stored, [O, I]: bitmask and survivors, or without a mask all of it; 8-bit codes with their scale.
+    """A matrix [O, I] as it is stored: a bitmask and the survivors, or all values if there is no mask.
 
-    `values_K`: bits of `dtype`, or uint8 codes where it is `quantized`. A whole Conv1D's are [I, O], one behind the other.
+    `values_K` holds bits of `dtype`. If the matrix is `quantized`, it holds uint8 codes, and `scale_O` a scale per row.
+    Without a mask, `values_K` has the shape of the model's tensor; that of a Conv1D is [I, O].
     """
 
     rows: int
@@ -27,20 +31,20 @@ class StoredMatrix:
     scale_O: np.ndarray | None = None
 
     def fits(self, kept: int | None, info: TensorInfo) -> bool:
-        """Whether the parts belong together."""
+        """Returns whether the parts belong together. `kept` is the number of survivors that the record states."""
         if self.quantized:
             if self.scale_O is None or self.scale_O.shape != (self.rows,):
                 return False
             if not np.isfinite(self.scale_O).all() or (self.scale_O < 0).any():
                 return False
-            # codes that are never written: -128, and float8's NaN
+            # These codes are never written: -128, and float8's NaN.
             wrong = self.values_K == 0x80 if self.quantized == "int8" else (self.values_K & 0x7F) == 0x7F
             if wrong.any():
                 return False
         return self.values_K.shape == (info.shape if self.bitmask_OB is None else (kept,))
 
     def mask_fits(self, kept: int) -> bool:
-        """Whether the bitmask is of this matrix, with so many survivors, and 0 beyond the last column."""
+        """Returns whether the bitmask has this matrix's shape, `kept` survivors, and 0 beyond the last column."""
         mask_OB = self.bitmask_OB
         if mask_OB is None or mask_OB.shape != (self.rows, -(-self.columns // 8)):
             return False
@@ -49,13 +53,13 @@ class StoredMatrix:
 
     @property
     def flat(self) -> np.ndarray:
-        """`values_K` in the order of [O, I]."""
+        """Returns `values_K` in one dimension, in the order of [O, I]."""
         if self.bitmask_OB is None and self.transposed:
             return np.ascontiguousarray(self.values_K.T).reshape(-1)
         return self.values_K.reshape(-1)
 
     def unpack(self) -> "StoredMatrix":
-        """The same without a mask: zeros among the values."""
+        """Returns the same matrix without a mask: the removed weights are zeros among the values."""
         if self.bitmask_OB is None:
             return self
         values_OI = bitmask.unpack(self.bitmask_OB, self.values_K, self.columns)
@@ -63,12 +67,14 @@ class StoredMatrix:
 
     @property
     def values_dtype(self) -> str:
-        """safetensors' name of what `values_K` are."""
+        """Returns safetensors' name of the type of `values_K`."""
         return quantizing.QUANTIZED_DTYPES[self.quantized][0] if self.quantized else self.dtype
 
     def dequantize(self, info: TensorInfo, dtype: str = "F32") -> torch.Tensor:
-        """The weights that 8-bit codes mean, in the shape of the model's tensor (a Conv1D's a view); computed in float32,
-        and rounded with `dtype` BF16."""
+        """Returns the weights that the 8-bit codes stand for, in the shape of the model's tensor.
+
+        They are computed in float32, and rounded if `dtype` is BF16. The result for a Conv1D is a view.
+        """
         assert self.quantized and self.scale_O is not None
         out_OI = np.empty((self.rows, self.columns), np.uint16 if dtype == "BF16" else np.uint32)
         start_O = quantizing.row_offsets(self.bitmask_OB) if self.bitmask_OB is not None else None

@@ -1,6 +1,6 @@
-"""A tensor -> what a ticket stores of it: bitmask and survivors, 8-bit codes, hashes; and the shards that take it.
+"""Packs a tensor into what a ticket stores of it (bitmask and survivors, or 8-bit codes), and writes the shards.
 
-Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
+Legend: O rows (all dimensions but the last; for a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
 """
 
 import hashlib
@@ -32,20 +32,20 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def matrix_bits(tensor: torch.Tensor, transposed: bool) -> np.ndarray:
-    """The bits of a weight as the kernels take them, [O, I]; a Conv1D's are stored [I, O]."""
+    """Returns the bits of a weight as [O, I], which the kernels take. The weight of a Conv1D is stored as [I, O]."""
     bits = tensor.view(BITS_OF[tensor.dtype]).reshape(-1, tensor.shape[-1]).numpy()
     if not transposed:
         return bits
-    if not bits.flags.c_contiguous:  # an unpacked ticket's, which lies as it should
+    if not bits.flags.c_contiguous:  # the tensor of an unpacked ticket lies as [O, I] already
         return bits.T
-    # In memory that goes back to the system with the array: freed small ones would stay with the process.
+    # This buffer goes back to the system together with the array. Small arrays would stay with the process when freed.
     turned = np.frombuffer(disk.new_buffer(bits.nbytes)[: bits.nbytes], bits.dtype).reshape(bits.shape[::-1])
     np.copyto(turned, bits.T)
     return turned
 
 
 def from_bits(bits_OI: np.ndarray, info: TensorInfo, transposed: bool) -> torch.Tensor:
-    """`matrix_bits` undone, in the same memory: a Conv1D's is a transposed view."""
+    """Undoes `matrix_bits` in the same memory. The tensor of a Conv1D is a transposed view."""
     bits = bits_OI.T if transposed else bits_OI
     return torch.from_numpy(bits).view(DTYPES[info.dtype]).reshape(info.shape)
 
@@ -54,7 +54,7 @@ BITS_OF = {DTYPES[dtype]: integer for dtype, (integer, _) in FLOAT_BITS.items()}
 
 
 class Shard:
-    """One safetensors file, written tensor by tensor: its header goes into space kept for it at the front.
+    """One safetensors file, written tensor by tensor. Its header goes into space that is reserved at the front.
 
     The library's own writer needs all tensors of a file in memory at once.
     """
@@ -74,24 +74,24 @@ class Shard:
 
     def close(self) -> None:
         header = json.dumps(self.header, separators=(",", ":")).encode()
-        assert len(header) <= self.header_bytes, "the space kept for the header is too small"
+        assert len(header) <= self.header_bytes, "the space reserved for the header is too small"
         self.file.close(struct.pack("<Q", self.header_bytes) + header.ljust(self.header_bytes))
 
 
 class Writer:
-    """The shards of one ticket, `finish`ed or dropped (`close`). Types of different width go to different shards: so every tensor is aligned for mapping,
-    though nobody knows how many survivors precede it before they are written.
+    """Writes the shards of one ticket. The caller ends with `finish`, or drops the files with `close`.
 
-    `parts`: (key, type, shape of the tensor that it is of) of everything that may be written.
+    Types of different width go to different shards. Every tensor is then aligned for mapping, although nobody knows how
+    many survivors precede it before they are written. `parts` lists everything that may be written: its key, its type,
+    and the shape of the whole tensor.
     """
 
     def __init__(self, folder: Path, parts: Sequence[tuple[str, str, Sequence[int]]]) -> None:
         self.folder = folder
         self.open: dict[int, Shard] = {}
         self.done: list[Path] = []
-        end = sum(
-            torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts
-        )  # the greatest offset
+        # No offset can be greater than this.
+        end = sum(torch.Size(shape).numel() * DTYPES[dtype].itemsize for _, dtype, shape in parts)
         self.header_bytes: dict[int, int] = {}
         for key, dtype, shape in parts:
             entry = {key: {"dtype": dtype, "shape": [*shape, end], "data_offsets": [end, end]}}
@@ -117,9 +117,9 @@ class Writer:
         shard.add(name, dtype, shape, pieces)
 
     def finish(self, stem: str = "ticket", mode: int = 0o444) -> list[str]:
-        """All of it on the disk, under the names of a ticket's shards (or of another `stem`), which are returned.
+        """Writes everything to the disk, and returns the names of the shards, which begin with `stem`.
 
-        Read-only: a shard may come to share its bytes with a registered model's file (hard link).
+        A ticket's shards are read-only, because a shard may share its bytes with a registered model's file (hard link).
         """
         for shard in self.open.values():
             shard.close()
@@ -134,17 +134,17 @@ class Writer:
             shard.file.drop()
 
 
-PackedPart = tuple[
-    str, str, Sequence[int], list[memoryview]
-]  # key, type, shape and bytes (in pieces) of what is written
+# key, type, shape, and the bytes in pieces
+PackedPart = tuple[str, str, Sequence[int], list[memoryview]]
 
 
 def pack_pruned(
     place: Place, info: TensorInfo, tensor: torch.Tensor, bits_OI: np.ndarray, mask_OB: np.ndarray
 ) -> tuple[dict[str, Any], list[PackedPart]]:
-    """One pruned matrix as bitmask and survivors, or dense where that is not larger: its entry in the record, its parts.
+    """Packs one pruned matrix as bitmask and survivors, or dense where that is not larger.
 
-    What is left lies in the memory of `bits_OI`, or of the `tensor` that those were taken from: both are overwritten.
+    Returns what the record says of it, and its parts. The parts lie in the memory of `bits_OI`, or of the `tensor` that
+    the bits were taken from; both are overwritten.
     """
     kept = int(bitmask.survivors_per_row(mask_OB).sum())
     smaller = mask_OB.nbytes + kept * bits_OI.itemsize < bits_OI.nbytes
@@ -156,7 +156,7 @@ def pack_pruned(
         ]
     else:
         dense = from_bits(bitmask.apply_mask(bits_OI, mask_OB, bits_OI), info, place.transposed)
-        if not dense.is_contiguous() and tensor.is_contiguous():  # turned back where it came from
+        if not dense.is_contiguous() and tensor.is_contiguous():  # transposed back into the memory that it came from
             dense = tensor.copy_(dense)
         parts = [(f"{place.name}.values", info.dtype, info.shape, [tensor_bytes(dense)])]
     return {"kept": kept, "packed": smaller, "sha256": sha256_of_parts(parts)}, parts
@@ -171,8 +171,11 @@ def pack_quantized(
     zeros: int,
     kind: str,
 ) -> tuple[dict[str, Any], list[PackedPart]]:
-    """One matrix in 8 bits, pruned (`mask_OB`) or not; as bitmask and survivors where that is smaller. `zeros`: how many
-    it held before anything was done. What is left lies in the memory of `bits_OI` or of `tensor`: both are overwritten."""
+    """Packs one matrix in 8 bits, pruned (`mask_OB`) or not; as bitmask and survivors where that is smaller.
+
+    `zeros` is the number of zeros that the matrix held at first. Returns what the record says of it, and its parts. The
+    parts lie in the memory of `bits_OI` or of `tensor`; both are overwritten.
+    """
     entry: dict[str, Any] = {"quantized": kind}
     dtype = quantizing.QUANTIZED_DTYPES[kind][0]
     parts: list[PackedPart] = []
@@ -197,7 +200,7 @@ def pack_quantized(
 
 
 def pack_mask(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tuple[dict[str, Any], list[PackedPart]]:
-    """The bitmask of one pruned matrix, with an entry whose hash covers the base's whole tensor too."""
+    """Packs the bitmask of one pruned matrix. The hash in its entry covers the base's whole tensor too."""
     data = as_bytes(mask_OB)
     kept = int(bitmask.survivors_per_row(mask_OB).sum())
     entry = {"kept": kept, "packed": True, "sha256": sha256_of(data, tensor_bytes(original))}
@@ -205,13 +208,16 @@ def pack_mask(place: Place, original: torch.Tensor, mask_OB: np.ndarray) -> tupl
 
 
 def pack_unchanged(name: str, dtype: str, tensor: torch.Tensor) -> tuple[dict[str, Any], list[PackedPart]]:
-    """One tensor as it was."""
+    """Packs one tensor unchanged."""
     data = tensor_bytes(tensor)
     return {"sha256": sha256_of(data)}, [(name, dtype, tensor.shape, [data])]
 
 
 def turned_back(codes: Sequence[np.ndarray], shape_OI: tuple[int, ...], tensor: torch.Tensor) -> np.ndarray:
-    """Codes as [I, O], in the memory of the tensor that they were taken from, unless that is a view of what they lie in."""
+    """Returns the codes as [I, O], in the memory of the tensor that they were taken from.
+
+    If that tensor is a view of the memory in which the codes lie, the result gets memory of its own.
+    """
     rows, columns = shape_OI
     if tensor.is_contiguous():
         out_IO = tensor.reshape(-1).view(torch.uint8).numpy()[: rows * columns].reshape(columns, rows)

@@ -1,10 +1,10 @@
-"""What ticket.json says: written with a checksum of itself, believed only where every field is of its kind."""
+"""Writes and checks ticket.json. The file holds a checksum of itself; a field of another kind makes it invalid."""
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,88 +14,154 @@ from lottery.models.headers import ITEM_BYTES, WEIGHT_TYPES
 from lottery.spec import QUANTIZATIONS, json_sha256
 
 RECORD = "ticket.json"
-MEASUREMENTS = "measurements.json"  # beside the ticket, not of it: written after measuring, not hashed
+MEASUREMENTS = "measurements.json"  # lies next to the ticket; it is written after measuring, and not hashed
+
+Kind = Callable[[Any], bool]  # whether a value is of one kind
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """The last file of a ticket: it holds the hashes of all others, and its own as `checksum`."""
+    """Writes the last file of a ticket. It holds the hashes of all other files, and its own hash as `checksum`."""
     record = {**record, "checksum": json_sha256(record)}
     atomic_write(folder / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def find_invalid_field(record: dict[str, Any]) -> str | None:
-    """The first field of a record that is not of the kind that this format says; None where all are."""
-
-    def is_count(value: Any) -> bool:
-        return type(value) is int and 0 <= value < 2**63
-
-    def is_hash(value: Any) -> bool:
-        return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-    def is_word(value: Any) -> bool:
-        return isinstance(value, str) and value.isprintable()
-
-    def are_hashes(value: Any) -> bool:
-        return isinstance(value, dict) and all(is_hash(v) for v in value.values())
-
-    def are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-        return lambda value: isinstance(value, list) and all(map(kind, value))
-
-    def fields(where: str, holder: Any, kinds: dict[str, Callable[[Any], bool]], optional: str = "") -> str | None:
-        if not isinstance(holder, dict):
-            return where
-        for name, kind in kinds.items():
-            if not (kind(holder[name]) if name in holder else name in optional.split()):
-                return f"{where}{name}"
-        return None
-
-    def is_dtype(value: Any) -> bool:
-        return isinstance(value, str) and value in ITEM_BYTES
-
-    def is_flag(value: Any) -> bool:
-        return isinstance(value, bool)
-
-    wrong = fields("", record, {
-        "ticket": lambda v: is_word(v) and len(v) == 12, "spec": lambda v: isinstance(v, dict), "layers": are(is_count),
-        "dropped": are(is_word), "files": are_hashes, "shards": are_hashes, "tensors": lambda v: isinstance(v, dict) and len(v) > 0,
-    })  # fmt: skip
-    wrong = wrong or fields("base.", record.get("base"), {
-        "id": is_word, "revision": lambda v: v is None or is_word(v), "dtype": is_dtype, "files": are_hashes,
-        "disk_bytes": lambda v: is_count(v) and v > 0,
-    })  # fmt: skip
-    names = ("method", "scope", "pattern", "quantize", "storage")
-    wrong = wrong or fields("spec.", record["spec"], dict.fromkeys(names, is_word))
+    """Returns the name of the first field of a record that this format does not allow; None if all are valid."""
+    wrong = (
+        find_wrong_kind("", record, RECORD_FIELDS)
+        or find_wrong_kind("base.", record.get("base"), BASE_FIELDS)
+        or find_wrong_kind("spec.", record["spec"], SPEC_FIELDS)
+    )
     if wrong:
         return wrong
-    targeted, kind = 0, record["spec"]["quantize"]
     for name, entry in record["tensors"].items():
-        wrong = fields(f"{name}: ", entry, {
-            "role": is_word, "shape": are(is_count), "dtype": is_dtype, "sha256": is_hash, "kept": is_count,
-            "requested": is_count, "packed": is_flag, "layer": is_count, "transposed": is_flag, "copy_of": is_word,
-            "quantized": lambda v: is_word(v) and v in QUANTIZATIONS, "rounding_zeros": is_count,
-        }, "kept requested packed layer transposed copy_of quantized rounding_zeros")  # fmt: skip
-        if wrong:
+        wrong = find_wrong_kind(f"{name}: ", entry, TENSOR_FIELDS, OPTIONAL_TENSOR_FIELDS)
+        if wrong or (wrong := find_contradiction(name, entry, record["spec"]["quantize"])):
             return wrong
-        numel = math.prod(entry["shape"])
-        if max(entry.get("kept", 0), entry.get("requested", 0)) > numel or numel >= 2**60:
-            return f"{name}: kept"
-        if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
-            return f"{name}: packed"
-        if ("kept" in entry or "quantized" in entry) and (
-            entry["dtype"] not in WEIGHT_TYPES or len(entry["shape"]) < 2 or not numel
-        ):
-            return f"{name}: shape"
-        if ("quantized" in entry) != ("rounding_zeros" in entry) or entry.get("quantized", kind) != kind:
-            return f"{name}: quantized"
-        targeted += "requested" in entry
-    return None if targeted else "tensors"
+    return None if any("requested" in entry for entry in record["tensors"].values()) else "tensors"
+
+
+def find_wrong_kind(prefix: str, holder: Any, kinds: Mapping[str, Kind], optional: Collection[str] = ()) -> str | None:
+    """Returns the first field of `holder` that is missing or of another kind, after `prefix`; None if there is none."""
+    if not isinstance(holder, dict):
+        return prefix
+    for name, kind in kinds.items():
+        if not (kind(holder[name]) if name in holder else name in optional):
+            return f"{prefix}{name}"
+    return None
+
+
+def find_contradiction(name: str, entry: dict[str, Any], quantize: str) -> str | None:
+    """Returns the field of a tensor's entry that contradicts other fields or the spec's `quantize`; else None."""
+    numel = math.prod(entry["shape"])
+    if max(entry.get("kept", 0), entry.get("requested", 0)) > numel or numel >= 2**60:
+        return f"{name}: kept"
+    if ("kept" in entry) != ("packed" in entry) or ("requested" in entry and "kept" not in entry):
+        return f"{name}: packed"
+    is_matrix = entry["dtype"] in WEIGHT_TYPES and len(entry["shape"]) >= 2 and numel > 0
+    if ("kept" in entry or "quantized" in entry) and not is_matrix:
+        return f"{name}: shape"
+    if ("quantized" in entry) != ("rounding_zeros" in entry) or entry.get("quantized", quantize) != quantize:
+        return f"{name}: quantized"
+    return None
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_positive(value: Any) -> bool:
+    return is_count(value) and value > 0
+
+
+def is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def is_word_or_none(value: Any) -> bool:
+    return value is None or is_word(value)
+
+
+def is_ticket_id(value: Any) -> bool:
+    return is_word(value) and len(value) == 12
+
+
+def is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and value in ITEM_BYTES
+
+
+def is_quantization(value: Any) -> bool:
+    return is_word(value) and value in QUANTIZATIONS
+
+
+def is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def is_filled_object(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 0
+
+
+def are_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_hash, value.values()))
+
+
+def are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_count, value))
+
+
+def are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_word, value))
+
+
+# The fields of ticket.json in the order in which they are checked, and what each must be.
+RECORD_FIELDS: dict[str, Kind] = {
+    "ticket": is_ticket_id,
+    "spec": is_object,
+    "layers": are_counts,
+    "dropped": are_words,
+    "files": are_hashes,
+    "shards": are_hashes,
+    "tensors": is_filled_object,
+}
+BASE_FIELDS: dict[str, Kind] = {
+    "id": is_word,
+    "revision": is_word_or_none,
+    "dtype": is_dtype,
+    "files": are_hashes,
+    "disk_bytes": is_positive,
+}
+SPEC_FIELDS: dict[str, Kind] = dict.fromkeys(("method", "scope", "pattern", "quantize", "storage"), is_word)
+TENSOR_FIELDS: dict[str, Kind] = {
+    "role": is_word,
+    "shape": are_counts,
+    "dtype": is_dtype,
+    "sha256": is_hash,
+    "kept": is_count,
+    "requested": is_count,
+    "packed": is_flag,
+    "layer": is_count,
+    "transposed": is_flag,
+    "copy_of": is_word,
+    "quantized": is_quantization,
+    "rounding_zeros": is_count,
+}
+OPTIONAL_TENSOR_FIELDS = TENSOR_FIELDS.keys() - {"role", "shape", "dtype", "sha256"}
 
 
 def sparsities(record: dict[str, Any]) -> dict[str, float]:
-    """Shares of the masks' zeros over the targeted, over all prunable and over all weights; a tied matrix counts once.
-    Of a quantized ticket apart how many survivors were rounded to zero: `rounding_zeros`.
+    """Returns the shares of the masks' zeros: of the targeted, of all prunable and of all weights.
 
-    Zeros that an earlier ticket left outside of the target count towards the last two.
+    A tied matrix counts once. Zeros that an earlier ticket left outside of the target count towards the last two
+    shares. For a quantized ticket, `rounding_zeros` counts separately the survivors that were rounded to zero.
     """
     removed = targeted = removed_target = prunable = total = 0
     for entry in record["tensors"].values():
@@ -107,19 +173,19 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
         if "requested" in entry:
             targeted += numel
             removed_target += gone
-    found = {
+    result = {
         "sparsity_target": removed_target / targeted,
         "sparsity_prunable": removed / prunable,
         "sparsity_model": removed / total,
     }
     if any("rounding_zeros" in entry for entry in record["tensors"].values()):
-        found["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
-    return found
+        result["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
+    return result
 
 
 def header_sha256(shard: Path) -> str:
-    """Of a safetensors file's header, its length included: with the tensors' own hashes, every byte is covered."""
+    """Returns the hash of a safetensors file's header and its length. The tensors' hashes cover all other bytes."""
     with open(shard, "rb") as f:
         length = f.read(8)
-        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length may say anything
+        size = min(int.from_bytes(length, "little"), shard.stat().st_size)  # a damaged length can be any number
         return hashlib.sha256(length + f.read(size)).hexdigest()

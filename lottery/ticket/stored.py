@@ -1,6 +1,6 @@
-"""The ticket directory, read back with every hash checked.
+"""Reads a ticket's folder back, and checks every hash.
 
-Legend: O rows (all dimensions of a matrix but the last; of a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
+Legend: O rows (all dimensions but the last; for a Conv1D its outputs), I columns, B = ceil(I/8), K survivors.
 """
 
 import threading
@@ -25,10 +25,10 @@ from lottery.ticket.packing import from_bits, matrix_bits, sha256_of, tensor_byt
 
 
 class StoredTicket(TicketFolder):
-    """A ticket on disk with its tensors, each of which is checked when it is read.
+    """A ticket on disk with its tensors. Each tensor is checked when it is read.
 
-    One that holds masks alone reads its tensors out of `base`. Raises InputError as `TicketFolder` does, and where the
-    base differs from the one that the ticket was made of.
+    A ticket that holds masks alone reads its weights from `base`. Raises InputError as `TicketFolder` does, and where
+    `base` is not the one that the ticket was made of.
     """
 
     def __init__(self, path: Path, base: Base | None = None) -> None:
@@ -44,16 +44,15 @@ class StoredTicket(TicketFolder):
             self.check_base(base)
 
     def check_base(self, base: Base) -> None:
-        """Raises InputError, naming the file, where it is not the base that the ticket was made of."""
+        """Raises InputError that names a file, where `base` is not the one that the ticket was made of."""
         files: dict[str, str] = self.record["base"]["files"]
         for name, sha256 in files.items():
             if base.files.get(name) != sha256:
                 revision = self.record["base"]["revision"]
-                raise InputError(
-                    f"{base.folder}: its file {name} is {'not the one' if name in base.files else 'missing'} that "
-                    f"the ticket {self.id} was made of; give {self.record['base']['id']}"
-                    f"{f' at revision {revision}' if revision else ' as it was'}"
-                )
+                made_of = f"the ticket {self.id} was made of"
+                problem = f"is not the one that {made_of}" if name in base.files else f"is missing, and {made_of} it"
+                way_out = f"{self.record['base']['id']}{f' at revision {revision}' if revision else ', unchanged'}"
+                raise InputError(f"{base.folder}: its file {name} {problem}; give {way_out}")
 
     @property
     def small_files(self) -> list[str]:
@@ -66,7 +65,7 @@ class StoredTicket(TicketFolder):
 
     @property
     def tied_head(self) -> str | None:
-        """As `Base.tied_head`: the head's name where it is the embedding matrix itself."""
+        """Returns the name of the head if the embedding matrix serves as the head, else None; as `Base.tied_head`."""
         if any(entry["role"] == "lm_head" for entry in self.entries.values()):
             return None
         return head_name(str(read_json(self.folder / "config.json").get("model_type", "")))
@@ -76,15 +75,16 @@ class StoredTicket(TicketFolder):
 
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         for name in names:
-            entry = self.entries[name]  # never one of 8 bits: a quantized ticket is no source
+            entry = self.entries[name]  # never holds 8-bit codes: a quantized ticket cannot be pruned
             unpacked = "kept" in entry and (self.is_mask_only or entry["packed"])
-            yield self._unpacked(name) if unpacked else self._unpacked(name).clone(), lambda: None  # else mapped
+            # A tensor that was not unpacked is mapped from the file; the caller needs a copy that it may overwrite.
+            yield self._unpacked(name) if unpacked else self._unpacked(name).clone(), lambda: None
         self._buffers = threading.local()
 
     def parts(self, name: str) -> list[torch.Tensor]:
-        """What is stored of one tensor, its hash checked; of a mask, with the base's tensor at its end.
+        """Returns the stored parts of one tensor, with its hash checked. The base's tensor follows a mask.
 
-        A tensor in one part is mapped. Several lie in memory that this thread's next call may use again.
+        A single part is mapped. Several parts lie in memory that the next call in this thread may use again.
         """
         keys = self._keys(name)
         parts = [self._mapped(keys[0])] if len(keys) == 1 else [self._read(key, i) for i, key in enumerate(keys)]
@@ -118,7 +118,7 @@ class StoredTicket(TicketFolder):
     def original(self, name: str) -> torch.Tensor:
         if self.base is None:
             raise InputError(
-                f"ticket={self.folder}: its masks lie over {self.base_record['id']}; give that model as base"
+                f"ticket={self.folder}: it holds masks alone; give its base {self.base_record['id']} as base"
             )
         return self.base.tensor(self.original_name(name))
 
@@ -128,38 +128,41 @@ class StoredTicket(TicketFolder):
         return TensorInfo(shard, entry["dtype"], tuple(entry["shape"]))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as the model has it: dense, zeros where weights were removed. Raises InputError where damaged."""
+        """Returns one tensor as the model has it: dense, with zeros for removed weights.
+
+        Raises InputError where it is damaged.
+        """
         return self._unpacked(name).contiguous()
 
     def matrix(self, name: str) -> "StoredMatrix":
-        """A pruned or quantized matrix as it is stored, its hash checked; in memory as of `parts`."""
+        """Returns a pruned or quantized matrix as it is stored, with its hash checked, in the memory of `parts`."""
         info, entry, parts = self.tensors[name], self.entries[name], self.parts(name)
         columns = info.shape[0] if entry.get("transposed") else info.shape[-1]
-        found = StoredMatrix(
+        stored_matrix = StoredMatrix(
             info.numel // columns, columns, info.dtype, entry.get("transposed", False), entry.get("quantized")
         )
-        want = {"bitmask": torch.uint8, "scale": torch.float32, "values": DTYPES[found.values_dtype]}
-        if any(part.dtype != want[key.rpartition(".")[2]] for key, part in zip(self._keys(name), parts, strict=False)):
+        types = {"bitmask": torch.uint8, "scale": torch.float32, "values": DTYPES[stored_matrix.values_dtype]}
+        if any(part.dtype != types[key.rpartition(".")[2]] for key, part in zip(self._keys(name), parts, strict=False)):
             self._damaged(f"tensor {name!r}")
         if entry.get("packed"):
-            found.bitmask_OB = parts.pop(0).numpy()
-            if not found.mask_fits(entry["kept"]):
+            stored_matrix.bitmask_OB = parts.pop(0).numpy()
+            if not stored_matrix.mask_fits(entry["kept"]):
                 self._damaged(f"tensor {name!r}")
-        if self.is_mask_only and found.bitmask_OB is not None:
-            bits_OI = matrix_bits(parts.pop(), found.transposed)
-            found.values_K = np.concatenate(bitmask.compact(bits_OI.copy(), found.bitmask_OB))
-            return found
-        if found.quantized:
-            found.scale_O = parts.pop().numpy()
+        if self.is_mask_only and stored_matrix.bitmask_OB is not None:
+            bits_OI = matrix_bits(parts.pop(), stored_matrix.transposed)
+            stored_matrix.values_K = np.concatenate(bitmask.compact(bits_OI.copy(), stored_matrix.bitmask_OB))
+            return stored_matrix
+        if stored_matrix.quantized:
+            stored_matrix.scale_O = parts.pop().numpy()
         values = parts.pop()
-        width = torch.uint8 if found.quantized else FLOAT_BITS[info.dtype][0]
-        found.values_K = values.view(width).numpy()
-        if not found.fits(entry.get("kept"), info):
+        width = torch.uint8 if stored_matrix.quantized else FLOAT_BITS[info.dtype][0]
+        stored_matrix.values_K = values.view(width).numpy()
+        if not stored_matrix.fits(entry.get("kept"), info):
             self._damaged(f"tensor {name!r}")
-        return found
+        return stored_matrix
 
     def _unpacked(self, name: str) -> torch.Tensor:
-        """As `tensor`, but a Conv1D's may be a transposed view of what was unpacked."""
+        """Does what `tensor` does, but the tensor of a Conv1D may be a transposed view."""
         info, entry = self.tensors[name], self.entries[name]
         if "quantized" in entry:
             return self.matrix(name).dequantize(info)
@@ -173,7 +176,7 @@ class StoredTicket(TicketFolder):
         columns = info.shape[0] if transposed else info.shape[-1]
         try:
             if self.is_mask_only:
-                bits_OI = matrix_bits(rest, transposed)  # the base's own, unless it had to be turned around
+                bits_OI = matrix_bits(rest, transposed)  # the base's own memory, unless it had to be transposed
                 bits_OI = bitmask.apply_mask(bits_OI, mask_OB, bits_OI if transposed else None)
             else:
                 bits_OI = bitmask.unpack(mask_OB, rest.view(FLOAT_BITS[info.dtype][0]).numpy(), columns)
@@ -182,7 +185,7 @@ class StoredTicket(TicketFolder):
         return from_bits(bits_OI, info, transposed)
 
     def verify(self) -> None:
-        """Read everything once. Raises InputError naming the first thing that is not as it was written."""
+        """Reads everything once. Raises InputError that names the first tensor that is not as it was written."""
         for name, entry in self.entries.items():
             if "quantized" not in entry:
                 self.tensor(name)

@@ -1,4 +1,4 @@
-"""The tables that README prints from analysis/, in small."""
+"""The tables of docs/quantizing.md, printed by analysis/eight_bits.py, in small."""
 
 import importlib.util
 from pathlib import Path

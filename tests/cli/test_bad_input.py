@@ -66,7 +66,7 @@ def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., 
 def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) -> None:
     for command in ("verify", "generate", "evaluate"):
         refused(cli(command, "--ticket", "models:/nothing/1", code=2), "models:/nothing/1", "not in the registry")
-        refused(cli(command, "--ticket", tmp_path, code=2), "no ticket.json")
+        refused(cli(command, "--ticket", tmp_path, code=2), "holds no ticket.json")
     refused(cli("verify", "--ticket", "models:/nothing", code=2), "models:/NAME/VERSION")
 
 
@@ -100,7 +100,7 @@ def test_an_adopted_run_that_does_not_exist(
 def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result]) -> None:
     common = ("--model", tiny, "--dataset", "builtin", "--limit", 1, "--measure", "perplexity", "--register", "none")
     result = cli("prune", *common, "--json")
-    assert "warning: limit=1: of a single window no interval is known" in result.stderr
+    assert "warning: limit=1: a single window gives no interval" in result.stderr
     assert "dataset=" not in result.stderr
     assert ", the first window of 128, " in " ".join(cli("prune", *common).stdout.split())
     found = json.loads(result.stdout)
@@ -115,9 +115,7 @@ def test_what_is_not_a_folder_and_what_is_not_text(tiny: Path, cli: Callable[...
     refused(cli("prune", *quick, "--out", tmp_path / "file", code=2), f"out={tmp_path / 'file'}", "it is a file")
     cli("prune", *quick, "--out", tmp_path / "t")
     refused(cli("generate", "--ticket", tmp_path / "t", "--prompt", "Once \udcff", code=2), "prompt: ", "UTF-8")
-    assert (
-        "warning: base=/nonexistent is not looked at" in cli("verify", tmp_path / "t", "--base", "/nonexistent").stderr
-    )
+    assert "warning: base=/nonexistent is ignored" in cli("verify", tmp_path / "t", "--base", "/nonexistent").stderr
 
 
 def test_an_export_takes_no_figures_of_another_ticket(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
@@ -125,7 +123,7 @@ def test_an_export_takes_no_figures_of_another_ticket(tiny: Path, cli: Callable[
         "--out", tmp_path / "t")  # fmt: skip
     there = json.loads((tmp_path / "t" / "measurements.json").read_text())
     (tmp_path / "t" / "measurements.json").write_text(json.dumps(there | {"ticket": "0" * 12}))
-    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "of the ticket 000000000000")
+    refused(cli("export", tmp_path / "t", "--to", tmp_path / "e", code=2), "to the ticket 000000000000")
     assert not (tmp_path / "e").exists()
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 from tests.support.refused import refused
 from tests.support.store import only_run
@@ -27,7 +26,7 @@ def test_a_folder_without_safetensors(broken: Path, cli: Callable[..., Result]) 
     (broken / "model.safetensors").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no model.safetensors")
     (broken / "pytorch_model.bin").write_bytes(b"")
-    refused(cli("prune", "--model", broken, code=2), "model=", "pickled", "convert")
+    refused(cli("prune", "--model", broken, code=2), "model=", "pickles", "convert")
     (broken / "config.json").unlink()
     refused(cli("prune", "--model", broken, code=2), "model=", "no config.json")
 
@@ -110,7 +109,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, cli: Callable[..., Result]
     refused(cli("prune", "--model", model, "--dataset", "builtin", code=2), "tokenizer", "1000")
 
 
-def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path) -> None:
+def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path, forks: Forks) -> None:
     (broken / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tok: pass\nclass Conf: pass\n")
     for file, change in (
         ("tokenizer_config.json", {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", None]}}),
@@ -118,9 +117,9 @@ def test_code_in_a_model_folder_never_runs(broken: Path, tmp_path: Path) -> None
     ):
         content = json.loads((broken / file).read_text()) | change
         (broken / file).write_text(json.dumps(content))
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(broken), "--dataset", "builtin", "--limit", "1"]
-    command += ["--measure", "perplexity", "--register", "none", "--out", str(tmp_path / "t")]
-    subprocess.run(command, input="yes\n" * 50, text=True, capture_output=True)
+    how = ("--dataset", "builtin", "--limit", "1", "--measure", "perplexity", "--register", "none")
+    (done,) = forks.run(("prune", "--model", broken, *how, "--out", tmp_path / "t"), typed="yes\n" * 50)
+    assert "evil" not in done["out"] and done["code"] in (0, 2), done
     assert not (tmp_path / "ran").exists()
 
 
@@ -128,15 +127,15 @@ def test_an_index_that_climbs_out(broken: Path, cli: Callable[..., Result]) -> N
     (broken / "model.safetensors").rename(broken.parent / "model.safetensors")
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(cli("prune", "--model", broken, code=2), "'../model.safetensors'", "not a safetensors file beside it")
+    refused(cli("prune", "--model", broken, code=2), "'../model.safetensors'", "not a safetensors file next to it")
 
 
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("moved", ("is in one.safetensors, where it is not",)),
-        ("unknown", ("holds 'model.norm.weight', which", "does not know")),
-        ("twice", ("'model.norm.weight' stands in", "one.safetensors", "two.safetensors")),
+        ("moved", ("is in one.safetensors, but it is not there",)),
+        ("unknown", ("holds 'model.norm.weight', which", "does not list")),
+        ("twice", ("'model.norm.weight' is both in", "one.safetensors", "two.safetensors")),
         ("missing", ("two.safetensors", "no such file")),
         ("pickle", ("three.bin", "safetensors")),
     ],

@@ -1,20 +1,19 @@
 """Where nothing can be written, or not enough: one line that names the place, and nothing is left there."""
 
 import os
-import resource
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 from tests.support.refused import refused
 
 
-def test_an_error_while_much_is_in_flight_ends(tmp_path: Path) -> None:
+def test_an_error_while_much_is_in_flight_ends(tmp_path: Path, forks: Forks) -> None:
     """A disk that is full when the reader is far ahead: whoever waits for memory is told."""
     model = tiny_model(
         tmp_path / "m",
@@ -24,16 +23,10 @@ def test_an_error_while_much_is_in_flight_ends(tmp_path: Path) -> None:
         num_hidden_layers=12,
         tie_word_embeddings=True,
     )
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
-    connect = [sys.executable, "-c", "from lottery.registry import store; store.connect()"]
-    subprocess.run(connect, env=environment, check=True)
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
-    command += ["--register", "none", "--out", str(tmp_path / "t")]
-    failed = subprocess.run(
-        command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-    assert failed.returncode == 1 and "File too large; make room" in failed.stderr.splitlines()[-1], failed.stderr
+    command = ("prune", "--model", model, "--measure", "none", "--register", "none", "--out", tmp_path / "t")
+    (failed,) = forks.run(command, largest_file=2_000_000)
+    assert failed["code"] == 1 and "File too large; make room" in failed["err"].splitlines()[-1], failed
+    assert failed["took"] < 120
     assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
 
 
@@ -73,22 +66,13 @@ def test_a_read_only_output(tiny: Path, tmp_path: Path, cli: Callable[..., Resul
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(tmp_path: Path, forks: Forks) -> None:
     """A limit on the size of a file makes the same system call fail at the same place as a full disk."""
     model = tiny_model(tmp_path / "m", hidden_size=160)
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
-    command += ["--register", "none", "--out", str(tmp_path / "t")]
-
-    def limit() -> None:  # less than the ticket takes, more than the tracking store
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db"}
-    subprocess.run(
-        [sys.executable, "-c", "from lottery.registry import store; store.connect()"], env=environment, check=True
-    )
-    failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment)
-    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith(f"Error: out={tmp_path}/t: File too large; make room")
+    command = ("prune", "--model", model, "--measure", "none", "--register", "none", "--out", tmp_path / "t")
+    (failed,) = forks.run(command, largest_file=2_000_000)  # less than the ticket takes, more than the tracking store
+    assert failed["code"] == 1 and "Traceback" not in failed["err"], failed
+    assert failed["err"].splitlines()[-1].startswith(f"Error: out={tmp_path}/t: File too large; make room")
     assert not (tmp_path / "t").exists() and not (tmp_path / ".t.partial").exists()
-    subprocess.run(command, check=True, capture_output=True, env=environment)  # there is room again
-    assert (tmp_path / "t" / "ticket.json").exists()
+    (done,) = forks.run(command)  # there is room again
+    assert done["code"] == 0 and (tmp_path / "t" / "ticket.json").exists(), done

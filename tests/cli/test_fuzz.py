@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from lottery.cli.main import main
 from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
+from tests.support.often import repeats
 
 Header = dict[str, Any]
-FUZZ = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=repeats(200, 600), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_a_header_that_lies(storage: str, small: Path, tmp_path: Path) -> None:
         assert not [p.name for p in tmp_path.iterdir() if p != model], lines[0]
 
     fuzz()
-    assert ends[2] > 50 and ends[0] > 5, ends  # both were tried
+    assert ends[2] > FUZZ.max_examples // 12 and ends[0] > FUZZ.max_examples // 100, ends  # both were tried
 
 
 def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
@@ -136,7 +137,9 @@ def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..
         NUMBERS, st.just([]), st.just({}), st.just("../../etc/passwd"), st.just({"../x": "y"}), st.just(["x"])
     )
 
-    @settings(FUZZ, max_examples=1500)
+    count = repeats(400, 1500)
+
+    @settings(FUZZ, max_examples=count)
     @given(st.sampled_from(places), values, st.booleans())
     def fuzz(place: tuple[str, ...], value: Any, remove: bool) -> None:
         changed = json.loads(json.dumps(record))
@@ -156,4 +159,4 @@ def test_a_ticket_record_that_lies(small: Path, tmp_path: Path, cli: Callable[..
             assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1
 
     fuzz()
-    assert ends[2] > 500 and ends[0] > 5, ends
+    assert ends[2] > count // 3 and ends[0] > count // 250, ends

@@ -64,7 +64,7 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
     model = tiny_model(tmp_path / "m", max_position_embeddings=10**9)
     common = ("--model", model, "--dataset", "builtin", "--register", "none")
     said = cli("prune", *common, "--window", 10**8, code=2).stderr
-    assert "window=100000000: beside the weights it takes about" in said
+    assert "window=100000000: in addition to the weights it takes about" in said
     fits = int(said.split("give window=")[1])
     assert 1000 < fits < 10**8
     assert "fewer than one window" in cli("prune", *common, "--window", fits, code=2).stderr  # memory would do

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ def tickets(model: Path, folder: Path) -> None:
             save_file({"logits": loaded(torch.arange(20)[None]).logits}, folder / f"{kind}.safetensors")
 
 
+@pytest.mark.slow  # every kernel is compiled for it
 def test_a_processor_of_another_kind(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", hidden_size=128, intermediate_size=300)  # AVX-512 takes 64 codes at once
     ours, others = tmp_path / "ours", tmp_path / "others"

@@ -45,9 +45,10 @@ def windows_of(model: Path, text: str, window: int) -> torch.Tensor:
 def test_the_ticket_is_the_model_that_torch_prunes(
     target: str, layers: range, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]
 ) -> None:
-    text = (ROOT / "lottery" / "assets" / "evaluation.txt").read_text()
+    text = (ROOT / "lottery" / "assets" / "evaluation.txt").read_text()[:20_000]
+    (tmp_path / "text.txt").write_text(text)
     made = lottery_json(
-        "prune", "--model", STORIES, "--target", target, "--sparsity", "0.25", "--dataset", "builtin", "--dtype",
+        "prune", "--model", STORIES, "--target", target, "--sparsity", "0.25", "--dataset", tmp_path / "text.txt", "--dtype",
         "float32", "--measure", "perplexity", "--out", tmp_path / "t",
     )  # fmt: skip
     wanted = {f"model.layers.{i}." for i in layers}
@@ -73,6 +74,7 @@ def test_the_ticket_is_the_model_that_torch_prunes(
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_dense_perplexity_is_the_published_one(lottery_json: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     made = lottery_json(
         "prune", "--model", STORIES, "--sparsity", "0", "--dataset", WIKITEXT, "--dtype", "float32",

@@ -24,6 +24,8 @@ from tests.support.servers import IN_CI
 if not cuda.is_triton_available() and not IN_CI:
     pytest.skip("needs triton", allow_module_level=True)
 
+FEW = ["llama", "gpt2", "mixtral"]
+MANY = [label for label in LABELS if label not in FEW]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -96,15 +98,16 @@ def test_compiled_for_every_gpu_within_its_registers(tmp_path: Path) -> None:
         assert registers * threads <= 65536 and stack == 0, kernel
 
 
+@pytest.mark.parametrize("labels", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_a_decoding_step_is_one_graph_with_one_kernel_a_packed_layer(
-    tmp_path: Path, cli: Callable[..., Result]
+    labels: list[str], tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
     """In every family. A CUDA graph copies what goes into it that is neither weight nor cache: a token, a short mask."""
-    tickets = [tmp_path / f"ticket-{label}" for label in LABELS]
-    for label, ticket in zip(LABELS, tickets, strict=True):
+    tickets = [tmp_path / f"ticket-{label}" for label in labels]
+    for label, ticket in zip(labels, tickets, strict=True):
         model = make(label, tmp_path / label, "saved")
         cli("prune", "--model", model, "--quantize", "fp8", "--out", ticket, "--measure", "none", "--register", "none")
-    found = dict(zip(LABELS, run_script("traced.py", *tickets, folder=tmp_path), strict=True))
+    found = dict(zip(labels, run_script("traced.py", *tickets, folder=tmp_path), strict=True))
     for label, (graphs, kernels, packed, waits, largest) in found.items():
         assert (graphs, kernels, waits) == (1, packed, 0) and packed > 0 and largest <= 64, label
 

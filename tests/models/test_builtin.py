@@ -58,6 +58,7 @@ def unigram_perplexity(ids: np.ndarray) -> float:
     return math.exp(-(share * np.log(share)).sum())
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_trained_and_has_a_cliff(
     tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]
 ) -> None:

@@ -18,18 +18,30 @@ from lottery.measuring import perplexity
 from lottery.runtime import decoding
 from lottery.ticket.stored import StoredTicket
 from tests.support import published
-from tests.support.families import LABELS, logits, make, tiny_class, tiny_config
+from tests.support.families import LABELS, RENAMED, logits, make, tiny_class, tiny_config
 
 QUICK = ("--measure", "none", "--register", "none", "--dtype", "float32")
 TARGETS = ("all", "attention", "mlp", "early", "late", "embeddings", "lm_head", "attention@1+mlp@early+lm_head")
 
 
 @pytest.fixture(
-    scope="module", params=[(label, names) for label in LABELS for names in ("saved", "published")], ids="-".join
+    scope="module",
+    params=[*((label, "published") for label in LABELS), *((label, "saved") for label in RENAMED)],
+    ids="-".join,
 )
 def tiny_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     label, names = request.param
     return label, names, make(label, tmp_path_factory.mktemp("family") / label, names)
+
+
+@pytest.fixture(scope="module", params=LABELS)
+def saved_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """In transformers' own layers, in float32."""
+    import transformers
+
+    folder = make(request.param, tmp_path_factory.mktemp("saved") / request.param, "saved")
+    kind = getattr(transformers, tiny_class(request.param).__name__)
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def role(name: str, tensor: torch.Tensor) -> str | None:
@@ -218,44 +230,30 @@ def test_plan_of_a_published_configuration_alone(
     assert "no model.safetensors" in cli("prune", "--model", folder, code=2).stderr
 
 
-def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(
-    tiny_family: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_in_slices_is_that_of_the_bare_forward_pass(saved_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through each family's own head: scaled and capped logits, a bias, a projection."""
-    label, names, folder = tiny_family
-    if names == "published":
-        return  # the same model
-    import transformers
-
-    model = getattr(transformers, tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
     monkeypatch.setattr(perplexity, "LOGIT_BYTES", 0)
     monkeypatch.setattr(perplexity, "LEAST_POSITIONS", 10)  # slices of 5 positions of two windows
     ids_NT = torch.randint(5, 4000, (2, 33))
     with torch.inference_mode():
-        found = perplexity.nll_of_tokens(model.eval(), ids_NT)
-        whole = model(ids_NT, use_cache=False).logits
-        again = model(ids_NT, use_cache=False).logits
+        found = perplexity.nll_of_tokens(saved_model, ids_NT)
+        whole = saved_model(ids_NT, use_cache=False).logits
+        again = saved_model(ids_NT, use_cache=False).logits
     assert torch.equal(whole, again)  # its layers are as they were
     twin = -whole[:, :-1].double().log_softmax(-1).gather(-1, ids_NT[:, 1:, None])[..., 0]
     assert found.shape == (2, 32) and torch.allclose(found.double(), twin, rtol=1e-5, atol=1e-5)
 
 
-def test_decoding_over_a_cache_of_fixed_size_is_the_same(tiny_family: tuple[str, str, Path]) -> None:
+def test_decoding_over_a_cache_of_fixed_size_is_the_same(saved_model: Any) -> None:
     """What a GPU does, here on the CPU, twice over one cache; past the end of a sliding window (64 tokens)."""
-    label, names, folder = tiny_family
-    if names == "published":
-        return  # the same model
-    import transformers
-
-    model = getattr(transformers, tiny_class(label).__name__).from_pretrained(folder, dtype=torch.float32)
-    static = decoding.Decoder(model.eval(), 80, static=True)
+    static = decoding.Decoder(saved_model, 80, static=True)
 
     def tokens(decoder: decoding.Decoder) -> list[int]:
         token_11 = decoder.begin(torch.arange(5, 65)[None])
         return [int(token_11), *(int(token_11 := decoder.next(token_11)) for _ in range(8))]
 
     with torch.inference_mode():
-        assert tokens(static) == tokens(decoding.Decoder(model, 80)) == tokens(static)
+        assert tokens(static) == tokens(decoding.Decoder(saved_model, 80)) == tokens(static)
     # transformers' sliding layers count in Python, and a CUDA graph would keep that number
     assert not any(hasattr(layer, "cumulative_length_int") for layer in static.cache.layers)
 

@@ -125,7 +125,7 @@ def test_a_name_that_cannot_be(server: Hub) -> None:
         ("/api/models", Fault(429), MachineError, ("(429)", "some minutes")),
         ("/api/models", Fault(503), MachineError, ("(503)", "try again later")),
         ("/api/models", Fault(418), InputError, ("(418)",)),
-        ("/api/models", Fault(drop_after=5), MachineError, ("broke off",)),
+        ("/api/models", Fault(drop_after=5), MachineError, ("was lost",)),
         ("config.json", Fault(500, method="HEAD"), MachineError, ("(500)",)),  # as "not in the cache", by the library
         (SAFE_WEIGHTS_NAME, Fault(500, method="GET"), MachineError, ("(500)",)),
         (SAFE_WEIGHTS_NAME, Fault(404, "EntryNotFound"), InputError, ("no file model.safetensors", "(404)")),
@@ -133,7 +133,7 @@ def test_a_name_that_cannot_be(server: Hub) -> None:
             SAFE_WEIGHTS_NAME,
             Fault(drop_after=1000, method="GET"),
             MachineError,
-            ("broke off", "same command", "are kept"),
+            ("was lost", "same command", "are kept"),
         ),
         (SAFE_WEIGHTS_NAME, Fault(hang_s=60, method="GET"), MachineError, ("in time", "HF_HUB_DOWNLOAD_TIMEOUT")),
     ],
@@ -168,7 +168,7 @@ def test_something_else_answers(server: Hub, monkeypatch: pytest.MonkeyPatch, tm
         "tests.support.hub_server.Answer.json", lambda self, content: self.send(b"<html>welcome to the hotel</html>")
     )
     server.add("org/name", model)
-    line(MachineError, "does not answer as a hub", "HF_ENDPOINT")
+    line(MachineError, "does not answer like a Hugging Face hub", "HF_ENDPOINT")
 
 
 def test_a_full_disk(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

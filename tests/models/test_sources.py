@@ -116,7 +116,7 @@ def test_masks_find_their_base_in_the_cache_and_at_the_hub(
     use(monkeypatch, server.url, tmp_path / "home", offline=True)
     shutil.rmtree(tmp_path / "home")
     said = cli("verify", "--ticket", tmp_path / "mask", code=2).stderr
-    assert "its base org/name is not at hand" in said and "offline" in said and "model-00001-of-00003" not in said
+    assert "its base org/name could not be opened" in said and "offline" in said and "model-00001-of-00003" not in said
     assert same(str(sharded))  # at a path
     use(monkeypatch, server.url, tmp_path / "home")
     assert same() and server.served.total() > served  # from the hub
@@ -150,7 +150,7 @@ def test_a_registered_ticket_of_a_hub_base_is_measured_against_it(
     ("fault", "code", "says"),
     [
         (Fault(status=500), 1, "500"),
-        (Fault(drop_after=1000), 1, "broke off"),
+        (Fault(drop_after=1000), 1, "was lost"),
         (Fault(hang_s=30, method="GET"), 1, "did not answer in time"),
         (Fault(status=403, code="GatedRepo"), 2, "HF_TOKEN"),
         (Fault(status=404, code="EntryNotFound"), 2, "model-00002"),

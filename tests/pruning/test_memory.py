@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from lottery.kernels import select
+from tests.support.store import new_store
 
 HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
 
@@ -34,11 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shapes |= {f"{at}.mlp.{p}_proj.weight": (FFN, HIDDEN) for p in ("gate", "up")}
         shapes |= {f"{at}.mlp.down_proj.weight": (HIDDEN, FFN)}
         shapes |= {f"{at}.{p}_layernorm.weight": (HIDDEN,) for p in ("input", "post_attention")}
-    random = torch.Generator().manual_seed(0)
-    save_file(
-        {name: torch.randn(shape, generator=random).mul_(0.02).half() for name, shape in shapes.items()},
-        folder / "model.safetensors",
-    )
+    random = torch.Generator().manual_seed(0)  # drawing takes long: the layers are alike
+    of_shape = {shape: torch.randn(shape, generator=random).mul_(0.02).half() for shape in set(shapes.values())}
+    save_file({name: of_shape[shape].clone() for name, shape in shapes.items()}, folder / "model.safetensors")
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": WORDS,
@@ -57,7 +56,7 @@ def peak_of_pruning(model: Path, out: Path, *more: str) -> int:
 def peak_of(out: Path, *arguments: str) -> int:
     """Bytes of anonymous memory of a command that writes to `out`, sampled from outside."""
     command = [sys.executable, "-m", "lottery", *arguments]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.parent}/x.db"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": new_store(out.parent / f"{out.name}.db")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     peak_kb = 0
     while process.poll() is None:
@@ -70,7 +69,15 @@ def peak_of(out: Path, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8")], ids=" ".join
+    "more",
+    [
+        (),
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in (("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8"))
+        ),
+    ],
+    ids=" ".join,
 )
 def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     largest = 2 * max(WORDS, FFN) * HIDDEN
@@ -78,6 +85,7 @@ def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path,
     assert (model / "model.safetensors").stat().st_size > 2 * (2 * largest + 500e6)
 
 
+@pytest.mark.slow
 def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> None:
     largest = 2 * max(WORDS, FFN) * HIDDEN
     for quantize, format in (("none", "dense"), ("none", "int8"), ("fp8", "dense"), ("fp8", "fp8")):
@@ -90,6 +98,7 @@ def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> No
         shutil.rmtree(to)
 
 
+@pytest.mark.slow
 def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
     """GPT-2's, 67 MB each: so large that the 500 MB do not hide another copy."""
     hidden, inner = 2048, 8192

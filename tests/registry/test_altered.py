@@ -191,7 +191,7 @@ def test_a_logged_model_whose_files_lie_elsewhere(
         ("file:///etc", ["is no part of a registered ticket"]),
         (tmp_path.as_uri() + "/other", ["ticket.json is not the one that was registered"]),
         (str(tmp_path / "other"), ["ticket.json is not the one that was registered"]),
-        (str(tmp_path / "gone"), ["this machine has none"]),
+        (str(tmp_path / "gone"), ["this machine has no such folder"]),
     ):
         with in_the_database(store, "logged_models", "artifact_location", where, place):
             refused("models:/altered/1", cli, *words)

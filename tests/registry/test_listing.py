@@ -66,7 +66,7 @@ def test_what_cannot_be_listed(made: list[dict[str, Any]], cli: Callable[..., Re
     assert "filter=nonsense" in cli("list", "--filter", "nonsense", code=2).stderr
     said = cli("list", "--name", "nobody", code=2).stderr
     assert "name=nobody" in said and NAME in said
-    assert "no ticket is registered that fits" in cli("list", "--name", NAME, "--filter", "params.target = 'x'").stdout
+    assert "no registered ticket matches" in cli("list", "--name", NAME, "--filter", "params.target = 'x'").stdout
 
 
 def test_measured_again_it_keeps_what_it_was_registered_with(
@@ -153,7 +153,7 @@ def test_an_edited_measuring_is_refused(made: list[dict[str, Any]], cli: Callabl
     )  # fmt: skip
     for wrong in mistakes:
         path.write_text(json.dumps(found | wrong))
-        assert "not one that lottery writes" in cli("publish", folder, code=2).stderr, wrong
+        assert "damaged or edited" in cli("publish", folder, code=2).stderr, wrong
     path.write_text("{")
     assert "not readable as JSON" in cli("publish", folder, code=2).stderr
     path.write_text(json.dumps(found | {"ticket": "000000000000"}))

@@ -18,6 +18,7 @@ import lottery
 from lottery.files.locks import run_lock
 from lottery.registry import store
 from lottery.ticket.stored import StoredTicket
+from tests.support.forks import Forks
 from tests.support.paths import ROOT
 
 
@@ -145,24 +146,11 @@ def test_a_dense_row_has_no_speed_of_another_hour(
     assert "dense" in printed and "tok/s" not in printed and "ratio to dense" in printed
 
 
-def test_runs_of_one_ticket_at_once_register_it_once(tiny: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lottery",
-        "prune",
-        "--model",
-        str(tiny),
-        "--sparsity",
-        "0.4",
-        "--register",
-        "race",
-    ]
-    command += ["--measure", "none", "--json"]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    ends = [(p.communicate(), p.returncode) for p in started]
-    assert [code for _, code in ends] == [0, 0, 0], ends
-    assert {json.loads(out)["model_uri"] for (out, _), _ in ends} == {"models:/race/1"}
+def test_runs_of_one_ticket_at_once_register_it_once(tiny: Path, forks: Forks) -> None:
+    command = ("prune", "--model", tiny, "--sparsity", "0.4", "--register", "race", "--measure", "none", "--json")
+    ends = forks.run(command, command, command)
+    assert [end["code"] for end in ends] == [0, 0, 0], ends
+    assert {json.loads(end["out"])["model_uri"] for end in ends} == {"models:/race/1"}
     assert len(mlflow.MlflowClient().search_model_versions("name = 'race'")) == 1
 
 
@@ -271,10 +259,10 @@ def test_evaluating_again_adds_to_the_logged_model(
 
 
 def test_pyfunc_in_a_process_without_lottery(registered: dict[str, Any], cli: Callable[..., Result]) -> None:
-    """-P keeps the repository off the path; the finder that an editable install adds is removed too."""
+    """-P keeps the repository off the path; the finder that an editable install adds is removed, and every folder of one."""
     script = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n"
+        "import os; sys.path[:] = [p for p in sys.path if not os.path.isdir(os.path.join(p, 'lottery'))]\n"
         "import importlib.util, json, mlflow\n"
         "assert importlib.util.find_spec('lottery') is None\n"
         f"m = mlflow.pyfunc.load_model({registered['model_uri']!r})\n"
@@ -308,11 +296,11 @@ def test_what_a_served_model_refuses(registered: dict[str, Any]) -> None:
 
 
 def test_mlflow_run_adopts_its_run(tmp_path: Path, tiny: Path) -> None:
-    """The real `mlflow run`, with a value typed otherwise than we would write it; then one that fails, with its reason."""
+    """The real `mlflow run`, with a value typed otherwise than we would write it."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["mlflow", "run", str(ROOT), "--env-manager", "local", "-P", f"model={tiny}", "-P", "target=late"]
-    command += ["-P", "dataset=builtin", "-P", "measure=perplexity", "-P", "register=adopted"]
-    done = subprocess.run([*command, "-P", "sparsity=0.50"], env=environment, capture_output=True, text=True)
+    command += ["-P", "dataset=builtin", "-P", "measure=perplexity", "-P", "register=adopted", "-P", "sparsity=0.50"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     client = mlflow.MlflowClient()
     version = client.get_model_version("adopted", "1")
@@ -320,8 +308,17 @@ def test_mlflow_run_adopts_its_run(tmp_path: Path, tiny: Path) -> None:
     assert run.data.params["sparsity"] == "0.50" and run.info.status == "FINISHED" and "perplexity" in run.data.metrics
     assert run.info.run_name == "late 50%"
 
-    done = subprocess.run([*command, "-P", "sparsity=1.50"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "Error: sparsity=1.50: give a number from 0 to 1" in done.stderr
-    failed = client.search_runs(["0"], "tags.reason LIKE 'sparsity=1.50%'")
-    assert [r.info.status for r in failed] == ["FAILED"]
-    assert len(client.search_model_versions("name = 'adopted'")) == 1
+
+def test_an_adopted_run_that_fails_says_why(
+    tiny: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `mlflow run` begins it: with the parameters as they were typed."""
+    client = mlflow.MlflowClient()
+    begun = client.create_run("0").info.run_id
+    client.log_param(begun, "sparsity", "1.50")
+    monkeypatch.setenv("MLFLOW_RUN_ID", begun)
+    said = cli("prune", "--model", tiny, "--sparsity", "1.50", "--register", "never-adopted", code=2).stderr
+    assert "Error: sparsity=1.50: give a number from 0 to 1" in said
+    run = client.get_run(begun)
+    assert run.info.status == "FAILED" and run.data.tags["reason"].startswith("sparsity=1.50")
+    assert not client.search_model_versions("name = 'never-adopted'")

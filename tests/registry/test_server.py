@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -20,18 +21,11 @@ from mlflow.tracking import MlflowClient
 
 from lottery.cli.main import main
 from tests.support.forks import Forks
-from tests.support.models import tiny_model
 from tests.support.servers import Server, mlflow_server, postgres
 
 QUICK = ("--measure", "perplexity")
 KILLS = int(os.environ.get("LOTTERY_KILLS", "5"))  # nine seconds each
 SLOW_S = 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the embedded model's name, so that the embedded text is its default data set, by which `winner` goes."""
-    return tiny_model(tmp_path_factory.mktemp("models") / "builtin", max_position_embeddings=512)
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +43,13 @@ def here(monkeypatch: pytest.MonkeyPatch, back_end: Server, tmp_path: Path) -> S
     return back_end
 
 
-@pytest.fixture
-def forks(here: Server) -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
-
-
 def runs(client: MlflowClient, query: str = "") -> list[Any]:
     return list(client.search_runs(["0"], query, max_results=1000))
 
 
-def check_twelve(forks: Forks, model: Path, name: str) -> None:
+def check_twelve(forks: Forks, untrained: Path, name: str) -> None:
     commands = [
-        ("prune", "--model", model, "--sparsity", f"0.{10 + i}", "--register", name, *QUICK, "--json")
+        ("prune", "--model", untrained, "--sparsity", f"0.{10 + i}", "--register", name, *QUICK, "--json")
         for i in range(12)
     ]
     ends = forks.run(*commands)
@@ -81,45 +68,41 @@ def check_twelve(forks: Forks, model: Path, name: str) -> None:
     assert not runs(client, f"attributes.status = 'RUNNING' and params.register = '{name}'")
 
 
-def test_twelve_at_once_on_postgresql(forks: Forks, model: Path) -> None:
-    check_twelve(forks, model, "twelve")
+@pytest.mark.slow
+def test_twelve_at_once_on_postgresql(here: Server, forks: Forks, untrained: Path) -> None:
+    check_twelve(forks, untrained, "twelve")
 
 
-def test_twelve_at_once_on_a_fresh_sqlite_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
+@pytest.mark.slow
+def test_twelve_at_once_on_a_fresh_sqlite_file(
+    forks: Forks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, untrained: Path
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/fresh.db")
     monkeypatch.setenv("LOTTERY_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    started = Forks()
-    try:
-        check_twelve(started, model, "twelve")
-    finally:
-        started.close()
+    check_twelve(forks, untrained, "twelve")
 
 
-def test_the_same_ticket_from_two_homes_is_one_version(here: Server, model: Path, tmp_path: Path) -> None:
-    command = ("prune", "--model", model, "--sparsity", "0.4", "--register", "homes", "--measure", "none", "--json")
-    started = [Forks(LOTTERY_HOME=str(tmp_path / f"home{i}")) for i in range(3)]
-    found: list[dict[str, Any]] = []
-    threads = [threading.Thread(target=lambda f=f: found.extend(f.run(command))) for f in started]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for f in started:
-        f.close()
+def test_the_same_ticket_from_two_homes_is_one_version(
+    here: Server, forks: Forks, untrained: Path, tmp_path: Path
+) -> None:
+    command = ("prune", "--model", untrained, "--sparsity", "0.4", "--register", "homes", "--measure", "none", "--json")
+    homes = [{"LOTTERY_HOME": str(tmp_path / f"home{i}")} for i in range(3)]
+    found = forks.run(command, command, command, environments=homes)
     assert [f["code"] for f in found] == [0, 0, 0], found
     versions = MlflowClient().search_model_versions("name = 'homes'")
     assert len(versions) == 1
     assert {json.loads(f["out"])["model_uri"] for f in found} == {f"models:/homes/{versions[0].version}"}
 
 
-def test_killed_at_any_moment(forks: Forks, model: Path, cli: Callable[..., Result]) -> None:
+@pytest.mark.slow
+def test_killed_at_any_moment(here: Server, forks: Forks, untrained: Path, cli: Callable[..., Result]) -> None:
     """Either no version or a whole one; the same command finishes the job, and closes what the killed one left."""
     client, moments = MlflowClient(), random.Random(0)
 
     def command(i: int) -> tuple[Any, ...]:
         quick = (*QUICK, "--limit", "8", "--json")
-        return ("prune", "--model", model, "--sparsity", f"0.{30 + i}", "--register", "killed", *quick)
+        return ("prune", "--model", untrained, "--sparsity", f"0.{30 + i}", "--register", "killed", *quick)
 
     forks.run(command(0))  # the dense base is known from here on, and the kernels are compiled
     whole = forks.run(command(1))[0]
@@ -215,12 +198,13 @@ def between(here: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
     proxy.server_close()
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_in_the_middle_loses_nothing(
-    between: Broken, model: Path, tmp_path: Path, cli: Callable[..., Result]
+    between: Broken, untrained: Path, tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
     """At request after request of a run: what was measured is on disk, is said, and is recorded later, once."""
     name = "middle"
-    arguments = ("prune", "--model", model, *QUICK, "--limit", "8", "--register", name, "--json")
+    arguments = ("prune", "--model", untrained, *QUICK, "--limit", "8", "--register", name, "--json")
     before = 10**6
     cli(*arguments, "--sparsity", "0.2")  # the dense base is known from here on
     between.good = before
@@ -262,11 +246,11 @@ def test_a_server_that_fails_in_the_middle_loses_nothing(
     assert not runs(client, f"attributes.status = 'RUNNING' and params.register = '{name}'")
 
 
-@pytest.mark.parametrize("before_the_end", [60, 8])
+@pytest.mark.parametrize("before_the_end", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_slow_server_loses_nothing(
     before_the_end: int,
     between: Broken,
-    model: Path,
+    untrained: Path,
     tmp_path: Path,
     cli: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
@@ -275,7 +259,7 @@ def test_a_slow_server_loses_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SLOW_S - 1))
     between.fault, between.good = "slow", 10**6
     name = f"slow{before_the_end}"
-    arguments = ("prune", "--model", model, *QUICK, "--limit", "8", "--register", name, "--json")
+    arguments = ("prune", "--model", untrained, *QUICK, "--limit", "8", "--register", name, "--json")
     cli(*arguments, "--sparsity", "0.2")
     needs = 10**6 - between.good
     between.good = needs - before_the_end
@@ -288,16 +272,18 @@ def test_a_slow_server_loses_nothing(
     assert len({v.tags["ticket"] for v in versions}) == len(versions) == 2
 
 
-def test_published_once_however_often(between: Broken, model: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+def test_published_once_however_often(
+    between: Broken, untrained: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
     """A folder of the user's own stays, and can be published again, to no effect."""
     out, out2 = tmp_path / "mine", tmp_path / "copy"
     between.good = 6
     between.fault = "away"
-    failed = cli("prune", "--model", model, *QUICK, "--register", "often", "--sparsity", "0.45", "--out", out, code=1)
+    failed = cli(
+        "prune", "--model", untrained, *QUICK, "--register", "often", "--sparsity", "0.45", "--out", out, code=1
+    )
     between.good = 10**9
     assert f"lottery publish {out}" in failed.stderr
-    import shutil
-
     shutil.copytree(out, out2)
     first = json.loads(cli("publish", out, out2, "--json").stdout)["published"]
     assert [p["sent"] for p in first] == [True, False] and first[0]["run_id"] == first[1]["run_id"]
@@ -310,12 +296,12 @@ def test_published_once_however_often(between: Broken, model: Path, tmp_path: Pa
 
 def test_an_evaluation_that_could_not_be_recorded_is_kept(
     between: Broken,
-    model: Path,
+    untrained: Path,
     tmp_path: Path,
     cli: Callable[..., Result],
     lottery_json: Callable[..., dict[str, Any]],
 ) -> None:
-    made = lottery_json("prune", "--model", model, *QUICK, "--register", "again", "--sparsity", "0.35")
+    made = lottery_json("prune", "--model", untrained, *QUICK, "--register", "again", "--sparsity", "0.35")
     evaluate = ("evaluate", "--ticket", made["model_uri"], "--window", "64", "--limit", "5", *QUICK)
     between.good = before = 10**6
     cli(*evaluate)
@@ -342,12 +328,12 @@ def mlflow_id(made: dict[str, Any]) -> str:
 
 def test_what_is_pending_is_recorded_by_the_same_command(
     between: Broken,
-    model: Path,
+    untrained: Path,
     tmp_path: Path,
     cli: Callable[..., Result],
     lottery_json: Callable[..., dict[str, Any]],
 ) -> None:
-    arguments = ("prune", "--model", model, *QUICK, "--register", "pending", "--sparsity", "0.55")
+    arguments = ("prune", "--model", untrained, *QUICK, "--register", "pending", "--sparsity", "0.55")
     between.good = 6
     cli(*arguments, code=1)
     between.good = 10**9
@@ -357,7 +343,7 @@ def test_what_is_pending_is_recorded_by_the_same_command(
     assert "measured already" in again.stderr
     assert json.loads(again.stdout)["metrics"] == measured
     # under other parameters it is recorded first, and then measured anew
-    other = ("prune", "--model", model, *QUICK, "--register", "pending", "--sparsity", "0.56")
+    other = ("prune", "--model", untrained, *QUICK, "--register", "pending", "--sparsity", "0.56")
     between.good = 6
     cli(*other, code=1)
     between.good = 10**9
@@ -372,14 +358,14 @@ def test_what_is_pending_is_recorded_by_the_same_command(
 
 
 def test_a_shared_artifact_folder_gets_no_second_copy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, lottery_json: Callable[..., dict[str, Any]]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, untrained: Path, lottery_json: Callable[..., dict[str, Any]]
 ) -> None:
     """A server whose artifacts lie where clients reach them: the ticket's files there are those of the ticket, linked."""
-    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/m.db", served=False) as server:
+    with mlflow_server(tmp_path, served=False) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         monkeypatch.setenv("LOTTERY_HOME", str(tmp_path / "home"))
         out = tmp_path / "out"
-        made = lottery_json("prune", "--model", model, "--measure", "none", "--out", out)
+        made = lottery_json("prune", "--model", untrained, "--measure", "none", "--out", out)
         location = mlflow.MlflowClient().get_logged_model(mlflow_id(made)).artifact_location
         for shard in out.glob("*.safetensors"):
             there = Path(location.removeprefix("file://")) / "data" / "ticket" / shard.name

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import mlflow
 from click.testing import Result
 
-from lottery.measuring.text import BUILTIN_TEXT
+from lottery.measuring import text as measured_text
 from lottery.registry import verdicts
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 
 SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
@@ -23,16 +22,16 @@ def alias(name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_alias_is_the_sparsest_winner(short_text: None, lottery_json: Callable[..., Any], tmp_path: Path) -> None:
     def prune(*arguments: Any) -> dict[str, Any]:
         return lottery_json("prune", "--measure", "perplexity", "--register", "crown", *arguments)
 
     assert prune("--sparsity", "0.9")["tags"]["winner"] == "no" and alias("crown") is None
     text = tmp_path / "text.txt"
-    text.write_text(BUILTIN_TEXT.read_text())
+    text.write_text(measured_text.BUILTIN_TEXT.read_text())
     for why in (
         ("--sparsity", "0.4", "--tolerance", "5"),
-        ("--sparsity", "0.45", "--limit", 20),
+        ("--sparsity", "0.45", "--limit", 6),
         ("--sparsity", "0.41", "--window", "256"),
         ("--sparsity", "0.42", "--dataset", text),
         ("--sparsity", "0.01", "--method", "random"),
@@ -60,7 +59,7 @@ def test_the_alias_is_the_sparsest_winner(lottery_json: Callable[..., Any], tmp_
     assert again["model_uri"] == f"models:/crown/{alias('crown')}" != "models:/crown/3"
 
 
-def test_a_version_keeps_the_verdict_that_its_alias_is_by(lottery_json: Callable[..., Any]) -> None:
+def test_a_version_keeps_the_verdict_that_its_alias_is_by(short_text: None, lottery_json: Callable[..., Any]) -> None:
     arguments = ("prune", "--target", "late", "--sparsity", "0.37", "--measure", "perplexity", "--register", "verdict")
 
     def listed() -> tuple[dict[str, Any], str]:
@@ -81,14 +80,12 @@ def test_a_version_keeps_the_verdict_that_its_alias_is_by(lottery_json: Callable
     assert not row["dataset"].endswith("first3")
 
 
-def test_the_alias_is_right_when_runs_finish_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lottery", "prune", "--target", "late", "--measure", "perplexity", "--json"]
-    command += ["--register", "crowd", "--sparsity"]
+def test_the_alias_is_right_when_runs_finish_at_once(forks: Forks, untrained: Path) -> None:
+    command = ("prune", "--model", untrained, "--target", "late", "--measure", "perplexity", "--json")
     sparsities = ("0.1", "0.35", "0.2", "0.3")
-    started = [subprocess.Popen([*command, s], stdout=-1, stderr=-1, text=True) for s in sparsities]
-    ends = [(p.communicate(), p.returncode) for p in started]
-    assert [code for _, code in ends] == [0] * 4, ends
-    made = [json.loads(out) for (out, _), _ in ends]
+    ends = forks.run(*((*command, "--register", "crowd", "--sparsity", sparsity) for sparsity in sparsities))
+    assert [end["code"] for end in ends] == [0] * 4, ends
+    made = [json.loads(end["out"]) for end in ends]
     assert [m["tags"]["winner"] for m in made] == ["yes"] * 4
     assert made[1]["model_uri"] == f"models:/crowd/{alias('crowd')}"
 
@@ -169,4 +166,4 @@ def test_a_judgement_of_no_text_is_said_to_be_one(
     query = f"tags.kind = 'dense' and tags.protocol = '{made['tags']['protocol']}'"
     dense = mlflow.MlflowClient().search_runs(["0"], query)[0].info.run_id
     said = cli("label", dense, "--coherent", "yes").stderr
-    assert said.count("\n") == 1 and f"run={dense}: it is the dense base's" in said
+    assert said.count("\n") == 1 and f"run={dense}: it is a run of the dense base" in said

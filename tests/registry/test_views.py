@@ -11,6 +11,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from lottery.registry.views import link_version, prepare_experiment, runs_url
+from tests.support.store import new_store
 
 VIEW = "mlflow.sharedViewState.lottery"
 
@@ -47,7 +48,7 @@ def test_what_a_person_has_set_stays() -> None:
 
 
 def test_a_store_that_refuses_does_not_stop_a_run(tmp_path: Path) -> None:
-    client = MlflowClient(f"sqlite:///{tmp_path}/other.db")
+    client = MlflowClient(new_store(tmp_path / "other.db"))
     prepare_experiment(client, "12345")  # no such experiment
     assert not mlflow.active_run()
 

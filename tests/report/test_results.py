@@ -60,3 +60,10 @@ def test_tickets_of_a_ticket_stand_apart(cli: Callable[..., Result], tmp_path: P
     assert sorted(frame["title"]) == ["all 20%", "all 30%", "all 30% of models:/sources/1"]
     (curve,) = cliffs.find_cliffs(frames.records(frame))
     assert curve.tickets == 2 and curve.setting == ""
+
+
+def test_scripts_of_earlier_versions_find_the_tickets() -> None:
+    from lottery import results as door
+    from lottery.report.results import search_tickets
+
+    assert door.tickets is search_tickets

@@ -80,7 +80,7 @@ def test_equal_budgets(lottery_json: Callable[..., dict[str, Any]], tiny: Path) 
         ({"pattern": "2:4", "sparsity": "0.3"}, "pattern=2:4"),
         ({"quantize": "int4"}, "quantize=int4"),
         ({"target": "all@*@*"}, "target=all@0@0"),
-        ({"grid": [{"target": "all", "pattern": "2:4", "refine": "0.1"}]}, "pattern=2:4: it has one sparsity alone"),
+        ({"grid": [{"target": "all", "pattern": "2:4", "refine": "0.1"}]}, "pattern=2:4: it has only one sparsity"),
         ({"grid": [{"target": "all", "measure": "speed", "refine": "0.1"}]}, "measure=speed: a search for a sparsity"),
         ({"budget": "0.00000001"}, "budget=1e-08: that is less than one of its"),
     ],
@@ -112,19 +112,19 @@ def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "not readable as YAML" in cli("study", tmp_path / "bad.yaml", code=2).stderr
     (tmp_path / "bad.yaml").write_text("target: all\nsparsity: 0.5\ntarget: mlp\n")
-    assert "the key 'target' is there twice" in cli("study", tmp_path / "bad.yaml", code=2).stderr
+    assert "the key 'target' appears twice" in cli("study", tmp_path / "bad.yaml", code=2).stderr
     (tmp_path / "bad.yaml").write_text("a: " + "[" * 5000)
     assert "not readable as YAML" in cli("study", tmp_path / "bad.yaml", code=2).stderr
     (tmp_path / "list.yaml").write_text("- a")
     assert "holds no keys" in cli("study", tmp_path / "list.yaml", code=2).stderr
     (tmp_path / "plan.json").write_text("{}")
-    assert "no plan that lottery wrote" in cli("study", tmp_path / "plan.json", "--part", "dense-0", code=2).stderr
+    assert "not a plan that lottery wrote" in cli("study", tmp_path / "plan.json", "--part", "dense-0", code=2).stderr
 
 
 def test_more_than_there_is_room_for(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr("lottery.study.start.CONFIRM_BYTES", 100_000)
+    monkeypatch.setattr("lottery.study.preparation.CONFIRM_BYTES", 100_000)
     before = len(runs("tags.kind = 'study'"))
     said = cli("study", "map", "--model", tiny, *QUICK, code=2).stderr
-    assert "6 tickets, 0.01 GB on disk in all" in said and "say --yes" in said
+    assert "6 tickets, 0.01 GB on disk in all" in said and "give --yes" in said
     assert len(runs("tags.kind = 'study'")) == before
     cli("study", "map", "--model", tiny, *QUICK, "--yes")

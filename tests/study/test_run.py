@@ -15,6 +15,7 @@ from lottery.files.home import home
 from lottery.registry.parts import part_key
 from lottery.spec import Spec
 from tests.support.forks import Forks
+from tests.support.store import new_store
 from tests.support.studies import MEASURED, QUICK, runs, write
 
 
@@ -207,7 +208,7 @@ def test_a_ticket_without_its_ratio_is_measured_again(
         "prune", "--model", base, "--target", "mlp", "--sparsity", 0.5, "--out", tmp_path / "t", *MEASURED
     )
     base.rename(tmp_path / "away")
-    store = f"sqlite:///{tmp_path}/m.db"
+    store = new_store(tmp_path / "m.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", store)
         path = write(tmp_path, "further", models=[str(tmp_path / "t")], target="attention", sparsity=0.5)
@@ -252,17 +253,14 @@ def test_parts_are_what_a_cluster_runs(
     assert "missing" in done.stdout and "2 of 3 failed" in done.stderr
 
 
-def test_killed_twice_and_resumed(tmp_path: Path, tiny: Path) -> None:
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    forks = Forks(MLFLOW_TRACKING_URI=store, LOTTERY_HOME=str(tmp_path / "home"))
-    mlflow.MlflowClient(store).search_experiments()  # a kill while MLflow makes its tables leaves no usable store
+def test_killed_twice_and_resumed(tmp_path: Path, tiny: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path / "mlflow.db")  # a kill while MLflow makes its tables leaves no usable store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("LOTTERY_HOME", str(tmp_path / "home"))
     command = ("study", "locate", "--model", tiny, "--measure", "perplexity", "--limit", 3, "--dataset", "builtin")
-    try:
-        forks.run(command, kill_at=(": made:", 2))
-        forks.run(command, kill_at=(": made:", 1))
-        (done,) = forks.run((*command, "--json"))
-    finally:
-        forks.close()
+    forks.run(command, kill_at=(": made:", 2))
+    forks.run(command, kill_at=(": made:", 1))
+    (done,) = forks.run((*command, "--json"))
     assert done["code"] == 0, done["err"]
     found = json.loads(done["out"])
     states = [row["state"] for row in found["tickets"]]

@@ -91,7 +91,7 @@ def test_no_sbatch(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"partition": "dgx"}, "partition=dgx: this cluster has none of that name; known: batch, urgent"),
+        ({"partition": "dgx"}, "partition=dgx: this cluster has no such partition; known: batch, urgent"),
         ({"time": "soon"}, "Invalid --time specification .*time=soon"),
         ({"memory": "lots"}, "Invalid --mem specification .*memory=lots"),
         ({"gpus": 99}, "Requested node configuration is not available .*gpus=99"),
@@ -158,7 +158,7 @@ def test_home_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert [
         line
         for line in slurm.reachability_warnings()
-        if "LOTTERY_HOME=/tmp/lottery: a disk of this machine alone" in line
+        if "LOTTERY_HOME=/tmp/lottery: only this machine has this disk" in line
     ]
     monkeypatch.setenv("LOTTERY_HOME", "/home/me/lottery")
     monkeypatch.setenv("LOTTERY_SERVER", str(tmp_path))
@@ -182,11 +182,11 @@ def test_front_door(
     assert [line.split()[-2] for line in lines] == ["dense", "ticket", "report"]
     assert all("--partition=dgx --gpus=1 --cpus-per-gpu=8 --time=0-4:0" in line for line in lines)
     assert "--array=0-18 " in lines[1]
-    assert "a disk of this machine alone" in said.stderr
+    assert "only this machine has this disk" in said.stderr
     assert not list(tmp_path.iterdir())
     begun = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}
     refused = cli("study", "locate", "--slurm", code=2)
-    assert "partition=dgx: this cluster has none of that name; known: batch, urgent" in refused.stderr
+    assert "partition=dgx: this cluster has no such partition; known: batch, urgent" in refused.stderr
     batch = ("study", "locate", "--slurm", "--partition", "batch", "--gpus", 0, "--cpus", 1, "--time", 30)
     refused = cli(*batch, "--dataset", "gone.txt", code=2)
     assert "dataset=gone.txt: not builtin, wikitext2 or a file" in refused.stderr

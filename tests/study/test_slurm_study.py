@@ -46,7 +46,7 @@ def ended(
     middle, as at its time limit, others are preempted by a job of the better partition. The report is last."""
     folder = tmp_path_factory.mktemp("study")
     cluster = shared_cluster
-    with pytest.MonkeyPatch.context() as patch, mlflow_server(folder, f"sqlite:///{folder}/mlflow.db") as server:
+    with pytest.MonkeyPatch.context() as patch, mlflow_server(folder) as server:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("MLFLOW_TRACKING_URI", server.url)

@@ -96,6 +96,7 @@ def _published_name(model_type: str, name: str, duplicate_head: bool) -> str:
 
 
 LABELS = list(TINY)
+RENAMED = ("gpt2", "gpt_neox", "llama", "opt", "opt_projected", "falcon")  # of all others the two kinds of file are one
 
 
 def make(label: str, folder: Path, names: str) -> Path:
@@ -109,7 +110,9 @@ def make(label: str, folder: Path, names: str) -> Path:
     if names == "published":
         state = load_file(folder / "model.safetensors")
         double = label in ("opt_projected", "falcon")
+        saved = state.keys()
         state = published_names(config.model_type, state, config, **({"duplicate_head": True} if double else {}))
+        assert (state.keys() != saved) == (label in RENAMED), label
         save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors", {"format": "pt"})
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN / file, folder / file)

@@ -2,19 +2,13 @@
 
 import base64
 import http.client
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.support.servers import mlflow_server
 
 USER, PASSWORD = "ada", "open/sesame@7"  # with what a URI would take for its own
 
@@ -74,37 +68,11 @@ class Visitor(BaseHTTPRequestHandler):
 @contextmanager
 def guarded(folder: Path) -> Iterator[Door]:
     """Its artifacts lie in `folder/artifacts`, and go through it to clients."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        f"{folder}/artifacts",
-    ]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, cwd=folder,
-            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
-    door = Door(port, folder)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert server.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.2)
-        else:
-            raise AssertionError((folder / "server.log").read_text())
-        threading.Thread(target=door.serve_forever, daemon=True).start()
-        yield door
-    finally:
-        door.shutdown()
-        door.server_close()
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    with mlflow_server(folder) as server:
+        door = Door(server.port, folder)
+        threading.Thread(target=door.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            yield door
+        finally:
+            door.shutdown()
+            door.server_close()

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.store import new_store
+
 IN_CI = bool(os.environ.get("LOTTERY_CI"))  # set by .ci/run, which installs all of it
 
 
@@ -57,8 +59,9 @@ def postgres() -> Iterator[str]:
 
     control = (str(binaries / "pg_ctl"), "-D", str(data / "data"), "-w")
     try:
-        call(str(binaries / "initdb"), "-A", "trust", "-U", "mlflow", "-D", str(data / "data"))
-        call(*control, "-l", str(data / "log"), "-o", f"-p {port} -k {data} -c listen_addresses=127.0.0.1", "start")
+        call(str(binaries / "initdb"), "--no-sync", "-A", "trust", "-U", "mlflow", "-D", str(data / "data"))
+        options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        call(*control, "-l", str(data / "log"), "-o", options, "start")
         try:
             yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
         finally:
@@ -68,9 +71,10 @@ def postgres() -> Iterator[str]:
 
 
 class Server:
-    """`mlflow server` over a database; artifacts go through it into a folder (`served`), or lie at a place that clients reach."""
+    """`mlflow server` over a database, by default a SQLite file of its own; artifacts go through it into a folder
+    (`served`), or lie at a place that clients reach."""
 
-    def __init__(self, folder: Path, database: str, *, served: bool = True) -> None:
+    def __init__(self, folder: Path, database: str | None = None, *, served: bool = True) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.artifacts = folder / "artifacts"
@@ -79,6 +83,8 @@ class Server:
         if not served:
             where = ["--no-serve-artifacts", "--default-artifact-root", str(self.artifacts)]
         self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        if database is None:
+            database = new_store(folder / "server.db", "mlflow-artifacts:" if served else str(self.artifacts))
         self.command += ["--workers", "1", "--backend-store-uri", database, *where]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -114,7 +120,7 @@ class Server:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: str, *, served: bool = True) -> Iterator[Server]:
+def mlflow_server(folder: Path, database: str | None = None, *, served: bool = True) -> Iterator[Server]:
     server = Server(folder, database, served=served)
     try:
         yield server

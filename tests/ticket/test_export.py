@@ -229,7 +229,7 @@ def test_masks_are_exported_through_their_base(tmp_path: Path, cli: Callable[...
     model.rename(tmp_path / "elsewhere")
     arguments = ("export", "--ticket", tmp_path / "mask", "--to", tmp_path / "again", "--format", "int8")
     said = cli(*arguments, code=2).stderr
-    assert "is not at hand" in said and "give its folder as base" in said
+    assert "could not be opened" in said and "give its folder as base" in said
     assert not (tmp_path / "again").exists() and not (tmp_path / ".again.partial").exists()
     cli(*arguments, "--base", tmp_path / "elsewhere")
     logits(vanilla(tmp_path / "again", "bfloat16"))

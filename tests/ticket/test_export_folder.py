@@ -1,8 +1,5 @@
 """The folder that an export writes: its files, its summary, and nothing where it fails."""
 
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from lottery.ticket.record import RECORD, write_record
 from lottery.ticket.stored import StoredTicket
 from tests.support.exported import same_bits, tensors, vanilla
 from tests.support.families import logits
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 
 QUICK = ("--measure", "none", "--register", "none")
@@ -100,7 +98,7 @@ def test_places_that_cannot_be_written(small: Path, tmp_path: Path, cli: Callabl
     refused(tmp_path / "full", "it is not empty", "give a new folder")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
     refused(tmp_path / "full" / "mine.txt", "it is a file")
-    refused(small / "model", "the ticket's own folder", "give another one")
+    refused(small / "model", "the ticket's own folder", "give another folder")
     refused(small, "it is not empty")
     said = cli("export", "--ticket", small, "--to", "/proc/no/such", code=2).stderr
     assert "to=/proc/no: " in said and "give a folder that can be written" in said
@@ -118,7 +116,7 @@ def test_other_bad_input(
     with pytest.raises(InputError, match="format=gguf: give dense, fp8, int8"):
         export.export(StoredTicket(small), to, "gguf")
     assert "--to" in cli("export", "--ticket", small, code=2).stderr
-    assert "no ticket.json there" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
+    assert "holds no ticket.json" in cli("export", "--ticket", tmp_path, "--to", to, code=2).stderr
     with monkeypatch.context() as changed:
         usage = export.shutil.disk_usage(tmp_path)
         changed.setattr(export.shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -127,20 +125,16 @@ def test_other_bad_input(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t"]
 
 
-def test_a_disk_that_fills_up(small: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(small: Path, tmp_path: Path, forks: Forks) -> None:
     """A limit on the size of a file makes the same system call fail at the same place as a full disk."""
     to = tmp_path / "model"
-    command = [sys.executable, "-m", "lottery", "export", "--ticket", str(small), "--to", str(to)]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-
-    failed = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
-    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith(f"Error: to={to}: File too large; make room")
+    command = ("export", "--ticket", small, "--to", to)
+    (failed,) = forks.run(command, largest_file=600_000)
+    assert failed["code"] == 1 and "Traceback" not in failed["err"], failed
+    assert failed["err"].splitlines()[-1].startswith(f"Error: to={to}: File too large; make room")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t"]
-    subprocess.run(command, check=True, capture_output=True)  # there is room again
-    assert (to / "model.safetensors").exists()
+    (done,) = forks.run(command)  # there is room again
+    assert done["code"] == 0 and (to / "model.safetensors").exists(), done
 
 
 def test_a_damaged_ticket_leaves_nothing(small: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:

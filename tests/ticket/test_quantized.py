@@ -34,7 +34,7 @@ def test_a_quantized_ticket_counts_its_zeros_apart_and_is_no_source(
         stored.info(n).numel // 2 for n, e in stored.entries.items() if "requested" in e
     )
     said = cli("prune", "--model", out, *QUICK, code=2).stderr
-    assert "is quantized (int8)" in said and "prune one that is not" in said
+    assert "is quantized (int8)" in said and "prune a ticket that is not quantized" in said
     planned = lottery_json("plan", "--model", folder, "--quantize", "int8", "--target", "late")
     sizes = {key.rpartition(".")[2] for key in stored._stored}
     assert sizes == {"bitmask", "values", "scale", "weight"}

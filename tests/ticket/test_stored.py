@@ -2,9 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from safetensors import safe_open
 import lottery
 from lottery.errors import InputError
 from lottery.ticket.stored import StoredTicket
+from tests.support.forks import Forks
 from tests.support.models import tiny_model
 from tests.support.store import only_run
 
@@ -181,18 +179,14 @@ def test_a_base_sparser_than_asked_keeps_its_zeros(tmp_path: Path, cli: Callable
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
-def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals, tmp_path: Path) -> None:
+def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals, tmp_path: Path, forks: Forks) -> None:
     model = tiny_model(tmp_path / "m", hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
     out = tmp_path / "t"
-    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--out", str(out), *QUICK]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(tmp_path.glob(".t.partial/shard-*")) and killed.poll() is None and time.time() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(blow)
-    assert killed.wait() == (-signal.SIGKILL if blow == signal.SIGKILL else 143) and not out.exists()
+    command = ("prune", "--model", model, "--out", out, *QUICK)
+    (killed,) = forks.run(command, kill_when=f"{tmp_path}/.t.partial/shard-*", kill_by=blow)
+    assert killed["code"] == (-signal.SIGKILL if blow == signal.SIGKILL else 143) and not out.exists()
     assert (tmp_path / ".t.partial").exists() == (blow == signal.SIGKILL)
     assert only_run().info.status == ("RUNNING" if blow == signal.SIGKILL else "KILLED")
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert forks.run(command)[0]["code"] == 0
     StoredTicket(out).verify()
     assert not (tmp_path / ".t.partial").exists()
