@@ -264,7 +264,7 @@ def test_a_request_out_of_time_makes_way_and_the_carried_code_serves(folder: Pat
     copy, seen = tmp_path / "model", tmp_path / "seen"
     shutil.copytree(folder, copy)
     with open(copy / "code" / "lottery" / "serve.py", "a") as f:
-        f.write(f"\nPath({str(seen)!r}).write_text(__file__)\n")
+        f.write(f"\nfrom pathlib import Path\nPath({str(seen)!r}).write_text(__file__)\n")
     with serving(str(copy), tmp_path, "--timeout", "4") as server:
         assert seen.read_text() == str(copy / "code" / "lottery" / "serve.py")
         before = server.says("Once upon a time")

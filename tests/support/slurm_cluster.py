@@ -62,16 +62,17 @@ PartitionName=urgent Nodes={host} PriorityTier=2 PreemptMode=OFF OverSubscribe=N
 
 class Cluster:
     def __init__(self, folder: Path) -> None:
+        self.munged = needed("munged", "/usr/sbin/munged")
+        self.controller = needed("slurmctld", "/usr/sbin/slurmctld")
+        self.daemon_of_node = needed("slurmd", "/usr/sbin/slurmd")
+        for command in ("sbatch", "scancel", "squeue", "sinfo"):
+            needed(command)
         self.folder = folder
         self.node = socket.gethostname().split(".")[0]
         self.running: list[subprocess.Popen[bytes]] = []
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
-        munged = needed("munged", "/usr/sbin/munged")
-        controller = needed("slurmctld", "/usr/sbin/slurmctld")
-        node = needed("slurmd", "/usr/sbin/slurmd")
-        needed("sbatch")
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
         (self.folder / "key").write_bytes(os.urandom(1024))
@@ -91,7 +92,7 @@ class Cluster:
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-7]\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # does nothing until a plugin asks
         self.daemon(
-            munged,
+            self.munged,
             "--foreground",
             "--force",
             f"--socket={self.folder}/munge.socket",
@@ -101,8 +102,8 @@ class Cluster:
             f"--seed-file={self.folder}/seed",
         )
         self.until("munged answers", (self.folder / "munge.socket").exists)
-        self.daemon(controller, "-D")
-        self.daemon(node, "-D")
+        self.daemon(self.controller, "-D")
+        self.daemon(self.daemon_of_node, "-D")
         self.until("the node is idle", lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%t"), 20)
 
     def daemon(self, *command: str) -> None:
@@ -159,12 +160,14 @@ class Cluster:
 @contextmanager
 def slurm_cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # munged refuses folders that others may write, but for /tmp
-    cluster = Cluster(folder)
     try:
-        cluster.start()
-        yield cluster
+        cluster = Cluster(folder)  # skips where there is no Slurm
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
     finally:
-        cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
