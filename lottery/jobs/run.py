@@ -42,7 +42,8 @@ def run(
 ) -> Ticket:
     """Prunes one ticket, measures it as it lies on disk, and registers it.
 
-    `study` names the study that the ticket belongs to. Only the run gets `extra_tags`. Raises as `prune` does.
+    `study` names the study that the ticket belongs to. The tags of the job go to the run, the logged model and the version;
+    `extra_tags` go to the run alone. Raises as `prune` does.
     """
     for note in tied_head_notes(job.chosen, job.source.tied_head):
         say(note)
@@ -50,20 +51,22 @@ def run(
     destination = choose_destination(job, out)
     recovery.close_killed_runs(client)
     job = replace(job, tags=job.tags | ({"study": study} if study else {}))
-    record_pending(client, job, destination.folder)
+    record_other_measurement(client, job, destination.folder)
     id, run_tags = new_id(), dict(extra_tags or {})
     opened = runs.open_run(client, id, job.spec.title, job.spec.params(), job.tags | run_tags, job.spec)
     # Two runs of one ticket take turns. Otherwise both would register it, and one would delete the other's files.
-    with opened as run, process_lock(job.ticket):
-        stored, seconds = make_ticket(job, destination)
-        measurement = recover_measurement(client, job, destination.folder)
+    with opened as mlflow_run, process_lock(job.ticket):
+        stored, timings = make_ticket(job, destination)
+        measurement = recover_same_measurement(client, job, destination.folder)
         if measurement is None:
-            measurement = measure(client, job, stored, seconds)
+            measurement = measure(client, job, stored, timings)
         measurement = replace(measurement, id=id, tags=measurement.tags | job.tags, run_tags=run_tags)
-        uri, labels = register(run, job, measurement, stored, destination)
+        uri, labels = register(mlflow_run, job, measurement, stored, destination)
     measurement = replace(measurement, tags=measurement.tags | labels)
     path = str(destination.folder) if destination.keep else None
-    return Ticket(job.ticket, path, run.id, uri, measurement.metrics, measurement.tags, measurement, run.page)
+    return Ticket(
+        job.ticket, path, mlflow_run.id, uri, measurement.metrics, measurement.tags, measurement, mlflow_run.page
+    )
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,10 @@ def is_same_measurement(job: Job, found: Measurement) -> bool:
     return found.params == job.spec.params() and found.tags.get("protocol") == job.tags.get("protocol")
 
 
-def record_pending(client: store.Client, job: Job, folder: Path) -> None:
+def record_other_measurement(client: store.Client, job: Job, folder: Path) -> None:
     """Records an earlier measurement of this ticket that did not reach the store, before the ticket is measured again.
 
-    A measurement under the same parameters is left alone: `recover_measurement` makes it this run's own.
+    A measurement under the same parameters is left alone: `recover_same_measurement` makes it this run's own.
     """
     with process_lock(job.ticket), publishing.explain_store_errors(folder):
         pending = recovery.find_pending(client, folder)
@@ -116,19 +119,19 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     An earlier run of the same spec may have left the ticket complete; then every hash is checked. Raises InputError if
     the folder holds another ticket, MachineError for a full disk.
     """
-    where, seconds = f"{destination.parameter}={destination.folder}", {}
+    where, timings = f"{destination.parameter}={destination.folder}", {}
     warm_up(job.source, job.spec, job.chosen)
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
-            seconds["prune_s"] = prune_into(job, partial_folder, where)
+            timings["prune_s"] = prune_into(job, partial_folder, where)
     stored = StoredTicket(destination.folder, job.base if job.spec.storage == "mask" else None)
     chosen = [p.name for p in job.chosen]
     if stored.id != ticket_id(job.spec, job.source.base_record["files"], chosen, job.source.ticket):
         raise InputError(f"{where}: it holds another ticket, {stored.id}; give a new folder")
-    if not seconds:
+    if not timings:
         stored.verify()
-    return stored, seconds
+    return stored, timings
 
 
 def check_free_space(job: Job, folder: Path, where: str) -> None:
@@ -148,7 +151,7 @@ def prune_into(job: Job, folder: Path, where: str) -> float:
         raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e
 
 
-def recover_measurement(client: store.Client, job: Job, folder: Path) -> Measurement | None:
+def recover_same_measurement(client: store.Client, job: Job, folder: Path) -> Measurement | None:
     """Returns what a process measured for the same job but could not record; None if there is no such measurement."""
     pending = recovery.find_pending(client, folder)
     if pending is None or not is_same_measurement(job, pending):
@@ -159,7 +162,7 @@ def recover_measurement(client: store.Client, job: Job, folder: Path) -> Measure
     return pending
 
 
-def measure(client: store.Client, job: Job, stored: StoredTicket, seconds: Mapping[str, float]) -> Measurement:
+def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mapping[str, float]) -> Measurement:
     """Measures the ticket, its dense base and its controls, and judges the ticket."""
     spec, setup, base = job.spec, job.setup, job.base
     params, files = spec.params(), job.source.base_record["files"]
@@ -168,7 +171,7 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, seconds: Mappi
     if spec.control and ticket.outcome:
         say(f"warning: control={spec.control}: no control is measured, the ticket has no perplexity ({ticket.outcome})")
     control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup)
-    ticket = with_sizes(ticket, stored, {**seconds, **control_metrics(ticket, control_CN)})
+    ticket = with_sizes(ticket, stored, {**timings, **control_metrics(ticket, control_CN)})
     return Measurement(
         kind="ticket",
         ticket=job.ticket,
