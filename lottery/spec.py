@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lottery.errors import InputError, did_you_mean
+from lottery.errors import InputError as InputError  # scripts of earlier versions find both errors here
+from lottery.errors import MachineError as MachineError
+from lottery.errors import did_you_mean
 
 FORMAT_VERSION = 1  # the version of the ticket's folder; it is part of every ticket's identity
 
