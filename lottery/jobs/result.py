@@ -25,6 +25,11 @@ class Ticket:
     measurement: Measurement = field(repr=False)
     page: str | None = field(default=None, repr=False)  # the address of the run in MLflow's web pages
 
+    @property
+    def found(self) -> Measurement:
+        """Returns the measurement, by the name that earlier versions gave it."""
+        return self.measurement
+
     def json(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("measurement", "page")}
 

@@ -181,7 +181,7 @@ def verify_copy(ticket: Path, model: Any, uri: str) -> None:
     try:
         stored = TicketFolder(ticket)
         if not stored.is_mask_only:
-            stored.verify_hashes()
+            stored.verify()
     except InputError as e:
         raise altered_error(model, uri, str(e).removeprefix(f"ticket={ticket}: ").split(";")[0]) from e
 

@@ -166,7 +166,7 @@ def send(client: store.Client, folder: Path, found: Measurement) -> tuple[str, s
         known = versions.find_version(client, name, found.ticket) if name else None
         return before.info.run_id, known[0] if known else None, False
     if stored is not None and not stored.is_mask_only:  # the hashes of masks need the base, which may not be here
-        stored.verify_hashes()
+        stored.verify()
     uri = None
     resume = before.info.run_id if before is not None else None
     opened = runs.open_run(

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lottery.errors import InputError
+import numpy as np
+
+from lottery.errors import InputError, MachineError
 from lottery.files.hashes import file_sha256
 from lottery.files.reading import check_file_name, read_json
-from lottery.models.headers import read_headers
+from lottery.models.headers import TensorInfo, read_headers
 from lottery.spec import FORMAT_VERSION, json_sha256
+from lottery.ticket.consistency import headers_fit, values_fit
 from lottery.ticket.record import MEASUREMENTS, RECORD, find_invalid_field, header_sha256
-
-BLOCK = 2**24  # bytes that are hashed at once
 
 
 class TicketFolder:
@@ -98,24 +99,31 @@ class TicketFolder:
     def dropped(self) -> list[str]:
         return self.record["dropped"]
 
-    def verify_hashes(self) -> None:
-        """Reads every stored tensor once, as bytes. Raises InputError that names the first tensor whose hash differs.
+    def verify(self) -> None:
+        """Reads every stored tensor once. Raises InputError that names the first one whose hash differs or whose parts do not
+        fit, MachineError if the disk fails.
 
         The hash of a mask covers the base's tensor too, so this cannot check a ticket that holds masks alone.
         """
         assert not self.is_mask_only
         for name, entry in self.entries.items():
+            keys = self._keys(name)
+            parts = [self._read_bytes(self._stored[key]) for key in keys]
             sha256 = hashlib.sha256()
-            for key in self._keys(name):
-                info = self._stored[key]
-                with open(self.folder / info.shard, "rb") as f:
-                    f.seek(info.offset)
-                    left = info.nbytes
-                    while left and (block := f.read(min(left, BLOCK))):
-                        sha256.update(block)
-                        left -= len(block)
-            if sha256.hexdigest() != entry["sha256"]:
+            for part in parts:
+                sha256.update(part.data)
+            kinds = [key.removeprefix(name).removeprefix(".") for key in keys]
+            headers = {kind: self._stored[key] for kind, key in zip(kinds, keys, strict=True)}
+            fits = sha256.hexdigest() == entry["sha256"] and headers_fit(entry, headers)
+            if not fits or not values_fit(entry, dict(zip(kinds, parts, strict=True))):
                 self._damaged(f"tensor {name!r}")
+
+    def _read_bytes(self, info: TensorInfo) -> np.ndarray:
+        """Returns the bytes (uint8) of one stored tensor."""
+        try:
+            return np.fromfile(self.folder / info.shard, np.uint8, info.nbytes, offset=info.offset)
+        except OSError as e:
+            raise MachineError(f"ticket={self.folder}: {info.shard} cannot be read ({e.strerror or e})") from e
 
 
 @dataclass(frozen=True)

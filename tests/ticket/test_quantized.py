@@ -10,6 +10,7 @@ from click.testing import Result
 
 import lottery
 from lottery.errors import InputError
+from lottery.ticket.folder import TicketFolder
 from lottery.ticket.opening import open_ticket
 from tests.support.models import tiny_model
 
@@ -91,6 +92,9 @@ def test_an_8_bit_ticket_that_lies(
     write_record(out, {k: v for k, v in record.items() if k != "checksum"})
     said = cli("verify", "--ticket", out, "--base", folder if quantize == "mask" else "auto", code=2).stderr
     assert "k_proj" in said and "Traceback" not in said
+    if quantize != "mask":  # what `publish` and `fetch` ask, without torch, refuses the same
+        with pytest.raises(InputError, match="k_proj"):
+            TicketFolder(out).verify()
     for kind in ("dense", "packed"):
         if (key, quantize) != ("values", "int8") or change(torch.ones(2, dtype=torch.int8))[
             0
