@@ -3,8 +3,10 @@
 Tests marked `slow` run in CI, with LOTTERY_SLOW=1, and where they are named; else the last lines say how many were not run.
 """
 
+import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,16 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def cli() -> Callable[..., Result]:
     from lottery.cli.main import main
 
+    modules = 0
+
     def invoke(*arguments: Any, code: int = 0) -> Result:
+        nonlocal modules
         result = CliRunner().invoke(main, [str(a) for a in arguments])
+        if len(sys.modules) > modules + 50:
+            # Between two models memory is collected: with all the imports of a test's process that takes half a second.
+            gc.collect()
+            gc.freeze()
+            modules = len(sys.modules)
         assert result.exit_code == code, (arguments, result.output, result.exception)
         return result
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import lottery
 from tests.support.models import tiny_model
 from tests.support.paths import ROOT
+from tests.support.store import new_store
 
 KINDS = ("none", "int8")
 
@@ -38,7 +39,7 @@ def test_a_processor_of_another_kind(tmp_path: Path) -> None:
     )
     environment = {
         "NUMBA_CPU_NAME": "generic",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/x.db",
+        "MLFLOW_TRACKING_URI": new_store(tmp_path / "x.db"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(

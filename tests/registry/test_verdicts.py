@@ -31,7 +31,7 @@ def test_the_alias_is_the_sparsest_winner(short_text: None, lottery_json: Callab
     text.write_text(measured_text.BUILTIN_TEXT.read_text())
     for why in (
         ("--sparsity", "0.4", "--tolerance", "5"),
-        ("--sparsity", "0.45", "--limit", 6),
+        ("--sparsity", "0.45", "--limit", 3),
         ("--sparsity", "0.41", "--window", "256"),
         ("--sparsity", "0.42", "--dataset", text),
         ("--sparsity", "0.01", "--method", "random"),

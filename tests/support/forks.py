@@ -4,6 +4,7 @@ one that is killed, one that may write no large file. A new Python spends seven 
 As a script: a request as a line of JSON in, the ends of its commands as a line of JSON out.
 """
 
+import gc
 import json
 import os
 import resource
@@ -107,6 +108,8 @@ def warm_up() -> None:
     os.environ.update(before)
     parallel.POOL.shutdown()
     parallel.POOL = ThreadPoolExecutor(parallel.THREADS)
+    gc.collect()
+    gc.freeze()
     assert threading.active_count() == 1, threading.enumerate()
 
 
