@@ -36,10 +36,24 @@ from tests.support.models import tiny_model
 from tests.support.often import SLOW_TOO
 from tests.support.store import new_store
 
-# The files that take longest, which two processes have to begin with: the longest first.
+# The files that take longest, which two processes have to begin with.
 LONGEST = (
+    "docs/test_documents.py",
     "registry/test_server.py",
-)  # fmt: skip
+    "pruning/test_memory.py",
+    "jobs/test_run.py",
+    "study/test_slurm_study.py",
+    "models/test_families.py",
+    "report/test_page.py",
+    "kernels/test_cuda.py",
+    "registry/test_browser.py",
+    "study/test_run.py",
+    "study/test_slurm_tasks.py",
+    "registry/test_serving.py",
+    "registry/test_registry.py",
+    "registry/test_verdicts.py",
+    "cli/test_fuzz.py",
+)
 
 NOT_RUN = pytest.StashKey[int]()  # how many slow tests this run leaves out
 

@@ -69,15 +69,7 @@ def peak_of(out: Path, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        (),
-        *(
-            pytest.param(how, marks=pytest.mark.slow)
-            for how in (("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8"))
-        ),
-    ],
-    ids=" ".join,
+    "more", [(), ("--scope", "global"), ("--storage", "mask"), ("--quantize", "int8")], ids=" ".join
 )
 def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     largest = 2 * max(WORDS, FFN) * HIDDEN
@@ -98,7 +90,6 @@ def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> No
         shutil.rmtree(to)
 
 
-@pytest.mark.slow
 def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
     """GPT-2's, 67 MB each: so large that the 500 MB do not hide another copy."""
     hidden, inner = 2048, 8192

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 from tests.support.servers import mlflow_server
 from tests.support.slurm_cluster import Cluster
 
+pytestmark = pytest.mark.slow
 PARTS_MADE = [f"ticket-{i}" for i in range(7)]
 
 

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def warm_up() -> None:
     from tests.support.store import new_store
 
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), redirect_stdout(sys.stderr):
         os.environ |= {"MLFLOW_TRACKING_URI": new_store(Path(folder) / "m.db"), "LOTTERY_HOME": f"{folder}/home"}
         model = tiny_model(Path(folder) / "model")
         main(["prune", "--model", str(model), "--measure", "none"], standalone_mode=False)
