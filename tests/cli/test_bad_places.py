@@ -11,9 +11,16 @@ from click.testing import Result
 from tests.support.forks import Forks
 from tests.support.models import tiny_model
 from tests.support.refused import refused
+from tests.support.store import new_store
 
 
-def test_an_error_while_much_is_in_flight_ends(tmp_path: Path, forks: Forks) -> None:
+@pytest.fixture
+def small_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tracking store of its own, below the limits of these tests: that of the session grows with every run."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "own.db"))
+
+
+def test_an_error_while_much_is_in_flight_ends(tmp_path: Path, forks: Forks, small_store: None) -> None:
     """A disk that is full when the reader is far ahead: whoever waits for memory is told."""
     model = tiny_model(
         tmp_path / "m",
@@ -66,7 +73,7 @@ def test_a_read_only_output(tiny: Path, tmp_path: Path, cli: Callable[..., Resul
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up(tmp_path: Path, forks: Forks) -> None:
+def test_a_disk_that_fills_up(tmp_path: Path, forks: Forks, small_store: None) -> None:
     """A limit on the size of a file makes the same system call fail at the same place as a full disk."""
     model = tiny_model(tmp_path / "m", hidden_size=160)
     command = ("prune", "--model", model, "--measure", "none", "--register", "none", "--out", tmp_path / "t")
