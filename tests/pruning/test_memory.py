@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import save_file
 
 from lottery.kernels import select
@@ -20,10 +22,15 @@ HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny: Path, cli: Callable[..., Result]) -> Path:
     """1.1 GB of float16, whose largest tensor has 16 MB."""
-    folder = tmp_path_factory.mktemp("large")
-    select.compile_kernels(np.dtype(np.uint16))  # compiling them takes memory, once a machine
+    folder, small = tmp_path_factory.mktemp("large"), tmp_path_factory.mktemp("small")
+    # Compiling a kernel takes memory, once a machine: all of them are compiled here, by a small model.
+    select.compile_kernels(np.dtype(np.uint16))
+    for kind, format in (("none", "int8"), ("int8", "dense"), ("fp8", "dense")):
+        out = small / kind
+        cli("prune", "--model", tiny, "--quantize", kind, "--measure", "none", "--register", "none", "--out", out)
+        cli("export", out, "--to", small / f"{kind}-{format}", "--format", format)
     shapes = {
         "model.embed_tokens.weight": (WORDS, HIDDEN),
         "model.norm.weight": (HIDDEN,),
