@@ -50,7 +50,7 @@ def test_mlproject_s_studies() -> None:
 def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
     lock = {}
     for line in (ROOT / "requirements.lock").read_text().splitlines():
-        name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][0-9A-Za-z.]*)", line).groups()  # type: ignore[union-attr]
+        name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][0-9A-Za-z.]*)", line).groups()  # type: ignore[union-attr]  # no match: fails
         lock[re.sub(r"[_.]", "-", name.lower())] = version
     assert lock["torch"] == "2.13.0" and not any("nvidia" in name for name in lock)
     dependencies = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
@@ -59,7 +59,7 @@ def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
     pinned = dict(line.split("==") for line in pip if not line.startswith("--"))
     assert pinned == {name: lock[name] for name in pinned}
     wanted = (ROOT / "pyproject.toml").read_text()
-    direct = re.search(r"^dependencies = \[(.*?)\]", wanted, re.S | re.M)[1]  # type: ignore[index]
+    direct = re.search(r"^dependencies = \[(.*?)\]", wanted, re.S | re.M)[1]  # type: ignore[index]  # no match: fails
     assert set(re.findall(r'"([a-z0-9-]+)', direct)) == set(pinned)
 
 
