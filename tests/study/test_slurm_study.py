@@ -65,9 +65,9 @@ def ended(
             return [part for job, part in names.items() if cluster.state(job) == "PENDING"]
 
         def at_work() -> list[str]:
-            """The tickets whose run is open."""
+            """The tickets whose run is open, without the one that is to fail: its run is open for a moment too."""
             open_runs = client.search_runs(["0"], "attributes.status = 'RUNNING'")
-            parts = [run.data.tags.get(tag) for run in open_runs]
+            parts = {run.data.tags.get(tag) for run in open_runs} & set(PARTS_MADE)
             return [job for job, part in names.items() if part in parts and cluster.state(job) == "RUNNING"]
 
         cluster.until("eight run at once", lambda: cluster.states(jobs["ticket"]).count("RUNNING") == 8)
