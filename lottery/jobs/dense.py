@@ -8,6 +8,7 @@ from lottery.errors import MachineError
 from lottery.jobs.job import Job
 from lottery.measuring.baseline import REUSED_MEASURES, measure_dense
 from lottery.measuring.measurement import ModelResult
+from lottery.measuring.work import Work
 from lottery.registry import lookup, publishing, runs, store
 from lottery.spec import dense_id
 
@@ -21,7 +22,9 @@ def run_dense(job: Job, study: str, extra_tags: Mapping[str, str]) -> tuple[Mode
     client = store.connect()
     files, params = job.source.base_record["files"], job.spec.params()
     find_baseline = partial(lookup.load_dense_run, client)
-    dense, _, new_baseline = measure_dense(job.base, job.setup, files, params, job.cache, find_baseline)
+    work = Work(cache=job.cache)
+    with work.shown():
+        dense, _, new_baseline = measure_dense(job.base, job.setup, files, params, job.cache, find_baseline, work)
     if new_baseline is None:
         measures = REUSED_MEASURES & set(job.setup.measures)
         known = lookup.find_dense_run(client, dense_id(files), job.setup.protocol_id, measures)

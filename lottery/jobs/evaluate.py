@@ -8,7 +8,7 @@ from typing import Any
 from lottery.files.home import home, make_folder
 from lottery.jobs.resolve import find_local_base, find_ticket, licence_of
 from lottery.jobs.result import Ticket, identity_tags, verdict_tags, with_sizes
-from lottery.measuring.baseline import measure_pair
+from lottery.measuring.baseline import measure_pair, plan_pair
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.setup import Setup, make_setup
@@ -92,9 +92,10 @@ def measure(client: store.Client, evaluation: Evaluation, made_by: Spec) -> Meas
     """Measures the ticket and its dense base, and judges the ticket."""
     stored, setup, spec, base = evaluation.stored, evaluation.setup, evaluation.spec, evaluation.dense_base
     find_baseline = partial(lookup.load_dense_run, client)
-    ticket, dense, dense_run = measure_pair(
-        stored, base, setup, stored.base_record["files"], spec.params(), evaluation.cache, find_baseline
-    )
+    files, cache = stored.base_record["files"], evaluation.cache
+    work = plan_pair(base, setup, files, cache, find_baseline)
+    with work.shown():
+        ticket, dense, dense_run = measure_pair(stored, base, setup, files, spec.params(), cache, find_baseline, work)
     ticket = with_sizes(ticket, stored, {})
     return Measurement(
         kind="evaluation",

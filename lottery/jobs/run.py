@@ -14,8 +14,8 @@ from lottery.files.locks import process_lock
 from lottery.jobs.job import Job, prepare_job
 from lottery.jobs.resolve import licence_of
 from lottery.jobs.result import Ticket, verdict_tags, with_sizes
-from lottery.measuring.baseline import measure_pair
-from lottery.measuring.control import control_metrics, measure_controls
+from lottery.measuring.baseline import measure_pair, plan_pair
+from lottery.measuring.control import control_metrics, measure_controls, plan_controls
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.speed import timed
 from lottery.models.targets import tied_head_notes
@@ -167,10 +167,14 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
     spec, setup, base = job.spec, job.setup, job.base
     params, files = spec.params(), job.source.base_record["files"]
     find_baseline = partial(lookup.load_dense_run, client)
-    ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline)
-    if spec.control and ticket.outcome:
-        say(f"warning: control={spec.control}: no control is measured, the ticket has no perplexity ({ticket.outcome})")
-    control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup)
+    work = plan_pair(base, setup, files, job.cache, find_baseline)
+    plan_controls(work, spec, job.chosen, stored, setup)
+    with work.shown():
+        ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline, work)
+        if spec.control and ticket.outcome:
+            reason = f"the ticket has no perplexity ({ticket.outcome})"
+            say(f"warning: control={spec.control}: no control is measured, {reason}")
+        control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup, work)
     ticket = with_sizes(ticket, stored, {**timings, **control_metrics(ticket, control_CN)})
     return Measurement(
         kind="ticket",

@@ -1,6 +1,7 @@
 """Generates texts after fixed prompts, and computes metrics of them."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,13 @@ PROMPTS = (
     "In the morning, the old man",
 )
 NEW_TOKENS = 50
+
+
+def time_tokens(model: Any, tokenizer: Any, tokens: int) -> float:
+    """Returns the seconds that a fixed prompt and so many new tokens after it take."""
+    begin = time.perf_counter()
+    generate(model, tokenizer, PROMPTS[:1], tokens, fixed_length=True)
+    return time.perf_counter() - begin
 
 
 def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
