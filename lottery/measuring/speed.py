@@ -11,7 +11,7 @@ import torch
 
 from lottery.measuring.memory import weights_bytes
 from lottery.measuring.samples import NEW_TOKENS, PROMPTS
-from lottery.models.architecture import context_length, encode
+from lottery.models.architecture import context_length, encode_prompt
 from lottery.runtime.decoding import Decoder, generate
 
 REPEATS = 5
@@ -32,7 +32,7 @@ def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, 
     have one.
     """
     context = context_length(model.config)
-    words = encode(tokenizer, " ".join(PROMPTS) + " ")
+    words = encode_prompt(tokenizer, " ".join(PROMPTS) + " ")
     length = max(1, min(256, context - NEW_TOKENS))
     prompt = (words * (length // len(words) + 1))[:length]
     ids_1T = torch.tensor([prompt], device=model.device)

@@ -15,7 +15,7 @@ from lottery.files.home import printable, resolve_path
 from lottery.files.reading import parse_json
 from lottery.measuring.protocol import EvalProtocol
 from lottery.models import hub
-from lottery.models.architecture import encode
+from lottery.models.architecture import closes_texts, encode
 from lottery.progress import say
 
 BUILTIN_TEXT = Path(__file__).parent.parent / "assets" / "evaluation.txt"
@@ -79,6 +79,12 @@ def pick_window(window: int | str, context: int) -> int:
     return int(window)
 
 
+def special_tokens(tokenizer: Any, ids: np.ndarray) -> str:
+    """Returns what the protocol says of the tokens that the tokenizer adds to a text, which are measured with it."""
+    bos = "at the start" if len(ids) and ids[0] == tokenizer.bos_token_id else "none"
+    return f"{bos}, an end token after the text" if closes_texts(tokenizer) else bos
+
+
 def tokenize_windows(
     dataset: str, tokenizer: Any, words: int, window: int, limit: int | str, dtype: str, runtime: str, device: str
 ) -> tuple[np.ndarray, EvalProtocol]:
@@ -111,7 +117,7 @@ def tokenize_windows(
         windows=count,
         window=window,
         limit=limit,
-        bos="at the start" if len(ids) and ids[0] == tokenizer.bos_token_id else "none",
+        bos=special_tokens(tokenizer, ids),
         dtype=dtype,
         runtime=runtime,
         device=device,
