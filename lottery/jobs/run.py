@@ -121,6 +121,8 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     """
     where, timings = f"{destination.parameter}={destination.folder}", {}
     warm_up(job.source, job.spec, job.chosen)
+    if destination.parameter == "LOTTERY_HOME":
+        discard_unreadable(destination.folder)
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
@@ -132,6 +134,17 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     if not timings:
         stored.verify()
     return stored, timings
+
+
+def discard_unreadable(folder: Path) -> None:
+    """Deletes what an interrupted or older process left in LOTTERY_HOME, if it is no ticket that can be opened."""
+    if not folder.exists():
+        return
+    try:
+        StoredTicket(folder)
+    except InputError as e:
+        say(f"{folder}: what an earlier run left there is no whole ticket and is made again ({e})")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free_space(job: Job, folder: Path, where: str) -> None:

@@ -122,11 +122,7 @@ def measure_dense(
                 "ratio to it"
             )
     elif known is None:
-        fresh, sample_nll = measure_model(
-            "dense", base, list(base.tensors), setup, bytes_of_tensors(base), work, ticket
-        )
-        sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
-        dense = replace(fresh, metrics={**fresh.metrics, **sizes})
+        dense, sample_nll = measure_base(base, setup, work, ticket)
         new_baseline = dense_measurement(base, dense, setup, params) if measures else None
     elif (ticket and ticket.samples) or set(setup.measures) - REUSED_MEASURES:
         fresh, sample_nll = measure_model("dense", base, list(base.tensors), rest, bytes_of_tensors(base), work, ticket)
@@ -134,6 +130,15 @@ def measure_dense(
         dense = replace(known, metrics={**known.metrics, **fresh.metrics})
     cache.values[key] = dense
     return dense, sample_nll, new_baseline
+
+
+def measure_base(
+    base: Base, setup: Setup, work: Work, ticket: ModelResult | None = None
+) -> tuple[ModelResult, float | None]:
+    """Returns what is measured of the dense base now, with its sizes, and its NLL of a ticket's samples."""
+    fresh, sample_nll = measure_model("dense", base, list(base.tensors), setup, bytes_of_tensors(base), work, ticket)
+    sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
+    return replace(fresh, metrics={**fresh.metrics, **sizes}), sample_nll
 
 
 def score_samples(base: Base | None, setup: Setup, work: Work, ticket: ModelResult | None) -> float | None:

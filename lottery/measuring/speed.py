@@ -11,7 +11,7 @@ import torch
 
 from lottery.measuring.memory import weights_bytes
 from lottery.measuring.samples import NEW_TOKENS, PROMPTS
-from lottery.models.architecture import context_length, encode
+from lottery.models.architecture import context_length, encode_prompt
 from lottery.runtime.decoding import Decoder, generate
 
 PROMPT_TOKENS = 256
@@ -57,7 +57,7 @@ def speed_metrics(
 
 def fixed_prompt(model: Any, tokenizer: Any) -> list[int]:
     """Returns the token ids whose prefill is timed: at most 256, as many as the context leaves before 50 new ones."""
-    words = encode(tokenizer, " ".join(PROMPTS) + " ")
+    words = encode_prompt(tokenizer, " ".join(PROMPTS) + " ")
     length = max(1, min(PROMPT_TOKENS, context_length(model.config) - NEW_TOKENS))
     return (words * (length // len(words) + 1))[:length]
 
