@@ -1,11 +1,23 @@
 # `make ticket`: set up .venv, then the main job. `make test`: the whole test suite. Both install only what is missing.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3 # the lock installs on these; the newest is taken
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: ticket test lint setup clean
+# Sets $python to the newest Python that works and that can make a virtual environment, and says which; PYTHON= names one.
+define pick_python
+for python in $(or $(PYTHON),$(PYTHONS)); do \
+	python=$$(command -v "$$python") && "$$python" -c 'import ensurepip, sys, venv; \
+	sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && break; python=; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "$(if $(PYTHON),PYTHON=$(PYTHON): )Python 3.11 to 3.14 with its module venv is needed: install it (Debian: python3-venv), or name it by make PYTHON=..." >&2; exit 1; \
+fi; \
+echo "Python: $$python ($$("$$python" --version))"
+endef
+
+.PHONY: ticket test lint gpu-check python setup clean
 
 ticket: setup
 	mlflow run . --env-manager local -P target=late -P sparsity=0.5
@@ -21,11 +33,17 @@ lint: setup
 	mypy
 	lint-imports --no-cache
 
+# Ten minutes on a GPU, without network and without MLflow: figures as tables, and in gpu-check.json.
+gpu-check:
+	$(if $(wildcard $(READY)),python,$(or $(PYTHON),python3)) analysis/gpu_check.py
+
+python:
+	@$(pick_python)
+
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name it by make PYTHON=..."; exit 1; }
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/python || { $(pick_python); "$$python" -m venv $(VENV); }
 	@echo "installing into $(VENV): about 2 GB, some minutes"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -4,8 +4,11 @@ It uses files and tensors alone and no tracking store, so it also runs where MLf
 """
 
 import gc
+import importlib.util
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,11 @@ from benchmarks.checkpoint import find_or_make_checkpoint
 TICKETS = (("none", 0.5), ("int8", 0.0), ("int8", 0.5), ("fp8", 0.0), ("fp8", 0.5))  # quantize, sparsity
 
 
-def bench_model(folder: Path, layers: int) -> dict[str, Any]:
+def bench_model(folder: Path, layers: int, deadline: float = math.inf) -> dict[str, Any]:
+    """Returns the metrics of each model, and whether both runtimes of a ticket give the same logits.
+
+    A ticket that is not begun when time.monotonic() reaches `deadline` is left out, with a line.
+    """
     os.environ["LOTTERY_HOME"] = str(folder / "home")
     from lottery.models import architecture, devices
     from lottery.models.sources import open_base
@@ -35,9 +42,9 @@ def bench_model(folder: Path, layers: int) -> dict[str, Any]:
     rows["dense"], _ = measure(base, "dense")
     if device == "cuda":  # bitsandbytes' layers run without a graph, so they compare with a dense model that does, too
         rows["dense, step by step"], _ = measure(base, "dense", eager=True)
-    same = measure_tickets(base, folder, device, measure, rows)
+    same = measure_tickets(base, folder, device, measure, rows, deadline)
     click.echo(
-        f"model: {layers} layers of Mistral 7B, random weights, computed in {dtype} on {devices.hardware(device)}; medians of 5"
+        f"model: {layers} layers of Mistral 7B, random weights, computed in {dtype} on {devices.hardware(device)}; medians"
     )
     print_model(rows, same)
     return {"rows": rows, "same_logits": same}
@@ -59,6 +66,7 @@ def measure_tickets(
     device: str,
     measure: Callable[..., tuple[dict[str, float], torch.Tensor]],
     rows: dict[str, dict[str, float]],
+    deadline: float,
 ) -> dict[str, bool]:
     """Adds the metrics of each ticket to `rows`, in either runtime. Returns for each whether both give the same
     logits."""
@@ -66,12 +74,17 @@ def measure_tickets(
 
     same = {}
     for quantize, sparsity in TICKETS:
+        if time.monotonic() > deadline:
+            click.echo(f"  left out, as the time is over: quantize={quantize} at {sparsity:.0%}")
+            continue
         stored = StoredTicket(find_or_make_ticket(base, folder, quantize, sparsity), None)
         name = f"{'16 bits' if quantize == 'none' else quantize}, {sparsity:.0%} pruned"
         if quantize == "int8":
             # bitsandbytes' layers round activations, too, so their logits differ. On a CPU they would take ten minutes, so
             # there only the part `packed` times such a layer.
-            if device == "cuda":
+            if device == "cuda" and importlib.util.find_spec("bitsandbytes") is None:
+                click.echo(f"  left out, as bitsandbytes is not installed: {name}")
+            elif device == "cuda":
                 rows[name], _ = measure(stored, "dense", eager=True)
             rows[f"{name}, packed"], _ = measure(stored, "packed")
         else:

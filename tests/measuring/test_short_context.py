@@ -21,7 +21,10 @@ def test_a_context_of_32_tokens(tmp_path: Path, cli: Callable[..., Result]) -> N
     assert result.stderr.count(REASON) == 1
     assert {"perplexity", "perplexity_ratio", "weights_bytes", "peak_bytes"} <= found["metrics"].keys()
     assert not {"decode_tok_s", "repetition", "dense_nll"} & found["metrics"].keys()
-    assert "the first 4 of 875 windows of 32" in cli("evaluate", tmp_path / "t", "--dataset", "builtin", "--limit", 4).stdout
+    assert (
+        "the first 4 of 875 windows of 32"
+        in cli("evaluate", tmp_path / "t", "--dataset", "builtin", "--limit", 4).stdout
+    )
     refused(cli("generate", tmp_path / "t", code=2), "prompt", "50 new ones", "32")
     assert cli("generate", tmp_path / "t", "--tokens", 20).stdout.startswith("The meaning of life is")
 
