@@ -7,6 +7,7 @@ from typing import Any
 
 from lottery.measuring.measurement import Measurement, ModelResult
 from lottery.measuring.setup import Setup
+from lottery.measuring.verdict import judge
 from lottery.spec import Spec
 from lottery.ticket.record import sparsities
 from lottery.ticket.stored import StoredTicket
@@ -46,13 +47,16 @@ def identity_tags(kind: str, ticket: str, base: str, setup: Setup) -> dict[str, 
 def verdict_tags(measured: ModelResult, spec: Spec, setup: Setup) -> dict[str, str]:
     """Returns the tags that judge a ticket: `outcome`, `limited`, `winner` and `beats_control`, as far as known."""
     tags = {"outcome": measured.outcome} if measured.outcome else {}
-    if setup.protocol and spec.limit != "none":
-        tags["limited"] = str(setup.protocol.windows)
-    if "perplexity_ratio_hi" in measured.metrics:
-        wins = measured.metrics["perplexity_ratio_hi"] <= 1 + spec.tolerance and "limited" not in tags
-        tags["winner"] = "yes" if wins else "no"
-    if "control_ratio_hi" in measured.metrics:
-        tags["beats_control"] = "yes" if measured.metrics["control_ratio_hi"] < 1 else "no"
+    protocol, metrics = setup.protocol, measured.metrics
+    if protocol is None:
+        return tags
+    if protocol.windows < protocol.all_windows:
+        tags["limited"] = str(protocol.windows)
+    # A single window gives a ratio without an interval.
+    if "perplexity_ratio" in metrics:
+        tags["winner"] = judge(protocol, metrics.get("perplexity_ratio_hi", math.inf) <= 1 + spec.tolerance)
+    if "control_ratio" in metrics:
+        tags["beats_control"] = judge(protocol, metrics.get("control_ratio_hi", math.inf) < 1, whole=False)
     return tags
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery.measuring.measurement import Measurement
+from lottery.measuring.verdict import NOT_JUDGED, describe_verdict
 
 LABEL = "coherent, to a reader:"
 
@@ -103,15 +104,25 @@ def summary_lines(found: Measurement) -> list[str]:
             f"{format_interval(m, 'control_ratio', 4)}; beats them: {tags.get('beats_control', 'not known')}"
         )
     if "winner" in tags:
-        limited = f"; measured on {tags['limited']} windows only" if "limited" in tags else ""
-        allowed = 1 + float(found.params.get("tolerance", 0.1))
-        upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, allowed is {allowed:g}"
-        lines.append(f"winner: {tags['winner']} ({upper}{limited})")
+        lines.append(verdict_line(found))
     if "outcome" in tags:
         lines.append(outcome_line(found))
     if "coherent" in tags:
         lines.append(label_line(tags))
     return lines
+
+
+def verdict_line(found: Measurement) -> str:
+    """Returns the line that says whether the ticket wins, or why it is not judged and what would judge it."""
+    m, verdict = found.metrics, describe_verdict(found.tags)
+    allowed = f"allowed is {1 + float(found.params.get('tolerance', 0.1)):g}"
+    upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, {allowed}" if "perplexity_ratio_hi" in m else ""
+    if verdict.startswith(NOT_JUDGED):
+        way_out = (
+            "limit=none measures them all" if "limited" in found.tags else "give a longer text or a smaller window"
+        )
+        return f"{verdict} ({f'{upper}; ' if upper else ''}{way_out})"
+    return f"winner: {verdict} ({upper})"
 
 
 def outcome_line(found: Measurement) -> str:

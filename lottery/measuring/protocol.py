@@ -8,7 +8,7 @@ from lottery.spec import json_sha256
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """The protocol that is stored with a measured number. Tokens and windows are those that were evaluated."""
+    """The protocol that is stored with a measured number. Tokens are the text's, windows those that were evaluated."""
 
     dataset: str
     text_sha256: str
@@ -31,6 +31,11 @@ class EvalProtocol:
         return json_sha256({name: getattr(self, name) for name in fixed})[:12]
 
     @property
+    def all_windows(self) -> int:
+        """Returns how many windows the whole text has."""
+        return self.tokens // self.window
+
+    @property
     def dataset_digest(self) -> str:
         """Returns a digest of the text and of the whole record.
 
@@ -48,11 +53,16 @@ class EvalProtocol:
 
     def describe(self) -> str:
         """Returns the protocol as one line for people."""
-        one = "window" if self.limit != "none" else "1 window"
-        counted = one if self.windows == 1 else f"{self.windows} windows"
-        first = "the first " if self.limit != "none" else ""
+        counted = count_windows(self.windows, self.all_windows)
         int8 = f", int8 as {self.int8_arithmetic}" if self.int8_arithmetic != "none" else ""
         return (
-            f"{self.dataset}: {self.tokens:,} tokens, {first}{counted} of {self.window}, BOS {self.bos}, "
+            f"{self.dataset}: {self.tokens:,} tokens, {counted} of {self.window}, BOS {self.bos}, "
             f"{self.dtype} on {self.device}{int8}"
         )
+
+
+def count_windows(windows: int, of: int) -> str:
+    """Returns how many of the windows of a text were evaluated, in words."""
+    if windows < of:
+        return f"the first {windows:,} of {of:,} windows"
+    return "1 window" if windows == 1 else f"{windows:,} windows"

@@ -10,6 +10,7 @@ from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
 from lottery.measuring.protocol import EvalProtocol
 from lottery.measuring.text import pick_window, tokenize_windows
+from lottery.measuring.verdict import reason_not_judged
 from lottery.models import architecture, devices
 from lottery.models.checkpoint import Base
 from lottery.progress import say
@@ -70,7 +71,7 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         )
         if quantize == "int8":
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
-        warn_of_single_window(protocol, spec, dataset)
+        warn_of_few_windows(protocol, spec, dataset)
     return Setup(
         measures=spec.measures,
         tokenizer=tokenizer,
@@ -85,11 +86,16 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
     )
 
 
-def warn_of_single_window(protocol: EvalProtocol, spec: Spec, dataset: str) -> None:
-    """Warns that a single window gives no interval."""
-    if protocol.windows < 2:
-        cause, way_out = ("limit=1", "a larger limit") if spec.limit == 1 else (f"dataset={dataset}", "more text")
-        say(f"warning: {cause}: a single window gives no interval, and so no winner; give {way_out}")
+def warn_of_few_windows(protocol: EvalProtocol, spec: Spec, dataset: str) -> None:
+    """Warns that the text is too short for a verdict, or that a single window gives no interval."""
+    if protocol.windows < protocol.all_windows:  # a limit is a first look, which nobody takes for a verdict
+        if protocol.windows == 1:
+            say("warning: limit=1: a single window gives no interval; give a larger limit")
+    elif reason := reason_not_judged(protocol):
+        say(
+            f"warning: dataset={dataset}: its windows are too few for a verdict ({reason}); give a longer text or a "
+            f"smaller window"
+        )
 
 
 def check_memory(

@@ -16,6 +16,7 @@ from lottery.errors import InputError, MachineError
 from lottery.files.home import home
 from lottery.files.locks import process_lock
 from lottery.measuring.measurement import Measurement, read_measurement
+from lottery.measuring.verdict import is_judged
 from lottery.progress import progress_bar
 from lottery.registry import cards, labels, lookup, runs, store, verdicts, versions
 from lottery.registry.recovery import recover_logged_model
@@ -108,11 +109,11 @@ def may_judge(client: store.Client, uri: str, found: Measurement) -> bool:
     It does so if the verdict counts for the alias, or if it is the first that was measured on all windows. A run with
     another tolerance or text keeps its verdict to itself; otherwise the version would contradict its own alias.
     """
-    if "winner" not in found.tags or "limited" in found.tags:
+    if not is_judged(found.tags):
         return False
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     have = client.get_model_version(name, version).tags
-    return verdicts.is_eligible(found.tags, found.params) or "winner" not in have or "limited" in have
+    return verdicts.is_eligible(found.tags, found.params) or not is_judged(have)
 
 
 def is_newest(client: store.Client, model_id: str, found: Measurement) -> bool:

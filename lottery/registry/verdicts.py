@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lottery.errors import InputError, MachineError
+from lottery.measuring.verdict import is_judged
 from lottery.registry.store import every_page
 from lottery.spec import Spec
 
@@ -73,7 +74,7 @@ def version_number(version: Any) -> int:
 def is_eligible(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
     """Returns whether a run's verdict counts for the alias `winner` (see `set_winner_alias`)."""
     names = ("dataset", "window", "tolerance", "limit", "method")
-    if "winner" not in tags or "limited" in tags or any(name not in params for name in names):
+    if not is_judged(tags) or any(name not in params for name in names):
         return False
     try:
         spec = Spec.parse(**{name: params[name] for name in names})

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from lottery.measuring.protocol import count_windows
+
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
 NUMBERS = ("sparsity", "tolerance", "control", "seed")  # params that are numbers
@@ -101,11 +103,10 @@ def describe_protocol(run: Any, base: str | None = None) -> dict[tuple[str, str]
     for given in run.inputs.dataset_inputs if run.inputs else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             p = json.loads(given.dataset.profile)
-            limited = "the first " if p["limit"] != "none" else ""
-            windows = f"{p['windows']} windows" if p["windows"] > 1 else "window"
+            windows = count_windows(p["windows"], p["tokens"] // p["window"])
             name = json.loads(given.dataset.source)["tags"]["dataset"]
             line = (
-                f"{name}: {p['tokens']:,} tokens, {limited}{windows} of {p['window']}, BOS {p['bos']}, "
+                f"{name}: {p['tokens']:,} tokens, {windows} of {p['window']}, BOS {p['bos']}, "
                 f"{p['dtype']} on {p['device']}"
             )
             return {(id, base): line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}

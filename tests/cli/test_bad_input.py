@@ -102,11 +102,10 @@ def test_a_single_window_has_no_interval(tiny: Path, cli: Callable[..., Result])
     result = cli("prune", *common, "--json")
     assert "warning: limit=1: a single window gives no interval" in result.stderr
     assert "dataset=" not in result.stderr
-    assert ", the first window of 128, " in " ".join(cli("prune", *common).stdout.split())
+    assert ", the first 1 of 218 windows of 128, " in " ".join(cli("prune", *common).stdout.split())
     found = json.loads(result.stdout)
-    assert (
-        "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"] and "winner" not in found["tags"]
-    )
+    assert "perplexity" in found["metrics"] and "perplexity_lo" not in found["metrics"]
+    assert found["tags"]["winner"] == "not judged: 1 of 218 windows"
 
 
 def test_what_is_not_a_folder_and_what_is_not_text(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:

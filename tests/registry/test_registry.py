@@ -68,7 +68,13 @@ def test_a_run_records_everything(registered: dict[str, Any], tiny: Path) -> Non
         assert math.isfinite(metrics[name]), name
     assert metrics["sparsity_target"] == 0.5
     assert metrics["perplexity_lo"] < metrics["perplexity"] < metrics["perplexity_hi"]
-    assert {"kind": "ticket", "base": "tiny", "limited": "40", "winner": "no", "device": "cpu"}.items() <= tags.items()
+    assert {
+        "kind": "ticket",
+        "base": "tiny",
+        "limited": "40",
+        "winner": "not judged: 40 of 218 windows",
+        "device": "cpu",
+    }.items() <= tags.items()
     assert run.info.run_name == "tiny late 50%" and run.info.status == "FINISHED"
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
         "layers.json", "measurements.json", "nll_per_window.npy", "samples.json",
