@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from lottery.measuring.intervals import RESAMPLES, difference_interval
+from lottery.measuring.numbers import format_ratio
 from lottery.report.cliffs import find_cliffs, main_cliffs
 from lottery.report.grouping import Row, group_by, keep_main_protocol, measured_tickets, number, setting
 from lottery.report.rankings import LEAST_TARGETS, Nll, Ranking, compare_rankings
-from lottery.report.wording import format_range, format_ratio, natural_list, percent, pluralize
+from lottery.report.wording import format_range, natural_list, percent, pluralize
 
 
 @dataclass(frozen=True)

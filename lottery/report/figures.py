@@ -150,7 +150,7 @@ def plot_quantization(rows: Rows) -> Figure:
                 )  # fmt: skip
             axes.axhline(1, color=PALE, linewidth=1)
             axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4f}".rstrip("0").rstrip(".")))
+            ratio_axis(axes, [*part["ratio"], *part["lo"], *part["hi"]])
             axes.set_xlabel("zeros among the targeted weights")
             axes.set_ylabel("perplexity in 8 / in 16 bits")
             axes.set_title(clean_label(base))

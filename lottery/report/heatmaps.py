@@ -70,6 +70,9 @@ def draw_heatmap(
 
 
 def short_ratio(value: float) -> str:
+    """Returns a ratio short enough for a cell: 1.039, 3.68, 2,332 or 5.8e6."""
+    if value >= 10_000:
+        return f"{value:.1e}".replace("e+0", "e")
     return f"{value:.3f}" if value < 1.2 else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lottery import __version__
+from lottery.measuring.numbers import format_ratio
 from lottery.report import (
     answers,
     drawings,
@@ -23,7 +24,6 @@ from lottery.report import (
     results,
     study_plans,
     tables,
-    wording,
 )
 from lottery.report.drawings import draw, heatmap_drawings, section, split_by_model
 from lottery.report.grouping import number
@@ -214,7 +214,7 @@ def samples(found: results.Results) -> list[dict[str, Any]]:
                 entry = texts.setdefault(sample["prompt"], {"dense": "", "tickets": []})
                 entry["dense"] = entry["dense"] or sample.get("dense", "")
                 ratio = number(r, "perplexity_ratio")
-                about = [f"ratio {wording.format_ratio(ratio)}"] if ratio else []
+                about = [f"ratio {format_ratio(ratio)}"] if ratio else []
                 about += [f"coherent: {r['coherent']}"] if r.get("coherent") else []
                 entry["tickets"].append(
                     {"title": r["title"], "about": ", ".join(about), "text": sample.get("text", "")}

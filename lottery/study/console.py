@@ -6,7 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lottery.measuring.console import format_interval, format_metric, megabytes, render
+from lottery.measuring.console import megabytes, render
+from lottery.measuring.numbers import format_interval, format_metric
 
 
 def study_table(result: Any, markdown: bool = False) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from lottery.measuring import intervals
+from lottery.measuring.numbers import format_ends, format_perplexity
 from lottery.registry import parts, store
 from lottery.report import efficiency, frames, grouping, rankings, results, writing
 from tests.support.browser import new_page, open_browser
@@ -108,11 +109,10 @@ def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None
             ("perplexity [95%]", "perplexity", 2),
             ("ratio to dense [95%]", "perplexity_ratio", 4),
         ):
-            ends = [f"{m[name + end]:,.{digits}f}" for end in ("", "_lo", "_hi")]
-            assert row[column] == f"{ends[0]} [{ends[1]}, {ends[2]}]"
+            assert row[column] == format_ends(m[name], m[f"{name}_lo"], m[f"{name}_hi"], digits)
         assert row["file MB"] == f"{m['disk_bytes'] / 1e6:,.2f}" and row["of the base's"] == f"{m['disk_ratio']:.3f}"
     m, row = made.metrics("all 50%"), shown["all 50%"]
-    assert row["random controls (least to greatest)"].startswith(f"{m['control_perplexity']:,.1f} (")
+    assert row["random controls (least to greatest)"].startswith(f"{format_perplexity(m['control_perplexity'])} (")
     assert row["beats the controls"] == made.runs["builtin", "all 50%"].data.tags["beats_control"]
     assert row["winner"] == "no (limited)" and row["coherent, to a reader"] == f"no ({BAD})"
     sheets = [r for name in written.page.tables if name.startswith("tickets-") for r in read(written, name)]
