@@ -9,7 +9,9 @@ SIGNIFICANT = 4  # digits of a number of 2 or more; near 1, where a ratio begins
 def decimals(value: float, most: int) -> int:
     """Returns how many digits after the point a number gets: `most` below 2, and fewer the larger it is. A negative
     count rounds to tens, hundreds and so on."""
-    return most if abs(value) < 2 else min(most, SIGNIFICANT - 1 - math.floor(math.log10(abs(value))))
+    if abs(value) < 2 or not math.isfinite(value):
+        return most
+    return min(most, SIGNIFICANT - 1 - math.floor(math.log10(abs(value))))
 
 
 def with_decimals(value: float, digits: int) -> str:

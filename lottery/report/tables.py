@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from lottery.measuring.numbers import format_ends, format_interval, format_perplexity, format_ratio, format_speed
 from lottery.report.answers import Answer
 from lottery.report.grouping import Row, number
+from lottery.report.judging import verdict
 from lottery.report.rendering import Table
 from lottery.report.wording import percent, pluralize
 
@@ -94,7 +95,7 @@ TICKETS: Columns = {
     "ticket": (False, lambda r: text_cell(r, "title") + (f": {text_cell(r, 'state')}" if r.get("state") else "")),
     "perplexity [95%]": (True, perplexity_cell),
     "ratio to dense [95%]": (True, ratio_cell),
-    "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
+    "winner": (False, lambda r: verdict(r)),
     "removed of all weights": (True, removed_cell),
     "random controls (least to greatest)": (True, control_cell),
     "ratio to the controls [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
@@ -207,6 +208,14 @@ def share(r: Row, name: str, digits: int = 1) -> str:
     return "" if value is None else percent(value, digits)
 
 
+def winner_cell(r: Row) -> str:
+    """Returns the highest sparsity that wins, or that would win if the tickets were judged."""
+    wins = number(r, "wins")
+    if wins is None:
+        return "none"
+    return percent(wins) + (f" ({r['not_judged']})" if r["not_judged"] else "")
+
+
 def format_cliff(r: Row) -> str:
     """Returns "52.1% [50.3%, 53.9%]", or "over 90%" if no cliff was reached."""
     if number(r, "at") is None:
@@ -217,6 +226,7 @@ def format_cliff(r: Row) -> str:
 CLIFFS: Columns = {
     "model": (False, lambda r: r["base"]),
     "target": (False, lambda r: f"{r['target']} {r['setting']}".strip()),
+    "wins up to": (True, winner_cell),
     "cliff [band]": (True, format_cliff),
     "between tickets at": (True, lambda r: " and ".join(map(percent, r["bracket"])) if r["bracket"] else ""),
     "allowed": (True, lambda r: f"{1 + r['tolerance']:g}"),
