@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 PERIOD_S = 30.0  # seconds between two lines of one stage
 
@@ -62,6 +62,35 @@ def progress_line(line: str) -> None:
         _listener(line)
     else:
         say(line)
+
+
+@contextmanager
+def overall_bar() -> Iterator[Callable[[float, str], None]]:
+    """Shows one bar on a terminal for all stages of the block, whose lines it shows too.
+
+    Yields `update(share, note)`, where `share` is what is done, from 0 to 1. The bar is drawn when something happens and
+    has no thread, which would disturb the measurements of speed.
+    """
+    if _listener is not None or not sys.stderr.isatty():
+        yield lambda share, note: None
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as shown:
+        task, drawn = shown.add_task("", total=1.0), 0.0
+
+        def draw(**changes: Any) -> None:
+            nonlocal drawn
+            shown.update(task, **changes)
+            if "description" in changes or time.monotonic() - drawn > 0.1:
+                shown.refresh()
+                drawn = time.monotonic()
+
+        with redirect_progress(lambda line: draw(description=line)):
+            yield lambda share, note: draw(completed=share)
 
 
 @contextmanager

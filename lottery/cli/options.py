@@ -30,11 +30,14 @@ def spec_options(
     return decorate
 
 
-def ticket_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+TICKET = "A ticket's folder, models:/NAME/VERSION, or models:/NAME@winner"
+
+
+def ticket_argument(command: Callable[..., Any], help: str = f"{TICKET}.") -> Callable[..., Any]:
     """Adds the ticket, which is the first argument or the option --ticket."""
 
     @click.argument("where", metavar="TICKET", required=False)
-    @click.option("--ticket", default=None, help="A ticket's folder, models:/NAME/VERSION, or models:/NAME@winner.")
+    @click.option("--ticket", default=None, help=help)
     @functools.wraps(command)
     def with_ticket(where: str | None, ticket: str | None, **others: Any) -> Any:
         if where is None and ticket is None:
@@ -44,6 +47,11 @@ def ticket_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(ticket=where if ticket is None else ticket, **others)
 
     return with_ticket
+
+
+def ticket_or_base_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the ticket, or in its place a dense base."""
+    return ticket_argument(command, f"{TICKET}; or a dense base: builtin, a local folder, a hub id.")
 
 
 base_option = click.option(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lottery.cli.options import base_option, json_option, spec_options, ticket_argument
+from lottery.cli.options import base_option, json_option, spec_options, ticket_argument, ticket_or_base_argument
 from lottery.errors import InputError
 from lottery.spec import Spec
 
@@ -26,12 +26,12 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
 
 
 @click.command()
-@ticket_argument
+@ticket_or_base_argument
 @base_option
 @spec_options("dataset", "window", "limit", "measure", "runtime", "dtype", "device")
 @json_option
 def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
-    """Measure a ticket again, with other settings.
+    """Measure a ticket again, with other settings, or a dense base.
 
     Example: lottery evaluate models:/ticket-builtin/1 --window 256
     """
@@ -42,7 +42,7 @@ def evaluate(ticket: str, base: str, as_json: bool, **parameters: Any) -> None:
 
 
 @click.command()
-@ticket_argument
+@ticket_or_base_argument
 @click.option("--prompt", default="The meaning of life is", show_default=True)
 @click.option(
     "--tokens", default=50, show_default=True, type=click.IntRange(1), help="The maximum number of new tokens."
@@ -73,9 +73,11 @@ def generate(
     runtime: str,
     as_json: bool,
 ) -> None:
-    """Let a ticket continue a text.
+    """Let a ticket, or a dense base, continue a text.
 
     Example: lottery generate models:/ticket-builtin/1 --prompt "Once upon a time"
+
+    The dense model's own text: lottery generate builtin --prompt "Once upon a time"
     """
     Spec.parse(runtime=runtime)
     from lottery.jobs import load

@@ -17,12 +17,25 @@ def home() -> Path:
 def resolve_path(path: str | Path, name: str) -> Path:
     """Returns the path that a user gave, absolute and with its links resolved.
 
-    Raises InputError, naming the parameter `name`, when the links form a loop.
+    Raises InputError, naming the parameter `name`, when the links form a loop, and for a path that is not UTF-8, which
+    no tracking store takes.
     """
+    if not is_utf8(str(path)):
+        raise InputError(f"{name}={printable(str(path))}: this path is not UTF-8; rename it")
     try:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError) as e:
         raise InputError(f"{name}={path}: this path cannot be resolved ({e}); give another one") from e
+
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8. Bytes of a path that are not UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def printable(name: str) -> str:
+    """Returns a name with a space for each character that cannot be printed, such as a line break or a no-break space."""
+    return "".join(c if c.isprintable() else " " for c in name)
 
 
 def make_folder(folder: Path, name: str) -> Path:

@@ -7,10 +7,18 @@ from typing import Any
 from lottery.errors import InputError
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds. Raises ValueError for a text that is none, or that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises InputError, naming the file, when there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise InputError(f"{path}: there is no such file") from e
     except (ValueError, OSError) as e:

@@ -1,4 +1,4 @@
-"""Measures an existing ticket again."""
+"""Measures an existing ticket again, or a dense base."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from lottery.files.home import home, make_folder
-from lottery.jobs.resolve import find_local_base, find_ticket, licence_of
+from lottery.jobs.dense import evaluate_dense
+from lottery.jobs.resolve import find_dense, find_local_base, find_ticket, licence_of
 from lottery.jobs.result import Ticket, identity_tags, verdict_tags, with_sizes
-from lottery.measuring.baseline import measure_pair
+from lottery.measuring.baseline import measure_pair, plan_pair
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.setup import Setup, make_setup
@@ -23,11 +24,14 @@ from lottery.ticket.stored import StoredTicket
 
 def evaluate(ticket: str, base: str = "auto", **parameters: Any) -> Ticket:
     """Measures an existing ticket again, in a run of its own. If it is registered, its logged model gets the new
-    metrics.
+    metrics. A dense base is measured as the baseline of its tickets is.
 
     The parameters are those of `lottery evaluate`, by name. Raises InputError and MachineError as `prune` does.
     """
-    evaluation = prepare_evaluation(ticket, base, Spec.parse(**parameters))
+    spec = Spec.parse(**parameters)
+    if (dense := find_dense(ticket, base)) is not None:
+        return evaluate_dense(dense, replace(spec, model=ticket), {"ticket": ticket, "base": base})
+    evaluation = prepare_evaluation(ticket, base, spec)
     client = store.connect()
     recovery.close_killed_runs(client)
     made_by = read_ticket_spec(evaluation)
@@ -92,9 +96,10 @@ def measure(client: store.Client, evaluation: Evaluation, made_by: Spec) -> Meas
     """Measures the ticket and its dense base, and judges the ticket."""
     stored, setup, spec, base = evaluation.stored, evaluation.setup, evaluation.spec, evaluation.dense_base
     find_baseline = partial(lookup.load_dense_run, client)
-    ticket, dense, dense_run = measure_pair(
-        stored, base, setup, stored.base_record["files"], spec.params(), evaluation.cache, find_baseline
-    )
+    files, cache = stored.base_record["files"], evaluation.cache
+    work = plan_pair(base, setup, files, cache, find_baseline)
+    with work.shown():
+        ticket, dense, dense_run = measure_pair(stored, base, setup, files, spec.params(), cache, find_baseline, work)
     ticket = with_sizes(ticket, stored, {})
     return Measurement(
         kind="evaluation",

@@ -1,6 +1,6 @@
 """Prepares a job: resolves the spec of a ticket, and checks everything before any work begins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lottery.jobs.resolve import resolve
@@ -52,4 +52,6 @@ def find_existing_run(client: store.Client, job: Job, parent: str | None = None)
     """
     if job.name is not None and versions.find_version(client, job.name, job.ticket) is None:
         return None
-    return lookup.find_finished(client, job.tags, job.spec, job.base is not None, parent)
+    # What this model cannot be measured for, no run has.
+    spec = replace(job.spec, measure=",".join(job.setup.measures) or "none")
+    return lookup.find_finished(client, job.tags, spec, job.base is not None, parent)

@@ -1,13 +1,16 @@
-"""Loads a ticket as a model."""
+"""Loads a ticket or a dense base as a model."""
 
 from pathlib import Path
 from typing import Any
 
-from lottery.jobs.resolve import find_ticket
+from lottery.jobs.resolve import find_dense, find_ticket
 from lottery.models import architecture, devices
+from lottery.models.checkpoint import Base
+from lottery.progress import say
 from lottery.runtime.load import load_model
 from lottery.spec import Spec
 from lottery.ticket.opening import open_ticket
+from lottery.ticket.stored import StoredTicket
 
 
 def load(
@@ -15,13 +18,16 @@ def load(
 ) -> tuple[Any, Any]:
     """Loads a ticket (a folder, or models:/NAME/VERSION), and returns its model and tokenizer (None without one).
 
-    Every hash is checked. `base` says where the dense base of a ticket of masks lies, if it was moved. Raises
+    Of a ticket every hash is checked. A dense base is loaded by any name that the parameter `model` takes. `base` says where the dense base of a ticket of masks lies, if it was moved. Raises
     InputError where there is no such ticket, or where its files are not those that were measured.
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
-    stored = open_ticket(find_ticket(str(uri_or_path)).folder, base)
+    name = str(uri_or_path)
+    source: Base | StoredTicket = find_dense(name, base) or open_ticket(find_ticket(name).folder, base)
+    if isinstance(source, Base) and spec.runtime != "dense":
+        say(
+            f"warning: runtime={spec.runtime}: a dense base has no packed matrix, so that it runs as with runtime=dense"
+        )
     where = devices.pick_device(spec.device)
-    model = load_model(
-        stored, stored.tensors, devices.pick_compute_dtype(spec.dtype, stored.dtype, where), where, spec.runtime
-    )
-    return model, architecture.read_tokenizer(stored.folder)
+    dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, where)
+    return load_model(source, source.tensors, dtype, where, spec.runtime), architecture.read_tokenizer(source.folder)

@@ -1,20 +1,25 @@
 """Resolves a spec on this machine: the model that it names, the tensors that it chooses, and the dense base."""
 
-from lottery.errors import InputError
+from lottery.errors import InputError, MachineError
 from lottery.files.home import resolve_path
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import read_raw_measurements
+from lottery.models import hub
 from lottery.models.checkpoint import Base
 from lottery.models.families import Place
 from lottery.models.hub import read_licence
 from lottery.models.sources import open_base
 from lottery.models.targets import resolve_target
+from lottery.progress import say
 from lottery.pruning.plan import check_targets
 from lottery.runtime import load
 from lottery.spec import Spec
 from lottery.ticket.folder import LocalTicket
 from lottery.ticket.opening import find_base, is_ticket, open_ticket
+from lottery.ticket.record import RECORD
 from lottery.ticket.stored import StoredTicket
+
+GIVE_EITHER = "give a ticket (its folder, or models:/NAME/VERSION), or a dense base (builtin, a folder, a hub id)"
 
 
 def resolve(
@@ -49,6 +54,30 @@ def open_model(
             f"prune a ticket that is not quantized, or the base"
         )
     return source, source.base or find_local_base(source)
+
+
+def find_dense(ticket: str, base: str = "auto") -> Base | None:
+    """Returns the dense base that `ticket` names, by any name that the parameter `model` takes; None for a ticket.
+
+    A line says that it is a base. Raises InputError where it names neither, MachineError where the hub fails.
+    """
+    if ticket.startswith("models:/"):
+        return None
+    if ticket != "builtin":
+        folder = resolve_path(ticket, "ticket")
+        if (folder / RECORD).exists():
+            return None
+        if not (folder / "config.json").exists() and (folder.exists() or not hub.is_id(ticket)):
+            problem = f"it holds no {RECORD} and no config.json" if folder.exists() else "there is no such folder"
+            raise InputError(f"ticket={folder}: {problem}; {GIVE_EITHER}")
+    try:
+        dense = open_base(ticket)
+    except (InputError, MachineError) as e:
+        raise type(e)(f"ticket={ticket}: {str(e).removeprefix(f'model={ticket}: ')}") from e
+    say(f"{ticket} is a dense base, not a ticket")
+    if base != "auto":
+        say(f"warning: base={base} is ignored: {ticket} is a dense base itself")
+    return dense
 
 
 def find_ticket(ticket: str) -> LocalTicket:

@@ -14,8 +14,8 @@ from lottery.files.locks import process_lock
 from lottery.jobs.job import Job, prepare_job
 from lottery.jobs.resolve import licence_of
 from lottery.jobs.result import Ticket, verdict_tags, with_sizes
-from lottery.measuring.baseline import measure_pair
-from lottery.measuring.control import control_metrics, measure_controls
+from lottery.measuring.baseline import measure_pair, plan_pair
+from lottery.measuring.control import control_metrics, measure_controls, plan_controls
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.speed import timed
 from lottery.models.targets import tied_head_notes
@@ -121,6 +121,8 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     """
     where, timings = f"{destination.parameter}={destination.folder}", {}
     warm_up(job.source, job.spec, job.chosen)
+    if destination.parameter == "LOTTERY_HOME":
+        discard_unreadable(destination.folder)
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
@@ -132,6 +134,17 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     if not timings:
         stored.verify()
     return stored, timings
+
+
+def discard_unreadable(folder: Path) -> None:
+    """Deletes what an interrupted or older process left in LOTTERY_HOME, if it is no ticket that can be opened."""
+    if not folder.exists():
+        return
+    try:
+        StoredTicket(folder)
+    except InputError as e:
+        say(f"{folder}: what an earlier run left there is no whole ticket and is made again ({e})")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free_space(job: Job, folder: Path, where: str) -> None:
@@ -167,10 +180,14 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
     spec, setup, base = job.spec, job.setup, job.base
     params, files = spec.params(), job.source.base_record["files"]
     find_baseline = partial(lookup.load_dense_run, client)
-    ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline)
-    if spec.control and ticket.outcome:
-        say(f"warning: control={spec.control}: no control is measured, the ticket has no perplexity ({ticket.outcome})")
-    control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup)
+    work = plan_pair(base, setup, files, job.cache, find_baseline)
+    plan_controls(work, spec, job.chosen, stored, setup)
+    with work.shown():
+        ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline, work)
+        if spec.control and ticket.outcome:
+            reason = f"the ticket has no perplexity ({ticket.outcome})"
+            say(f"warning: control={spec.control}: no control is measured, {reason}")
+        control_CN = None if ticket.outcome else measure_controls(job.source, spec, job.chosen, stored, setup, work)
     ticket = with_sizes(ticket, stored, {**timings, **control_metrics(ticket, control_CN)})
     return Measurement(
         kind="ticket",

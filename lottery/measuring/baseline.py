@@ -3,12 +3,14 @@
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, ModelResult
 from lottery.measuring.model import measure_model
 from lottery.measuring.setup import Setup
+from lottery.measuring.work import Work
 from lottery.models.checkpoint import Base
 from lottery.models.hub import read_licence
 from lottery.progress import say
@@ -23,6 +25,39 @@ REUSED_MEASURES = frozenset(("perplexity", "samples"))
 FindBaseline = Callable[[str, str, frozenset[str]], ModelResult | None]
 
 
+def plan_pair(
+    base: Base | None, setup: Setup, base_files: Mapping[str, str], cache: Cache, find_baseline: FindBaseline
+) -> Work:
+    """Returns the work of measuring a ticket and its dense base: less for a base that was measured before."""
+    work = Work(cache=cache)
+    if setup.measures:
+        work.add("ticket", setup)
+        if base is not None and dense_key(setup, base_files) not in cache.values:
+            known = find_known(setup, base_files, cache, find_baseline)
+            work.add("dense", without_reused(setup) if known else setup)
+    return work
+
+
+def dense_key(setup: Setup, base_files: Mapping[str, str]) -> tuple[Any, ...]:
+    return ("dense", dense_id(base_files), setup.protocol_id, setup.measures, setup.eager)
+
+
+def find_known(
+    setup: Setup, base_files: Mapping[str, str], cache: Cache, find_baseline: FindBaseline
+) -> ModelResult | None:
+    """Returns what an earlier run measured of the dense base. What is not found is searched again the next time."""
+    measures = REUSED_MEASURES & set(setup.measures)
+    key = ("earlier", dense_id(base_files), setup.protocol_id, measures)
+    if measures and cache.values.get(key) is None:
+        cache.values[key] = find_baseline(dense_id(base_files), setup.protocol_id, measures)
+    return cache.values.get(key)
+
+
+def without_reused(setup: Setup) -> Setup:
+    """Returns the setup for what no earlier run can tell of the dense base."""
+    return replace(setup, measures=tuple(m for m in setup.measures if m not in REUSED_MEASURES), ids_NT=None)
+
+
 def measure_pair(
     stored: StoredTicket,
     base: Base | None,
@@ -31,6 +66,7 @@ def measure_pair(
     params: Mapping[str, str],
     cache: Cache,
     find_baseline: FindBaseline,
+    work: Work,
 ) -> tuple[ModelResult, ModelResult, Measurement | None]:
     """Returns the results of ticket and dense base under the same protocol, and a measurement of the base if it is new.
 
@@ -39,9 +75,9 @@ def measure_pair(
     """
     if not setup.measures:
         return ModelResult(), ModelResult(), None
-    ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, bytes_of_tensors(stored))
+    ticket, _ = measure_model("ticket", stored, list(stored.tensors), setup, bytes_of_tensors(stored), work)
     gc.collect()  # only one model may be in memory at a time
-    dense, sample_nll, new_baseline = measure_dense(base, setup, base_files, params, cache, find_baseline, ticket)
+    dense, sample_nll, new_baseline = measure_dense(base, setup, base_files, params, cache, find_baseline, work, ticket)
     if sample_nll is not None:
         ticket = replace(ticket, metrics={**ticket.metrics, **perplexity.finite_metrics({"dense_nll": sample_nll})})
     if ticket.samples and dense.samples:
@@ -60,6 +96,7 @@ def measure_dense(
     params: Mapping[str, str],
     cache: Cache,
     find_baseline: FindBaseline,
+    work: Work,
     ticket: ModelResult | None = None,
 ) -> tuple[ModelResult, float | None, Measurement | None]:
     """Returns the dense base's result, its NLL of a ticket's samples, and a measurement to record if it is new.
@@ -68,12 +105,16 @@ def measure_dense(
     memory are measured again, by the process that measures the tickets. Without `base`, only an earlier run can serve.
     A tracking store that fails by now costs no measurement: the base is then measured here.
     """
-    key = ("dense", dense_id(base_files), setup.protocol_id, setup.measures, setup.eager)
+    key = dense_key(setup, base_files)
     if (dense := cache.values.get(key)) is not None:
-        return dense, score_samples(base, setup, ticket), None
+        work.drop("dense")
+        return dense, score_samples(base, setup, work, ticket), None
     measures, sample_nll, new_baseline = REUSED_MEASURES & set(setup.measures), None, None
-    known = find_baseline(dense_id(base_files), setup.protocol_id, measures) if measures else None
-    dense = known or ModelResult()
+    known = find_known(setup, base_files, cache, find_baseline)
+    dense, rest = known or ModelResult(), without_reused(setup)
+    work.drop("dense")
+    if base is not None:
+        work.add("dense", rest if known else setup)
     if base is None:
         if measures and known is None:
             say(
@@ -81,25 +122,31 @@ def measure_dense(
                 "ratio to it"
             )
     elif known is None:
-        fresh, sample_nll = measure_model("dense", base, list(base.tensors), setup, bytes_of_tensors(base), ticket)
-        sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
-        dense = replace(fresh, metrics={**fresh.metrics, **sizes})
+        dense, sample_nll = measure_base(base, setup, work, ticket)
         new_baseline = dense_measurement(base, dense, setup, params) if measures else None
     elif (ticket and ticket.samples) or set(setup.measures) - REUSED_MEASURES:
-        rest = replace(setup, measures=tuple(m for m in setup.measures if m not in REUSED_MEASURES), ids_NT=None)
-        fresh, sample_nll = measure_model("dense", base, list(base.tensors), rest, bytes_of_tensors(base), ticket)
+        fresh, sample_nll = measure_model("dense", base, list(base.tensors), rest, bytes_of_tensors(base), work, ticket)
         fresh.metrics.pop("peak_bytes", None)  # this did less than the ticket's measuring, so the peaks do not compare
         dense = replace(known, metrics={**known.metrics, **fresh.metrics})
     cache.values[key] = dense
     return dense, sample_nll, new_baseline
 
 
-def score_samples(base: Base | None, setup: Setup, ticket: ModelResult | None) -> float | None:
+def measure_base(
+    base: Base, setup: Setup, work: Work, ticket: ModelResult | None = None
+) -> tuple[ModelResult, float | None]:
+    """Returns what is measured of the dense base now, with its sizes, and its NLL of a ticket's samples."""
+    fresh, sample_nll = measure_model("dense", base, list(base.tensors), setup, bytes_of_tensors(base), work, ticket)
+    sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
+    return replace(fresh, metrics={**fresh.metrics, **sizes}), sample_nll
+
+
+def score_samples(base: Base | None, setup: Setup, work: Work, ticket: ModelResult | None) -> float | None:
     """Returns the dense base's NLL of a ticket's samples, None where one of them is missing. Measures nothing else."""
     if base is None or ticket is None or not ticket.samples:
         return None
     nothing = replace(setup, measures=(), ids_NT=None)
-    return measure_model("dense", base, list(base.tensors), nothing, base.disk_bytes, ticket)[1]
+    return measure_model("dense", base, list(base.tensors), nothing, base.disk_bytes, work, ticket)[1]
 
 
 def bytes_of_tensors(source: TensorSource) -> int:

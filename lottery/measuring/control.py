@@ -5,9 +5,8 @@ Legend: N windows, C controls.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from lottery.measuring.measurement import ModelResult
 from lottery.measuring.model import measure_model
 from lottery.measuring.perplexity import exp, finite_metrics, ratio_metrics
 from lottery.measuring.setup import Setup
+from lottery.measuring.work import Work
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.progress import say
@@ -25,8 +25,15 @@ from lottery.spec import Spec
 from lottery.ticket.stored import StoredTicket
 
 
+def plan_controls(work: Work, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup) -> None:
+    """Adds the controls to the work."""
+    if not is_whole(chosen, stored):
+        for i in range(1, spec.control + 1):
+            work.add(control_name(i, spec), replace(setup, measures=("perplexity",)))
+
+
 def measure_controls(
-    source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup
+    source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup, work: Work
 ) -> np.ndarray | None:
     """Returns the mean NLL per window (nats per token) of `spec.control` random tickets, float64 [C, N].
 
@@ -36,7 +43,7 @@ def measure_controls(
     """
     if not spec.control:
         return None
-    if all(kept_whole(stored.entries[p.name]) for p in chosen):
+    if is_whole(chosen, stored):
         say(
             f"warning: control={spec.control}: no control is measured: at sparsity={spec.sparsity:g} nothing is removed"
         )
@@ -49,11 +56,11 @@ def measure_controls(
     for i in range(1, spec.control + 1):
         shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
         random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
-        what = f"control {i} of {spec.control}"
+        what = control_name(i, spec)
         try:
             prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
             ticket = StoredTicket(folder)
-            measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes)
+            measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)
         except OSError as e:
             raise path_error(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
         finally:
@@ -63,9 +70,13 @@ def measure_controls(
     return np.stack(rows_N)
 
 
-def kept_whole(entry: Mapping[str, Any]) -> bool:
-    """Returns whether nothing was removed from a tensor."""
-    return bool(entry["kept"] == math.prod(entry["shape"]))
+def control_name(i: int, spec: Spec) -> str:
+    return f"control {i} of {spec.control}"
+
+
+def is_whole(chosen: Sequence[Place], stored: StoredTicket) -> bool:
+    """Returns whether nothing was removed from any of the tensors."""
+    return all(stored.entries[p.name]["kept"] == math.prod(stored.entries[p.name]["shape"]) for p in chosen)
 
 
 def control_metrics(ticket: ModelResult, nll_CN: np.ndarray | None) -> dict[str, float]:

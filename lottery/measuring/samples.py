@@ -1,13 +1,14 @@
 """Generates texts after fixed prompts, and computes metrics of them."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lottery.measuring.perplexity import token_nll
-from lottery.models.architecture import context_length, encode
+from lottery.models.architecture import context_length, encode, encode_prompt
 from lottery.progress import Advance
 from lottery.runtime.decoding import generate
 
@@ -18,6 +19,18 @@ PROMPTS = (
     "In the morning, the old man",
 )
 NEW_TOKENS = 50
+
+
+def time_tokens(model: Any, tokenizer: Any, tokens: int) -> float:
+    """Returns the seconds that a fixed prompt and so many new tokens after it take."""
+    begin = time.perf_counter()
+    generate(model, tokenizer, PROMPTS[:1], tokens, fixed_length=True)
+    return time.perf_counter() - begin
+
+
+def tokens_of_samples(tokenizer: Any) -> int:
+    """Returns how many tokens a model must take for the longest of the fixed prompts and its new tokens."""
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in PROMPTS) + NEW_TOKENS
 
 
 def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
@@ -47,8 +60,8 @@ def text_nll(model: Any, tokenizer: Any, found: Sequence[dict[str, str]]) -> flo
     """Returns the mean NLL (nats per token) that `model` gives to the samples' new text; None without new text."""
     total, count = 0.0, 0
     for sample in found:
-        ids = encode(tokenizer, sample["text"])[: context_length(model.config)]
-        prompt = len(encode(tokenizer, sample["prompt"]))
+        ids = encode_prompt(tokenizer, sample["text"])[: context_length(model.config)]
+        prompt = len(encode_prompt(tokenizer, sample["prompt"]))
         ids_1T = torch.tensor([ids], device=model.device)
         logits = model(ids_1T, use_cache=False).logits[0, :-1]
         nll = token_nll(logits, ids_1T[0, 1:])[prompt - 1 :]

@@ -9,6 +9,7 @@ from lottery.errors import InputError
 from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
 from lottery.measuring.protocol import EvalProtocol
+from lottery.measuring.samples import NEW_TOKENS, tokens_of_samples
 from lottery.measuring.text import pick_window, tokenize_windows
 from lottery.measuring.verdict import reason_not_judged
 from lottery.models import architecture, devices
@@ -59,8 +60,12 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
     if spec.measures and quantize == "int8" and spec.runtime == "dense":
         check_int8(device)
-    needs_windows = "perplexity" in spec.measures
-    if spec.measures:
+    measures = cache.get_or_compute(  # a study says once what it leaves out
+        ("measures", source.folder, spec.measures),
+        lambda: measures_that_fit(spec.measures, tokenizer, architecture.context_length(config)),
+    )
+    needs_windows = "perplexity" in measures
+    if measures:
         check_memory(source, config, spec, base_id, dtype, device, quantize, window if needs_windows else 0)
     ids_NT = protocol = None
     if needs_windows:
@@ -73,7 +78,7 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
             protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
         warn_of_few_windows(protocol, spec, dataset)
     return Setup(
-        measures=spec.measures,
+        measures=measures,
         tokenizer=tokenizer,
         dtype=dtype,
         device=device,
@@ -96,6 +101,18 @@ def warn_of_few_windows(protocol: EvalProtocol, spec: Spec, dataset: str) -> Non
             f"warning: dataset={dataset}: its windows are too few for a verdict ({reason}); give a longer text or a "
             f"smaller window"
         )
+
+
+def measures_that_fit(measures: tuple[str, ...], tokenizer: Any, context: int) -> tuple[str, ...]:
+    """Returns the measures without those that generate text, with a line, if the model's context is too short for it."""
+    left_out = [name for name in measures if name in ("speed", "samples")]
+    if not left_out or (needed := tokens_of_samples(tokenizer)) <= context:
+        return measures
+    say(
+        f"warning: not measured: {' and '.join(left_out)}: a prompt and its {NEW_TOKENS} new tokens take {needed} tokens, "
+        f"this model takes {context}"
+    )
+    return tuple(name for name in measures if name not in left_out)
 
 
 def check_memory(

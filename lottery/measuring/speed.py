@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,15 @@ import torch
 
 from lottery.measuring.memory import weights_bytes
 from lottery.measuring.samples import NEW_TOKENS, PROMPTS
-from lottery.models.architecture import context_length, encode
+from lottery.models.architecture import context_length, encode_prompt
 from lottery.runtime.decoding import Decoder, generate
 
-REPEATS = 5
+PROMPT_TOKENS = 256
+CHUNK = 7  # decoding is timed seven tokens at a time, seven times a prompt: 49 tokens follow its first
+WARM_UP = 8  # tokens; a CUDA graph exists after three
+BUDGET_S, DECODE_S = 20.0, 14.0  # for all timing of a model; the part for prefill and decoding
+LEAST_REPEATS = 3
+KNOWN = 0.02  # the spread is known once the median's standard error is so small a part of the median
 
 
 def clock(model: Any) -> float:
@@ -24,43 +29,82 @@ def clock(model: Any) -> float:
 
 
 @torch.inference_mode()
-def speed_metrics(model: Any, tokenizer: Any, eager: bool = False) -> dict[str, float]:
+def speed_metrics(
+    model: Any, tokenizer: Any, eager: bool = False, advance: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Returns tokens per second at batch 1 of prefill, of decoding and of a whole `generate` call.
 
-    Each figure is the median of 5 repeats after a warm-up. The floor is the measured memory bandwidth divided by the
-    bytes of weights that a token reads. With `eager` no CUDA graph is used, because the other model of the table cannot
-    have one.
+    Each figure is a median after a warm-up. Timing repeats until the spread of decoding is known, or until 20 seconds
+    have passed; one prompt, some of its tokens and one call of `generate` are timed even where they take longer. The
+    floor is the measured memory bandwidth divided by the bytes of weights that a token reads. With `eager` no CUDA graph
+    is used, because the other model of the table cannot have one. `advance` is called between two timings.
     """
-    context = context_length(model.config)
-    words = encode(tokenizer, " ".join(PROMPTS) + " ")
-    length = max(1, min(256, context - NEW_TOKENS))
-    prompt = (words * (length // len(words) + 1))[:length]
-    ids_1T = torch.tensor([prompt], device=model.device)
-    prefill, decode, whole = [], [], []
-    decoder = Decoder(model, length + NEW_TOKENS, graphs=False if eager else None)
-    for repeat in range(REPEATS + 1):
-        begin = clock(model)
-        token_11 = decoder.begin(ids_1T)
-        first = clock(model)
-        for _ in range(NEW_TOKENS - 1):
-            token_11 = decoder.next(token_11)
-        last = clock(model)
-        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, fixed_length=True)
-        end = clock(model)
-        if repeat:  # the first repeat is a warm-up
-            prefill.append(first - begin)
-            decode.append((NEW_TOKENS - 1) / (last - first))
-            whole.append(NEW_TOKENS / (end - last))
+    begin = clock(model)
+    prompt = fixed_prompt(model, tokenizer)
+    prefill, decode = time_decoding(model, prompt, eager, begin + DECODE_S, advance)
+    whole = time_generate(model, tokenizer, begin + BUDGET_S, advance)
     low, middle, high = np.quantile(decode, [0.25, 0.5, 0.75])
     return {
-        "prefill_tok_s": length / float(np.median(prefill)),
+        "prefill_tok_s": len(prompt) / float(np.median(prefill)),
         "ttft_ms": 1000 * float(np.median(prefill)),
         "decode_tok_s": float(middle),
         "decode_tok_s_lo": float(low),
         "decode_tok_s_hi": float(high),
         "decode_floor_tok_s": memory_bandwidth(model.device.type) / bytes_read_per_token(model),
-        "generate_tok_s": float(np.median(whole)),
+        "generate_tok_s": NEW_TOKENS / float(np.median(whole)),
     }
+
+
+def fixed_prompt(model: Any, tokenizer: Any) -> list[int]:
+    """Returns the token ids whose prefill is timed: at most 256, as many as the context leaves before 50 new ones."""
+    words = encode_prompt(tokenizer, " ".join(PROMPTS) + " ")
+    length = max(1, min(PROMPT_TOKENS, context_length(model.config) - NEW_TOKENS))
+    return (words * (length // len(words) + 1))[:length]
+
+
+def time_decoding(
+    model: Any, prompt: list[int], eager: bool, deadline: float, advance: Callable[[], None]
+) -> tuple[list[float], list[float]]:
+    """Returns the seconds of each prefill, and the tokens per second of each chunk of decoded tokens."""
+    ids_1T = torch.tensor([prompt], device=model.device)
+    decoder = Decoder(model, len(prompt) + NEW_TOKENS, graphs=False if eager else None)
+    token_11 = decoder.begin(ids_1T)
+    for _ in range(WARM_UP):
+        token_11 = decoder.next(token_11)
+    prefill: list[float] = []
+    decode: list[float] = []
+    while not prefill or (clock(model) < deadline and not (len(prefill) >= LEAST_REPEATS and spread_is_known(decode))):
+        advance()
+        begin = clock(model)
+        token_11 = decoder.begin(ids_1T)
+        last = clock(model)
+        prefill.append(last - begin)
+        for _ in range((NEW_TOKENS - 1) // CHUNK):
+            for _ in range(CHUNK):
+                token_11 = decoder.next(token_11)
+            now = clock(model)
+            decode.append(CHUNK / (now - last))
+            last = now
+            if now > deadline:
+                break
+    return prefill, decode
+
+
+def spread_is_known(samples: Sequence[float]) -> bool:
+    """Returns whether the standard error of the median, by the quartiles of a normal distribution, is below 2%."""
+    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    return bool(1.2533 * (high - low) / 1.349 / math.sqrt(len(samples)) <= KNOWN * middle)
+
+
+def time_generate(model: Any, tokenizer: Any, deadline: float, advance: Callable[[], None]) -> list[float]:
+    """Returns the seconds of whole `generate` calls of 50 new tokens. The first is a warm-up if others follow."""
+    whole: list[float] = []
+    while not whole or (len(whole) <= LEAST_REPEATS and clock(model) < deadline):
+        advance()
+        begin = clock(model)
+        generate(model, tokenizer, PROMPTS[:1], NEW_TOKENS, fixed_length=True)
+        whole.append(clock(model) - begin)
+    return whole[1:] or whole
 
 
 def bytes_read_per_token(model: Any) -> int:

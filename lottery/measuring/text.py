@@ -3,17 +3,20 @@
 Legend: N windows, T tokens of a window.
 """
 
+import codecs
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lottery.errors import InputError
+from lottery.files.home import printable, resolve_path
+from lottery.files.reading import parse_json
 from lottery.measuring.protocol import EvalProtocol
 from lottery.models import hub
-from lottery.models.architecture import encode
+from lottery.models.architecture import closes_texts, encode
+from lottery.progress import say
 
 BUILTIN_TEXT = Path(__file__).parent.parent / "assets" / "evaluation.txt"
 MAX_WINDOW = 2048  # tokens, as in the GPTQ protocol, which the tables of wanda and sparsegpt use
@@ -27,27 +30,30 @@ def read_dataset(dataset: str) -> tuple[str, str]:
         return "wikitext2", "\n\n".join(
             hub.load_dataset_column(f"dataset={dataset}", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
         )
-    path = Path(dataset).expanduser()
+    path = resolve_path(dataset, "dataset")
+    name = printable(path.name)
     if not path.is_file():
         raise InputError(f"dataset={dataset}: not builtin, wikitext2 or a file; give one of them")
     try:
-        if path.suffix == ".txt":
-            return path.name, path.read_bytes().decode("utf-8")
-        if path.suffix in (".jsonl", ".json"):
+        ending = path.suffix.lower()
+        if ending == ".txt":
+            return name, without_mark(dataset, path.read_bytes()).decode("utf-8")
+        if ending in (".jsonl", ".json"):
             # Only b"\n" ends a row: str.splitlines would also split at line separators inside of JSON strings.
-            rows = [json.loads(line)["text"] for line in path.read_bytes().split(b"\n") if line.strip()]
-        elif path.suffix == ".parquet":
+            lines = without_mark(dataset, path.read_bytes()).split(b"\n")
+            rows = [parse_json(line)["text"] for line in lines if line.strip()]
+        elif ending == ".parquet":
             import pyarrow.parquet
 
             rows = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
         else:
-            ending = f"the ending {path.suffix}" if path.suffix else "no ending"
+            has = f"the ending {path.suffix}" if path.suffix else "no ending"
             raise InputError(
-                f"dataset={dataset}: the file has {ending}; give a .txt (any text, renamed), .jsonl or .parquet file"
+                f"dataset={dataset}: the file has {has}; give a .txt (any text, renamed), .jsonl or .parquet file"
             )
         text = "\n\n".join(rows)
         text.encode("utf-8")  # JSON may hold a lone surrogate, but text may not
-        return path.name, text
+        return name, text
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OSError) as e:
@@ -57,6 +63,13 @@ def read_dataset(dataset: str) -> tuple[str, str]:
         ) from e
 
 
+def without_mark(dataset: str, content: bytes) -> bytes:
+    """Returns a file's bytes without a byte order mark at its start, which some editors write and which is no text."""
+    if content.startswith(codecs.BOM_UTF8):
+        say(f"dataset={dataset}: its byte order mark is left out; it is no part of the text")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
 def pick_window(window: int | str, context: int) -> int:
     """Returns the window in tokens. Raises InputError if it is longer than the model's context."""
     if window == "auto":
@@ -64,6 +77,12 @@ def pick_window(window: int | str, context: int) -> int:
     if int(window) > context:
         raise InputError(f"window={window}: this model takes at most {context} tokens; give a smaller window")
     return int(window)
+
+
+def special_tokens(tokenizer: Any, ids: np.ndarray) -> str:
+    """Returns what the protocol says of the tokens that the tokenizer adds to a text, which are measured with it."""
+    bos = "at the start" if len(ids) and ids[0] == tokenizer.bos_token_id else "none"
+    return f"{bos}, an end token after the text" if closes_texts(tokenizer) else bos
 
 
 def tokenize_windows(
@@ -98,7 +117,7 @@ def tokenize_windows(
         windows=count,
         window=window,
         limit=limit,
-        bos="at the start" if len(ids) and ids[0] == tokenizer.bos_token_id else "none",
+        bos=special_tokens(tokenizer, ids),
         dtype=dtype,
         runtime=runtime,
         device=device,

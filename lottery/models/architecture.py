@@ -1,6 +1,7 @@
 """config.json and the tokenizer files of a model are read here with transformers, without its weights."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,20 @@ import torch
 import transformers
 
 from lottery.errors import InputError, MachineError, is_gpu_error, is_out_of_memory
+from lottery.files.reading import read_json
 from lottery.models.checkpoint import TOKENIZER_FILES
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import DTYPES
 
 MOST_LAYERS = 1000  # no model has more; a damaged config.json may name any number
+# Switches of config.json that change what a forward pass returns, and the values that the code here expects.
+RETURNS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False, "use_cache": True}
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+ATTENTION_PACKAGES = {  # value in config.json -> the module that transformers imports for it, the name to install
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+NO_ATTENTION = "remove that key from config.json, and transformers chooses what works here"
 
 
 @contextmanager
@@ -31,13 +41,42 @@ def transformers_errors(folder: Path, what: str) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> Any:
-    """Returns the config object of transformers. Raises InputError for a config.json that cannot be used."""
+    """Returns the config object of transformers. Raises InputError for a config.json that cannot be used.
+
+    Its switches for what a forward pass returns are set to what the code here expects. A `quantization_config` is left
+    out: lottery reads only weights that are not quantized, and transformers would quantize them at loading.
+    """
     with transformers_errors(folder, "config.json"):
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_attention(read_json(folder / "config.json"), f"model={folder}")
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **RETURNS)
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if not 0 < layers <= MOST_LAYERS:
             raise InputError(f"model={folder}: config.json says {layers} layers; give a model with 1 to {MOST_LAYERS}")
         return config
+
+
+def check_attention(config: Mapping[str, Any], what: str) -> None:
+    """Raises InputError, which begins with `what`, where config.json names a way to compute attention that cannot be
+    used here.
+
+    A name with a slash would make transformers fetch code from the hub and run it.
+    """
+    for key in ATTENTION_KEYS:
+        if (named := config.get(key)) in (None, "eager", "sdpa", "flex_attention"):
+            continue
+        package = ATTENTION_PACKAGES.get(named) if isinstance(named, str) else None
+        if package is None:
+            raise InputError(
+                f"{what}: its config.json names {key}={named!r}, which lottery does not use; {NO_ATTENTION}"
+            )
+        module, name = package
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"{what}: its config.json names {key}={named!r}, for which the package {name} is not installed; "
+                f"install it, or {NO_ATTENTION}"
+            )
 
 
 def is_tied(folder: Path) -> bool:
@@ -84,12 +123,36 @@ def read_tokenizer(folder: Path) -> Any | None:
     for a tokenizer that cannot be used."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name != "chat_template.jinja"):
         return None
+    if needs_sentencepiece(folder):
+        what = f"model={folder}: its tokenizer is a SentencePiece model (tokenizer.model) without"
+        if importlib.util.find_spec("sentencepiece") is None:
+            way_out = "run `pip install sentencepiece`, or put the tokenizer.json of the model beside it"
+            raise InputError(f"{what} tokenizer.json; {way_out}")
+        if not (folder / "tokenizer_config.json").is_file():  # transformers would leave out BOS and the leading space
+            raise InputError(f"{what} tokenizer_config.json, which says how it splits texts; put the model's beside it")
     with transformers_errors(folder, "its tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def needs_sentencepiece(folder: Path) -> bool:
+    """Returns whether the tokenizer can only be read with the package sentencepiece.
+
+    A tokenizer.model of tiktoken has the same name, but is text; the other kind begins with a field of protobuf.
+    """
+    model = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").is_file() or not model.is_file():
+        return False
+    with open(model, "rb") as f:
+        return f.read(1) == b"\n"
+
+
 def model_class(config: Any, folder: Path) -> Any:
-    """Returns the class of transformers that config.json names. Raises InputError when there is no such class."""
+    """Returns the class of transformers that config.json names, and without `architectures` the one of its model_type.
+
+    Raises InputError when there is no such class.
+    """
+    if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     architecture = (config.architectures or [None])[0]
     named: Any = getattr(transformers, str(architecture), None)
     if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
@@ -102,6 +165,29 @@ def model_class(config: Any, folder: Path) -> Any:
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     """Returns the token ids of a text. With `special` the tokenizer adds its special tokens, such as a BOS."""
     return tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
+
+
+def closes_texts(tokenizer: Any) -> bool:
+    """Returns whether the tokenizer closes every text with an end token or a separator."""
+    return encode(tokenizer, "a") != encode_prompt(tokenizer, "a")
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Returns the token ids of a text that a model is to continue.
+
+    Some tokenizers close every text with an end token (or a separator). It would tell the model that the text has
+    ended, so it is left out; one that the text itself ends with stays.
+    """
+    ids = encode(tokenizer, text)
+    for closing in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if count_at_end(ids, closing) > count_at_end(encode(tokenizer, text, special=False), closing):
+            ids = ids[:-1]
+    return ids
+
+
+def count_at_end(ids: list[int], token: int | None) -> int:
+    """Returns how many times a token stands at the end."""
+    return next((i for i, id in enumerate(reversed(ids)) if id != token), len(ids))
 
 
 def kind(thing: Any) -> str:

@@ -12,10 +12,11 @@ from lottery.files import disk
 from lottery.files.hashes import sha256_of_files
 from lottery.files.reading import read_json
 from lottery.models import hub
-from lottery.models.families import Place, classify, head_name
-from lottery.models.headers import TensorInfo, read_headers
+from lottery.models.families import Place, classify, embeddings_name, head_name, is_buffer
+from lottery.models.headers import WEIGHT_TYPES, TensorInfo, read_headers
 from lottery.models.hub import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from lottery.models.tensors import Mapped, tensor_from_buffer
+from lottery.progress import say
 
 BUILTIN = Path(__file__).parent.parent / "assets" / "builtin"
 TOKENIZER_FILES = (
@@ -101,6 +102,10 @@ class Base:
             self._check_index(tensors)
         else:
             tensors = dict(outline)
+        if self.config.get("quantization_config"):
+            self._check_quantization(tensors)
+        if tied:
+            tensors = embeddings_from_head(tensors, self.model_type)
         places = classify({name: info.shape for name, info in tensors.items()}, self.model_type)
         self.dropped = [p.name for p in places if p.role == "buffer"]
         heads = [p for p in places if p.role == "lm_head"]
@@ -125,6 +130,20 @@ class Base:
             raise InputError(
                 f"model={self.id}: {tensors[unlisted[0]].shard} holds {unlisted[0]!r}, which {SAFE_WEIGHTS_INDEX_NAME} does not list"
             )
+
+    def _check_quantization(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Raises InputError where another library has quantized the weights; its `quantization_config` alone, which is
+        left in config.json after loading in 8 bits, says nothing and is ignored with a line."""
+        settings = self.config["quantization_config"]
+        by = settings.get("quant_method") if isinstance(settings, dict) else None
+        what = f"model={self.id}: its config.json has a quantization_config ({by or 'of an unknown method'})"
+        for name, info in tensors.items():
+            if info.dtype not in WEIGHT_TYPES and not is_buffer(name, self.model_type):
+                raise InputError(
+                    f"{what}, and its weights are quantized: {name!r} is of type {info.dtype}; "
+                    f"give the model that it was made of, in 16 or 32 bits"
+                )
+        say(f"{what}, which is ignored: its weights are not quantized")
 
     def _check_tied(self, places: Sequence[Place], heads: Sequence[Place], tensors: Mapping[str, TensorInfo]) -> None:
         """Published files may hold a tied head a second time. Raises InputError when that copy is not the same."""
@@ -215,6 +234,15 @@ class Base:
             return self._shards[info.shard].tensor(info)
         except OSError as e:
             raise InputError(f"{self.folder / info.shard}: tensor {name!r} cannot be read ({e})") from e
+
+
+def embeddings_from_head(tensors: Mapping[str, TensorInfo], model_type: str) -> dict[str, TensorInfo]:
+    """Returns the tensors of a tied model. Where its files hold the shared matrix only under the head's name, it gets
+    the name of the embeddings, in the same place of the file."""
+    head, table = head_name(model_type), embeddings_name(model_type, tensors)
+    if head not in tensors or table in tensors:
+        return dict(tensors)
+    return {table if name == head else name: info for name, info in tensors.items()}
 
 
 def shard_names(folder: Path, what: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The tensor names of every known model family: name in a checkpoint -> role, layer and projection."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -176,6 +176,18 @@ def classify(tensors: Mapping[str, Sequence[int]], model_type: str) -> list[Plac
 def head_name(model_type: str) -> str:
     """Returns the name of the head in a checkpoint of the family."""
     return re.sub(r"\{([^,]*),.*\}", r"\1", family(model_type).lm_head) + ".weight"
+
+
+def embeddings_name(model_type: str, tensors: Iterable[str]) -> str:
+    """Returns the name of the embeddings in a checkpoint, with or without the prefix that its other tensors have."""
+    prefix, _, table = family(model_type).embeddings.removeprefix("[").rpartition("]")
+    prefixed = any(name.startswith(prefix) for name in tensors)
+    return f"{prefix if prefixed else ''}{table}.weight"
+
+
+def is_buffer(name: str, model_type: str) -> bool:
+    """Returns whether a tensor is one that transformers computes again."""
+    return any(role == "buffer" and re.fullmatch(pattern, name) for pattern, role, _ in table(model_type))
 
 
 def projection_names(name: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from lottery.errors import InputError, MachineError, path_error
+from lottery.files.reading import parse_json
 from lottery.progress import Advance, progress_bar, say
 
 SAFE_WEIGHTS_NAME = "model.safetensors"
@@ -36,7 +37,7 @@ class Snapshot:
 
 def is_id(model: str) -> bool:
     """Returns whether a text looks like NAME or ORG/NAME, with or without @REVISION (a branch, tag or commit)."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\S+)?", model, re.ASCII) is not None
+    return model.isprintable() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\S+)?", model, re.ASCII) is not None
 
 
 def fetch_snapshot(
@@ -180,7 +181,7 @@ def download_files(what: str, repo: str, folder: Path, names: Sequence[str]) -> 
 def read_json(what: str, path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises InputError, which begins with `what`, when there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError:
         content = None
     if not isinstance(content, dict):

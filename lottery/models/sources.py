@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from lottery.errors import InputError
-from lottery.files.home import resolve_path
+from lottery.files.home import printable, resolve_path
 from lottery.files.reading import read_json
 from lottery.models import architecture, hub
 from lottery.models.checkpoint import BUILTIN, SMALL_FILES, Base, shard_names
@@ -31,7 +31,7 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
     elif match := re.fullmatch(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:])):
         name, revision = f"{match[1]}/{match[2]}", match[3]
     else:
-        name = "builtin" if model == "builtin" else folder.name
+        name = "builtin" if model == "builtin" else printable(folder.name)
     if not (folder / "config.json").exists():
         raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
     check_config(read_json(folder / "config.json"))

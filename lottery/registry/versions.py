@@ -1,11 +1,12 @@
 """This file stores a ticket as a logged model and registers it as a model version; fetching.py gets it back."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def log_model(run: Run, stored: TicketFolder, name: str, params: Mapping[str, st
     return model.model_id
 
 
+def pip_requirements(files: Collection[str]) -> list[str]:
+    """Returns the packages that a ticket with these small files needs where it is served."""
+    names = list(PIP_PACKAGES)
+    if "tokenizer.model" in files and "tokenizer.json" not in files and importlib.util.find_spec("sentencepiece"):
+        names.append("sentencepiece")  # reads such a tokenizer
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]
+
+
 def save_pyfunc(run: Run, stored: TicketFolder, model: Any, temporary: Path) -> Path:
     """Writes the folder of the logged model, without the ticket's shards, below `temporary`; returns the folder."""
     folder, code, small = temporary / "model", temporary / "code" / "lottery", temporary / "ticket"
@@ -155,7 +164,7 @@ def save_pyfunc(run: Run, stored: TicketFolder, model: Any, temporary: Path) -> 
         loader_module="lottery.serve",
         data_path=str(small),
         code_paths=[str(code)],
-        pip_requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in PIP_PACKAGES],
+        pip_requirements=pip_requirements(stored.record["files"]),
         signature=SIGNATURE,
         input_example=(["The meaning of life is"], {"max_new_tokens": 50}),
     )

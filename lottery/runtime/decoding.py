@@ -13,7 +13,7 @@ import transformers
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from lottery.errors import InputError, is_gpu_error, is_out_of_memory
-from lottery.models.architecture import context_length, encode
+from lottery.models.architecture import context_length, encode_prompt
 from lottery.progress import say
 from lottery.runtime.layers import is_int8
 
@@ -167,7 +167,7 @@ def prompt_ids(model: Any, tokenizer: Any, prompt: str, tokens: int) -> list[int
         prompt.encode()
     except UnicodeEncodeError:
         raise InputError("prompt: it holds bytes that are not UTF-8; give text") from None
-    ids = encode(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt)
     if not ids:
         if tokenizer.bos_token_id is None:
             raise InputError("prompt is empty, and the model has no token to begin with; give at least one word")
@@ -202,9 +202,16 @@ def generate(
     check_sampling(temperature, top_p, top_k)
     prompts_ids = [prompt_ids(model, tokenizer, prompt, tokens) for prompt in prompts]
     own = model.generation_config
+    # What is not given here comes from the model's generation_config.json; its switches must not change what returns.
     config = transformers.GenerationConfig(
         max_new_tokens=tokens,
         min_new_tokens=tokens if fixed_length else None,
+        num_beams=1,
+        num_return_sequences=1,
+        use_cache=True,
+        return_dict_in_generate=False,
+        output_attentions=False,
+        output_hidden_states=False,
         do_sample=temperature > 0,
         eos_token_id=own.eos_token_id,
         bos_token_id=own.bos_token_id,

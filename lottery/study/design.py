@@ -143,7 +143,7 @@ def read_study(name: str) -> Study:
     """
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
     try:
-        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
             raise InputError(f"study={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
         # Every scalar stays a text: YAML would read `2:4` as a number of seconds and `no` as false.
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)

@@ -145,16 +145,24 @@ def write_rest(stored: StoredTicket, folder: Path, format: str, ignored: list[st
     """Writes config.json, the other small files, and the card."""
     for name in stored.small_files:
         shutil.copyfile(stored.folder / name, folder / name)
-    if format != "dense":
-        config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if format == "dense":
+        if "quantization_config" in config:  # of the base's files; a reader would quantize the weights by it
+            del config["quantization_config"]
+            write_config(folder, config)
+    else:
         if not config.get("dtype") and not config.get(
             "torch_dtype"
         ):  # otherwise a reader guesses the type from the codes
             config["dtype"] = str(DTYPES[stored.dtype]).removeprefix("torch.")
         config["quantization_config"] = quantization_config(format, ignored)
-        atomic_write(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        write_config(folder, config)
     if card is not None:
         atomic_write(folder / "README.md", card.encode())
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    atomic_write(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def notes(stored: StoredTicket, format: str, eight: set[str], rounding: Rounding) -> list[str]:

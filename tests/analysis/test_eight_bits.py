@@ -22,7 +22,8 @@ def script(name: str) -> Any:
 def test_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("eight_bits")
     monkeypatch.setattr(module, "SPARSITIES", (0.5,))
-    monkeypatch.setattr(speed, "REPEATS", 1)  # no speed is looked at
+    monkeypatch.setattr(speed, "BUDGET_S", 0.0)  # no speed is looked at
+    monkeypatch.setattr(speed, "DECODE_S", 0.0)
     arguments = ["--limit", "7", "--control", "1", "--folder", str(tmp_path)]
     done = CliRunner().invoke(module.main, arguments, catch_exceptions=False)
     tables = [[line.strip("| ").split(" | ") for line in part.splitlines()] for part in done.stdout.split("\n\n")]

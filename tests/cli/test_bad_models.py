@@ -81,7 +81,7 @@ def test_a_missing_tensor(broken: Path, cli: Callable[..., Result]) -> None:
     [
         {"hidden_size": "x"}, {"num_attention_heads": 0}, {"rope_parameters": 5}, {"hidden_act": "nope"},
         {"num_hidden_layers": -1}, {"max_position_embeddings": "abc"}, {"architectures": ["Evil"]}, {"hidden_size": 64},
-        {"architectures": None},
+        {"architectures": ["LlamaConfig"]},
     ],
 )  # fmt: skip
 def test_a_config_that_makes_no_model(change: dict[str, object], broken: Path, cli: Callable[..., Result]) -> None:

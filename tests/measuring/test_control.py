@@ -19,7 +19,7 @@ from lottery.ticket.opening import open_ticket
 from lottery.ticket.packing import matrix_bits
 from tests.support.models import tiny_model
 
-SHORT = ("--dataset", "builtin", "--limit", "6", "--measure", "perplexity", "--register", "none")
+SHORT = ("--dataset", "builtin", "--limit", 12, "--measure", "perplexity", "--register", "none")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_control_has_the_ticket_s_own_counts(
     metrics, client = made["metrics"], mlflow.MlflowClient()
     local = Path(client.download_artifacts(made["run_id"], "control_nll_per_window.npy", str(tmp_path)))
     nll_CN = np.load(local)
-    assert nll_CN.shape == (2, 6)
+    assert nll_CN.shape == (2, 12)
     each = np.exp(nll_CN.mean(1))
     assert metrics["control_perplexity"] == pytest.approx(np.median(each))
     assert (metrics["control_perplexity_lo"], metrics["control_perplexity_hi"]) == (each.min(), each.max())
