@@ -32,14 +32,14 @@ def main() -> None:
 
     from lottery.progress import quiet_libraries
     from lottery.registry import store
-    from lottery.report import answers, figures, frames, heatmaps, images, rankings, results
+    from lottery.report import answers, cliff_answer, figures, frames, heatmaps, images, rankings, results
 
     quiet_libraries()
     client = store.connect(read_only=True)
     found = {name: results.load(client, run_id) for name, run_id in runs.items()}
     budget = found["budget"]
     places = answers.answer_ranking(rankings.rank_targets(frames.records(budget.rows), budget.nll))
-    cliff = answers.answer_cliff(frames.records(found["cliff"].rows))
+    cliff = cliff_answer.answer_cliff(frames.records(found["cliff"].rows))
     drawn = {
         "cliff": figures.plot_cliff(found["cliff"].rows, crossings=cliff.data),
         "locate": heatmaps.plot_targets(found["locate"].rows),

@@ -237,6 +237,16 @@ def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str],
     return json_sha256(fixed)[:12]
 
 
+def short_base(base: str) -> str:
+    """Returns the short name of a base: a hub id without its organization, or the last part of a folder's path."""
+    return base.rstrip("/").split("/")[-1]
+
+
+def run_name(base: str, title: str) -> str:
+    """Returns the name of a ticket's run and of its logged model, which tells tickets of several bases apart."""
+    return f"{short_base(base)} {title}"
+
+
 def dense_id(base_files: Mapping[str, str]) -> str:
     """Returns the 12 hex digits that name the dense base itself, which is the baseline of its tickets."""
     return json_sha256({"format": FORMAT_VERSION, "base": dict(base_files)})[:12]

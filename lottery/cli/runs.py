@@ -77,14 +77,18 @@ def publish(folders: tuple[str, ...], as_json: bool) -> None:
 )
 @json_option
 def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> None:
-    """List the registered tickets, one line each.
+    """List the registered tickets, one line each, grouped by base and protocol.
 
     Example: lottery list --filter "params.target = 'late' and metrics.perplexity_ratio < 1.1" --order ratio
     """
     from lottery.registry import listing, store
 
-    found = listing.search_versions(store.connect(read_only=True), query, name, order)
-    click.echo(json.dumps({"tickets": [asdict(row) for row in found]}) if as_json else listing.list_table(found))
+    client = store.connect(read_only=True)
+    found = listing.search_versions(client, query, name, order)
+    if as_json:
+        click.echo(json.dumps({"tickets": [asdict(row) for row in found]}))
+    else:
+        click.echo(listing.list_tables(found, listing.describe_protocols(client, found)))
 
 
 @click.command()

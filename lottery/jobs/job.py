@@ -10,7 +10,7 @@ from lottery.measuring.setup import Setup, make_setup
 from lottery.models.checkpoint import Base
 from lottery.models.families import Place
 from lottery.registry import lookup, store, versions
-from lottery.spec import Spec, ticket_id
+from lottery.spec import Spec, run_name, ticket_id
 from lottery.ticket.stored import StoredTicket
 
 
@@ -27,6 +27,10 @@ class Job:
     cache: Cache
     tags: dict[str, str]  # the tags with which its run begins
     name: str | None  # the registered model that will hold it
+
+    @property
+    def run_name(self) -> str:
+        return run_name(self.tags["base"], self.spec.title)
 
 
 def prepare_job(spec: Spec, cache: Cache | None = None) -> Job:

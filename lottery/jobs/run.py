@@ -53,7 +53,7 @@ def run(
     job = replace(job, tags=job.tags | ({"study": study} if study else {}))
     record_other_measurement(client, job, destination.folder)
     id, run_tags = new_id(), dict(extra_tags or {})
-    opened = runs.open_run(client, id, job.spec.title, job.spec.params(), job.tags | run_tags, job.spec)
+    opened = runs.open_run(client, id, job.run_name, job.spec.params(), job.tags | run_tags, job.spec)
     # Two runs of one ticket take turns. Otherwise both would register it, and one would delete the other's files.
     with opened as mlflow_run, process_lock(job.ticket):
         stored, timings = make_ticket(job, destination)
@@ -192,7 +192,7 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
     return Measurement(
         kind="ticket",
         ticket=job.ticket,
-        name=spec.title,
+        name=job.run_name,
         title=spec.title,
         params=params,
         tags=job.tags | verdict_tags(ticket, spec, setup),

@@ -15,7 +15,7 @@ from lottery.models.checkpoint import Base
 from lottery.models.hub import read_licence
 from lottery.progress import say
 from lottery.runtime.load import TensorSource
-from lottery.spec import dense_id
+from lottery.spec import dense_id, short_base
 from lottery.ticket.stored import StoredTicket
 
 PROTOCOL_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "measure", "device")
@@ -173,7 +173,7 @@ def dense_measurement(base: Base, dense: ModelResult, setup: Setup, params: Mapp
     return Measurement(
         kind="dense",
         ticket=dense_id(base.files),
-        name=f"dense {base.id}{f' w{protocol.window}' if protocol else ''}",
+        name=f"dense {short_base(base.id)}{f' w{protocol.window}' if protocol else ''}",
         title="dense",
         params={k: v for k, v in params.items() if k in PROTOCOL_PARAMS} | {"sparsity": "0"},
         tags=tags,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lottery.measuring.measurement import Measurement
+from lottery.measuring.numbers import format_interval, format_metric, format_ratio, format_speed
 from lottery.measuring.verdict import NOT_JUDGED, describe_verdict
 
 LABEL = "coherent, to a reader:"
@@ -27,19 +28,6 @@ def megabytes(value: float | None) -> str:
     return "" if value is None else f"{value / 1e6:,.2f}"
 
 
-def format_interval(metrics: Mapping[str, float], name: str, digits: int) -> str:
-    if name not in metrics:
-        return ""
-    text = f"{metrics[name]:,.{digits}f}"
-    if f"{name}_lo" in metrics:
-        text += f" [{metrics[f'{name}_lo']:,.{digits}f}, {metrics[f'{name}_hi']:,.{digits}f}]"
-    return text
-
-
-def format_metric(metrics: Mapping[str, float], name: str, digits: int) -> str:
-    return f"{metrics[name]:,.{digits}f}" if name in metrics else ""
-
-
 def result_table(found: Measurement) -> Table:
     """Returns a table with the dense row first, then the ticket's. Columns without a figure are left out."""
     table = Table(box=box.MARKDOWN)
@@ -52,9 +40,9 @@ def result_table(found: Measurement) -> Table:
         "bits/byte": lambda title, m: format_metric(m, "bits_per_byte", 4),
         "file MB": lambda title, m: megabytes(m.get("disk_bytes")),
         "in memory MB": lambda title, m: megabytes(m.get("weights_bytes")),
-        "prefill tok/s": lambda title, m: format_metric(m, "prefill_tok_s", 0),
-        "decode tok/s [quartiles]": lambda title, m: format_interval(m, "decode_tok_s", 0),
-        "floor tok/s": lambda title, m: format_metric(m, "decode_floor_tok_s", 0),
+        "prefill tok/s": lambda title, m: format_speed(m, "prefill_tok_s"),
+        "decode tok/s [quartiles]": lambda title, m: format_speed(m, "decode_tok_s"),
+        "floor tok/s": lambda title, m: format_speed(m, "decode_floor_tok_s"),
     }
     rows = [("dense", found.dense)] if found.dense else []
     rows.append((found.title, found.metrics))
@@ -116,7 +104,11 @@ def verdict_line(found: Measurement) -> str:
     """Returns the line that says whether the ticket wins, or why it is not judged and what would judge it."""
     m, verdict = found.metrics, describe_verdict(found.tags)
     allowed = f"allowed is {1 + float(found.params.get('tolerance', 0.1)):g}"
-    upper = f"the ratio's upper end is {m['perplexity_ratio_hi']:.4f}, {allowed}" if "perplexity_ratio_hi" in m else ""
+    upper = (
+        f"the ratio's upper end is {format_ratio(m['perplexity_ratio_hi'])}, {allowed}"
+        if "perplexity_ratio_hi" in m
+        else ""
+    )
     if verdict.startswith(NOT_JUDGED):
         way_out = (
             "limit=none measures them all" if "limited" in found.tags else "give a longer text or a smaller window"

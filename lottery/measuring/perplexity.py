@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from lottery.measuring.intervals import bootstrap_interval
+from lottery.measuring.numbers import format_perplexity
 from lottery.models import devices
 from lottery.progress import Advance
 
@@ -58,7 +59,7 @@ def nll_per_window(model: Any, ids_NT: np.ndarray, advance: Advance) -> np.ndarr
         ids = torch.from_numpy(ids_NT[first : first + batch]).to(model.device)
         nll_N[first : first + batch] = nll_of_tokens(model, ids).double().mean(1).cpu().numpy()
         mean = nll_N[: first + len(ids)].mean()
-        advance(len(ids), f"perplexity {exp(mean):.2f}")
+        advance(len(ids), f"perplexity {format_perplexity(exp(mean))}")
     return nll_N
 
 

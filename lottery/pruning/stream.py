@@ -67,7 +67,7 @@ def prune_source(
     selection = Selection(spec, source, chosen, survivors)
     groups = group_tensors(source, spec, chosen)
     writer = Writer(folder, parts_of_all(source, spec, places, groups))
-    title = title or f"prune {spec.target} to {spec.sparsity:.0%} by {spec.method}"
+    title = title or f"prune {spec.target} to {100 * spec.sparsity:g}% by {spec.method}"
     entries = write_tensors(source, spec, places, groups, selection, writer, title)
     warn_if_sparser(spec, chosen, selection, entries)
     write_rest(source, spec, chosen, entries, folder)
@@ -180,8 +180,9 @@ def select_survivors(
 def warn_if_sparser(
     spec: Spec, chosen: Sequence[Place], selection: Selection, entries: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Warns where the source had more zeros than the sparsity asks for."""
-    if not selection.sparser:
+    """Warns where the source had more zeros than the sparsity asks for. A sparsity of 0 asks for none: the zeros that
+    trained weights happen to hold are then no news."""
+    if not selection.sparser or not spec.sparsity:
         return
     which = (
         "the targeted tensors together"

@@ -8,6 +8,7 @@ from typing import Any
 
 from lottery.measuring.console import LABEL, format_ranges, label_line, render, result_table, summary_lines
 from lottery.measuring.measurement import Measurement
+from lottery.measuring.numbers import format_perplexity, format_ratio
 
 LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # MLflow's database columns hold at most so many characters
 
@@ -56,8 +57,8 @@ def summary(found: Measurement, base: str) -> str:
     about = f"{found.title} of {base}"
     if found.kind == "dense":
         about = f"{base} as it is, the dense baseline"
-    perplexity = f": perplexity {m['perplexity']:,.2f}" if "perplexity" in m else ""
-    ratio = f", {m['perplexity_ratio']:.4f} of dense" if perplexity and "perplexity_ratio" in m else ""
+    perplexity = f": perplexity {format_perplexity(m['perplexity'])}" if "perplexity" in m else ""
+    ratio = f", {format_ratio(m['perplexity_ratio'])} of dense" if perplexity and "perplexity_ratio" in m else ""
     return escape_markdown(f"{about}{perplexity}{ratio}.")
 
 

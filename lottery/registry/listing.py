@@ -1,7 +1,8 @@
 """This file lists the registered tickets: one row for each version, with the figures of its ticket."""
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,11 @@ from rich import box
 from rich.table import Table
 
 from lottery.errors import InputError
-from lottery.measuring.console import format_interval, megabytes, render
+from lottery.measuring.console import megabytes, render
+from lottery.measuring.numbers import format_interval
+from lottery.measuring.verdict import describe_verdict
 from lottery.registry.logged_models import logged_model_id
+from lottery.registry.protocols import describe_protocol
 from lottery.registry.store import Client, every_page
 from lottery.registry.verdicts import JUDGED_BY
 
@@ -31,6 +35,8 @@ class VersionRow:
     model_id: str
     ticket: str
     base: str
+    run_id: str
+    protocol: str
     params: dict[str, str]
     metrics: dict[str, float]
     dataset: str | None
@@ -100,21 +106,63 @@ def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRo
         model_id=model.model_id,
         ticket=tags["ticket"],
         base=tags.get("base", ""),
+        run_id=run_id,
+        protocol=tags.get("protocol") or (first.dataset_digest if first else ""),
         params={name: model.params[name] for name in COLUMNS if name in model.params},
         metrics={m.key: m.value for m in metrics if m.run_id == run_id},
         dataset=first.dataset_name if first else None,
         arithmetic=tags.get("arithmetic", ""),
-        winner=tags.get("winner"),
+        winner=describe_verdict(tags) or None,
         coherent=tags.get("coherent"),
         outcome=tags.get("outcome"),
         aliases=aliases,
     )
 
 
-def list_table(rows: Sequence[VersionRow]) -> str:
-    """Returns a table with one line for each version. A column that holds only a usual value (`usual`) is left out."""
+def describe_protocols(client: Client, rows: Sequence[VersionRow]) -> dict[tuple[str, str], str]:
+    """Returns (base, protocol) -> the protocol in a line for people, read from one run of each."""
+    lines = {}
+    for key, members in group_rows(rows).items():
+        if key[1]:
+            lines[key] = members[0].dataset or ""
+            with contextlib.suppress(MlflowException):  # somebody has deleted that run
+                lines[key] = describe_protocol(client.get_run(members[0].run_id)) or lines[key]
+    return lines
+
+
+def group_rows(rows: Sequence[VersionRow]) -> dict[tuple[str, str], list[VersionRow]]:
+    """Returns (base, protocol) -> the rows in their order, by the name of the base; those without figures come last."""
+    groups: dict[tuple[str, str], list[VersionRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.base, row.protocol].append(row)
+    return {
+        key: groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1], groups[key][0].dataset or ""))
+    }
+
+
+def list_tables(rows: Sequence[VersionRow], protocols: Mapping[tuple[str, str], str]) -> str:
+    """Returns a table for each base and protocol, since perplexities of two do not compare, with one line for each version.
+
+    `protocols` is what `describe_protocols` returns. A column that holds only a usual value (`usual`) is left out.
+    """
     if not rows:
         return "no registered ticket matches"
+    columns = shown_columns(rows)
+    parts = []
+    for (base, protocol), members in group_rows(rows).items():
+        measured = f"protocol {protocol}: {protocols[base, protocol]}" if protocol else "not measured"
+        table = Table(box=box.MARKDOWN)
+        for name in columns:
+            numeric = name in ("sparsity", "perplexity [95%]", "ratio to dense [95%]", "file MB")
+            table.add_column(name, justify="right" if numeric else "left")
+        for row in members:
+            table.add_row(*(of(row) for of in columns.values()))
+        parts.append(f"{base}, {measured}\n{render(table).strip()}")
+    return "\n\n".join(parts)
+
+
+def shown_columns(rows: Sequence[VersionRow]) -> dict[str, Callable[[VersionRow], str]]:
+    """Returns the columns of the tables: name -> the cell of a row."""
     several = len({r.arithmetic for r in rows} - {""}) > 1
     columns: dict[str, Callable[[VersionRow], str]] = {
         "ticket": lambda r: r.uri.removeprefix("models:/"),
@@ -123,7 +171,6 @@ def list_table(rows: Sequence[VersionRow]) -> str:
         **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
         "perplexity [95%]": lambda r: format_interval(r.metrics, "perplexity", 2) or r.outcome or "",
         "ratio to dense [95%]": lambda r: format_interval(r.metrics, "perplexity_ratio", 4),
-        "on": lambda r: r.dataset or "",
         "arithmetic": lambda r: r.arithmetic if several else "",
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
         "winner": lambda r: r.winner or "",
@@ -137,14 +184,7 @@ def list_table(rows: Sequence[VersionRow]) -> str:
         "quantize": "none",
         "storage": "packed",
     }
-    table = Table(box=box.MARKDOWN)
-    shown = {n: of for n, of in columns.items() if n == "winner" or {of(r) for r in rows} - {"", usual.get(n, "")}}
-    for name in shown:
-        numeric = name in ("sparsity", "perplexity [95%]", "ratio to dense [95%]", "file MB")
-        table.add_column(name, justify="right" if numeric else "left")
-    for row in rows:
-        table.add_row(*(of(row) for of in shown.values()))
-    return render(table)
+    return {n: of for n, of in columns.items() if n == "winner" or {of(r) for r in rows} - {"", usual.get(n, "")}}
 
 
 def column(name: str) -> Callable[[VersionRow], str]:

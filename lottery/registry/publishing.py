@@ -21,6 +21,7 @@ from lottery.progress import progress_bar
 from lottery.registry import cards, labels, lookup, runs, store, verdicts, versions
 from lottery.registry.recovery import recover_logged_model
 from lottery.registry.views import NOTE_TAG
+from lottery.spec import run_name
 from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS
 
@@ -76,7 +77,7 @@ def log_ticket(
         model_id = recover_logged_model(run, stored) if resumed else None
         if model_id is None:
             with progress_bar(f"register {name}"):
-                model_id = versions.log_model(run, stored, found.title, found.params, found.tags)
+                model_id = versions.log_model(run, stored, run_name(about["id"], found.title), found.params, found.tags)
     person = labels.find_labels(client, found.tags, model_id if known else None)
     found = replace(found, tags=found.tags | person)
     targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]

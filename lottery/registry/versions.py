@@ -24,6 +24,7 @@ from lottery.files.hashes import file_sha256
 from lottery.registry import views
 from lottery.registry.logged_models import TICKET, delete_model, find_model, local_path, logged_model_id
 from lottery.registry.runs import Run
+from lottery.spec import short_base
 from lottery.ticket.folder import TicketFolder
 from lottery.ticket.record import MEASUREMENTS, RECORD
 
@@ -72,7 +73,7 @@ def model_name(register: str, base: str) -> str:
 
     Raises InputError if a registered model cannot have that name.
     """
-    return check_name("ticket-" + re.sub(FORBIDDEN, "-", base.split("/")[-1]) if register == "auto" else register)
+    return check_name("ticket-" + re.sub(FORBIDDEN, "-", short_base(base)) if register == "auto" else register)
 
 
 def find_version(client: MlflowClient, name: str, ticket: str) -> tuple[str, str] | None:
@@ -109,20 +110,20 @@ def link_or_copy(source: Path, dest: Path) -> None:
         shutil.copyfile(source, dest)
 
 
-def plain_name(title: str) -> str:
-    """Returns a title as MLflow allows it for a logged model: `late 33.5%` becomes `late 33_5`."""
-    return re.sub(r"[/:.'\"]", "_", title.replace("%", ""))
+def plain_name(name: str) -> str:
+    """Returns a run's name as MLflow allows it for a logged model: `builtin late 33.5%` becomes `builtin late 33_5`."""
+    return re.sub(r"[/:.'\"]", "_", name.replace("%", ""))
 
 
-def log_model(run: Run, stored: TicketFolder, title: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-    """Stores the ticket as a logged model of the run, named by `title`; returns its id.
+def log_model(run: Run, stored: TicketFolder, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+    """Stores the ticket as a logged model of the run, named by `name`; returns its id.
 
     Nothing is pickled, and on a local disk the weights are not copied if they can be linked. The logged model also
     holds the code of this package (without the embedded model), so `mlflow.pyfunc` needs no installed lottery.
     """
     pinned = dict(tags) | {"sha256": file_sha256(stored.folder / RECORD)}  # `fetch` compares with this hash
     model = mlflow.initialize_logged_model(
-        name=plain_name(title), source_run_id=run.id, params=dict(params), tags=pinned
+        name=plain_name(name), source_run_id=run.id, params=dict(params), tags=pinned
     )
     try:
         with tempfile.TemporaryDirectory() as temporary:

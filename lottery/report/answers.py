@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from lottery.measuring.intervals import RESAMPLES, difference_interval
-from lottery.report.cliffs import find_cliffs, main_cliffs
-from lottery.report.grouping import Row, group_by, keep_main_protocol, measured_tickets, number, setting
+from lottery.measuring.numbers import format_ratio
+from lottery.report.cliffs import main_cliffs
+from lottery.report.grouping import Row, group_by, measured_tickets, number, setting
 from lottery.report.rankings import LEAST_TARGETS, Nll, Ranking, compare_rankings
-from lottery.report.wording import format_range, format_ratio, natural_list, percent, pluralize
+from lottery.report.wording import format_range, natural_list, percent, pluralize
+
+NOT_KNOWN = "not known: this needs "
 
 
 @dataclass(frozen=True)
@@ -41,61 +44,23 @@ class Answer:
         return bool(self.short)
 
 
-def answer_cliff(rows: Sequence[Row]) -> Answer:
-    question = "How much can be cut?"
-    found = main_cliffs(rows)
+def open_line(found: Sequence[tuple[str, str]]) -> str:
+    """Returns (question, sentence) pairs of unknown answers as one line that names what each would need, "" for none."""
     if not found:
-        return Answer(question, "", "not known: this needs tickets of one target at two sparsities or more", "")
-    sentences = []
-    for c in found:
-        allowed = f"perplexity is {percent(c.tolerance)} over the dense model's"
-        how = f" ({c.setting})" if c.setting else ""
-        if c.at is None:
-            more = f"more than {percent(c.most)}" if c.most < 1 else "all"
-            sentences.append(f"{c.base}: {more} of `{c.target}`{how}; no ticket reached where {allowed}.")
-            continue
-        low = percent(c.lo, 1) if c.lo is not None else "not known"
-        about = "about " if c.wide else ""
-        sentences.append(
-            f"{c.base}: {about}{percent(c.at, 1)} of the weights of `{c.target}`{how} can go before {allowed}; "
-            f"a winner, by the upper end of the interval, up to {low}."
-        )
-    known = [c.at for c in found if c.at is not None]
-    least = min(c.most for c in found)
-    short = f"over {percent(least)}" if least < 1 else "all"
-    if known and len(known) < len(found):
-        short = f"{min(*known, least):.0%} or more"
-    elif known:
-        short = percent(min(known)) if min(known) == max(known) else f"{min(known):.0%} to {max(known):.0%}"
-        short = f"{known[0]:.0%}" if len(known) == 1 else short
-    if known:
-        short = f"about {short}" if any(c.wide for c in found) else short
-    sure = [
-        f"{c.base}: the band {c.text.split(' ', 1)[1]} is where the two ends of the ratio's 95% interval cross; tickets at "
-        f"{percent(c.bracket[0])} and {percent(c.bracket[1])} stand on either side, joined by a straight line in the log of the ratio"
-        + (
-            ". These tickets are far apart: the curve bends upwards between them, so the cliff is more likely higher than lower."
-            if c.wide
-            else "."
-        )
-        for c in found
-        if c.at is not None and c.bracket
-    ]
-    every = [c.__dict__ | {"chief": c in found} for c in find_cliffs(keep_main_protocol(rows))]
-    targets, tolerances = dict.fromkeys(c.target for c in found), dict.fromkeys(c.tolerance for c in found)
-    about = f"of {natural_list(f'`{t}`' for t in targets)} can go before perplexity is {natural_list(map(percent, tolerances))} higher"
-    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(every), about)
+        return ""
+    needs = "; ".join(f'"{question}" needs {sentence.removeprefix(NOT_KNOWN)}' for question, sentence in found)
+    return f"Not answered here: {needs}."
+
+
+def unknown(question: str, needs: str) -> Answer:
+    """Returns the answer to a question that the tickets leave open; `needs` says what would answer it."""
+    return Answer(question, "", f"{NOT_KNOWN}{needs}", "")
 
 
 def answer_ranking(found: Sequence[Ranking]) -> Answer:
     question = "Where is it?"
     if not found:
-        return Answer(
-            question,
-            "",
-            "not known: this needs tickets of two targets at one sparsity, with the NLL of their windows",
-            "",
-        )
+        return unknown(question, "tickets of two targets at one sparsity, with the NLL of their windows")
     sentences, sure = [], []
     for (base, by, cells, how), members in group_by(found, lambda r: (r.base, r.by, r.cells, r.setting)).items():
         equal = "at equal budget" if by == "budget" else "at equal sparsity"
@@ -175,15 +140,14 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
     question = "Is it the same in every model?"
     bases = list(dict.fromkeys(r.base for r in found))
     if len(bases) < 2:
-        only = f"only {bases[0]} has" if bases else "no model has"
-        return Answer(question, "", f"not known: {only} targets that were ranked; this needs two models", "")
+        return unknown(question, f"two models whose targets were ranked{f', not only {bases[0]}' if bases else ''}")
     data = []
     for members in group_by(found, lambda r: (r.by, r.level, r.cells, r.setting)).values():
         for first, second in combinations(members, 2):
             if first.base != second.base and (row := compare_rankings(first, second, resamples)):
                 data.append(row)
     if not data:
-        return Answer(question, "", f"not known: no two models have {LEAST_TARGETS} targets in common at one level", "")
+        return unknown(question, f"two models that have {LEAST_TARGETS} targets in common at one level")
     taus = [row["tau"] for row in data]
     alike, against = sum(row["lo"] > 0 for row in data), sum(row["hi"] < 0 for row in data)
     one = data[0]
@@ -244,7 +208,7 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
                 }
             )  # fmt: skip
     if not data:
-        return Answer(question, "", "not known: no ticket was measured both in 16 and in 8 bits", "")
+        return unknown(question, "a ticket that was measured both in 16 and in 8 bits")
     parts, sure = [], []
     for kind, of_kind in group_by(data, lambda r: r["arithmetic"]).items():
         worst = max(of_kind, key=lambda r: r["ratio"])
@@ -273,10 +237,10 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
     of_all = [c for c in main_cliffs(rows) if c.at is not None]
     known = sorted((c for c in of_all if c.parameters), key=lambda c: c.parameters or 0)
     if len({c.parameters for c in known}) < 2:
-        lack = "this needs two models whose cliff was found"
+        lack = "two models whose cliff was found"
         if len(of_all) > len(known):
-            lack = "the runs do not say how many weights their models have"
-        return Answer(question, "", f"not known: {lack}", "")
+            lack = "the sizes of the models: the runs do not say how many weights they have"
+        return unknown(question, lack)
     pairs = [(a, b) for a, b in combinations(known, 2) if a.parameters != b.parameters]
     ends = [(c.lo if c.lo is not None else -math.inf, c.hi if c.hi is not None else math.inf) for c in known]
     place = {c.base: e for c, e in zip(known, ends, strict=True)}

@@ -1,10 +1,11 @@
 """Finds the cliff of a target: where its curve of ratio against sparsity crosses what a winner may lose."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lottery.report.grouping import Row, group_by, keep_main_protocol, number, setting
+from lottery.report.judging import reasons_not_judged
 from lottery.report.wording import percent
 
 REFINED = 0.025  # sparsity: between two tickets that are closer, a straight line is as exact as the intervals
@@ -27,8 +28,11 @@ class Cliff:
     lo: float | None
     hi: float | None
     bracket: tuple[float, float] | None
-    most: float  # the highest sparsity that was measured
+    least: float  # the lowest sparsity that was measured, above 0 if there is one
+    most: float  # the highest
     tickets: int
+    wins: float | None  # the highest sparsity at which the upper end of a ticket's interval is at most 1 + tolerance
+    not_judged: str  # why its tickets have no verdict ("not judged: 8 of 54 windows"), "" if they have one
 
     @property
     def wide(self) -> bool:
@@ -99,11 +103,21 @@ def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
                 lo=early[0] if early else None,
                 hi=late[0] if late else None,
                 bracket=middle[1:] if middle else None,
+                least=next((s for s in at if s), 0.0),
                 most=at[-1],
                 tickets=len(members),
+                wins=highest_winner(points, tolerance),
+                not_judged=next(iter(reasons_not_judged(members)), ""),
             )
         )
     return found
+
+
+def highest_winner(points: Mapping[float, Row], tolerance: float) -> float | None:
+    """Returns the highest sparsity of a ticket whose interval ends within the tolerance, None if there is no such ticket.
+    `points`: sparsity -> the row; the dense base itself, which is no ticket, has no kind."""
+    upper = {s: number(r, "perplexity_ratio_hi") for s, r in points.items() if r.get("kind") == "ticket"}
+    return max((s for s, hi in upper.items() if hi is not None and hi <= 1 + tolerance), default=None)
 
 
 def main_cliffs(rows: Sequence[Row]) -> list[Cliff]:

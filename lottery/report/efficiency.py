@@ -18,6 +18,7 @@ from lottery.report.style import (
     colours,
     format_tick,
     legend,
+    mark_beyond,
     of_tickets,
     panels,
     ratio_axis,
@@ -45,6 +46,7 @@ def plot_pareto(rows: Rows) -> Figure:
                 axes.scatter(g["disk_bytes"] / 1e6, g["perplexity_ratio"], s=42, marker=QUANTIZED_MARKERS.get(quantize, "X"),
                              facecolor=looks[target][0] if quantize == "none" else "white", edgecolor=looks[target][0],
                              linewidth=1.5, zorder=3)  # fmt: skip
+                mark_beyond(axes, g["disk_bytes"] / 1e6, g["perplexity_ratio"], looks[target][0])
             front = frontier(part)
             axes.step(
                 front["disk_bytes"] / 1e6, front["perplexity_ratio"], where="post", color=INK, linewidth=1.1, zorder=2

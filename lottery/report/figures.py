@@ -17,15 +17,18 @@ from lottery.report.style import (
     LINES,
     PALE,
     QUANTIZED_MARKERS,
+    TOP,
     Rows,
     clean_label,
     colours,
     format_tick,
     legend,
+    mark_beyond,
     of_tickets,
     panels,
     ratio_axis,
     short_name,
+    short_ratio,
     split,
     styled,
     ticks,
@@ -55,6 +58,7 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
                 label = clean_label(name)[:40] + (f": {at[name]:.1%}" if name in at else "")
                 handles += axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, markersize=5)
+                mark_beyond(axes, x, y, colour)
                 values += [*y, *points["perplexity_ratio_lo"].dropna(), *points["perplexity_ratio_hi"].dropna()]
             axes.axhline(1 + tolerance, color=PALE, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.text(0.0, 1 + tolerance, f" {1 + tolerance:g}", va="bottom", ha="left", color=PALE, fontsize=9)
@@ -66,7 +70,7 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
                 axes.axvspan(lo, hi, ymax=0.5, color=colour, alpha=0.25, linewidth=0)
                 if at:
                     continue
-                axes.annotate(f"{c['at']:.1%}", (c["at"], 1 + c["tolerance"]), xytext=(-8, 16), textcoords="offset points",
+                axes.annotate(f"crosses at {c['at']:.1%}", (c["at"], 1 + c["tolerance"]), xytext=(-8, 16), textcoords="offset points",
                               ha="right", color=colour, fontweight="bold",
                               arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1})  # fmt: skip
             ratio_axis(axes, values)
@@ -101,6 +105,11 @@ def plot_ranking(rows: Rows) -> Figure:
             part = part.sort_values("rank")
             for i, r in enumerate(part.to_dict("records")):
                 colour, marker, _ = looks[component_of(r["target"])]
+                if r["ratio"] > TOP:  # the axis ends there: see `ratio_axis`
+                    edge: Any = axes.get_yaxis_transform()
+                    axes.plot(1, i, marker=">", color=colour, markersize=8, transform=edge, clip_on=False)
+                    axes.annotate(short_ratio(r["ratio"]), (1, i), xycoords=edge, xytext=(-8, 0), textcoords="offset points",
+                                  ha="right", va="center", color=colour, fontsize=9)  # fmt: skip
                 axes.errorbar(r["ratio"], i, xerr=[[max(r["ratio"] - r["lo"], 0)], [max(r["hi"] - r["ratio"], 0)]], color=colour,
                               marker=marker, capsize=3, linewidth=1.5)  # fmt: skip
                 if i + 1 < len(part) and not r["before_next"]:
@@ -108,7 +117,7 @@ def plot_ranking(rows: Rows) -> Figure:
                               transform=axes.get_yaxis_transform())  # fmt: skip
             axes.set_yticks(range(len(part)), [clean_label(t)[:30] for t in part["target"]])
             axes.set_ylim(len(part) - 0.5, -0.5)
-            low, high = min(part["lo"].min(), 1.0), part["hi"].max()
+            low, high = min(part["lo"].min(), 1.0), min(part["hi"].max(), TOP)
             axes.set_xscale("log")
             pad = (high / low) ** 0.05
             axes.set_xlim(low / pad, high * pad)
@@ -150,7 +159,7 @@ def plot_quantization(rows: Rows) -> Figure:
                 )  # fmt: skip
             axes.axhline(1, color=PALE, linewidth=1)
             axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4f}".rstrip("0").rstrip(".")))
+            ratio_axis(axes, [*part["ratio"], *part["lo"], *part["hi"]])
             axes.set_xlabel("zeros among the targeted weights")
             axes.set_ylabel("perplexity in 8 / in 16 bits")
             axes.set_title(clean_label(base))

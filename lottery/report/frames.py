@@ -1,14 +1,12 @@
 """Turns MLflow runs into rows of a data frame, and back into plain records."""
 
-import contextlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from lottery.measuring.protocol import count_windows
+from lottery.registry.protocols import describe_protocol
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
@@ -96,21 +94,11 @@ def to_number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def describe_protocol(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
-    """Returns (protocol's id, base) -> the protocol in a line for people, from the dataset that MLflow keeps with the
-    run. The base is part of the key because the number of tokens of a text depends on the tokenizer."""
-    id, base = run.data.tags.get("protocol"), base or run.data.tags.get("base", "")
-    for given in run.inputs.dataset_inputs if run.inputs else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            p = json.loads(given.dataset.profile)
-            windows = count_windows(p["windows"], p["tokens"] // p["window"])
-            name = json.loads(given.dataset.source)["tags"]["dataset"]
-            line = (
-                f"{name}: {p['tokens']:,} tokens, {windows} of {p['window']}, BOS {p['bos']}, "
-                f"{p['dtype']} on {p['device']}"
-            )
-            return {(id, base): line + (f", runtime {p['runtime']}" if p["runtime"] != "dense" else "")} if id else {}
-    return {}
+def protocol_lines(run: Any, base: str | None = None) -> dict[tuple[str, str], str]:
+    """Returns (protocol's id, base) -> the protocol in a line for people. The base is part of the key because the number
+    of tokens of a text depends on the tokenizer."""
+    id, line = run.data.tags.get("protocol"), describe_protocol(run)
+    return {(id, base or run.data.tags.get("base", "")): line} if id and line else {}
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -16,12 +16,14 @@ from lottery.report.style import (
     COLOURS,
     GRID,
     PALE,
+    TOP,
     Rows,
     clean_label,
     format_tick,
     of_tickets,
     panels,
     short_name,
+    short_ratio,
     split,
     styled,
     ticks,
@@ -69,12 +71,8 @@ def draw_heatmap(
     return image
 
 
-def short_ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 1.2 else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
-
-
 def colour_scale(values: Iterable[float], least: float = 1.05) -> LogNorm:
-    known = [v for v in values if math.isfinite(v) and v > 0]
+    known = [min(v, TOP) for v in values if math.isfinite(v) and v > 0]
     return LogNorm(min([1.0, *known]), max([least, *known]))
 
 

@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lottery import __version__
+from lottery.measuring.numbers import format_ratio
+from lottery.measuring.verdict import LEAST_WINDOWS
 from lottery.report import (
     answers,
     drawings,
@@ -18,16 +20,17 @@ from lottery.report import (
     frames,
     grouping,
     images,
+    judging,
     rankings,
     rendering,
     results,
     study_plans,
     tables,
-    wording,
 )
+from lottery.report.cliff_answer import answer_cliff
 from lottery.report.drawings import draw, heatmap_drawings, section, split_by_model
 from lottery.report.grouping import number
-from lottery.report.wording import natural_list, pluralize
+from lottery.report.wording import natural_list
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 FIRST_SAMPLES = 3  # tickets shown next to the dense model; the others are folded
@@ -47,9 +50,8 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
     every = [*sheets, *(s.table for s in sections if s.table), *(table for _, table in speeds), *others]
     page = template().render(
         title=title(found), name=", ".join(s.name for s in found.studies) or "tickets",
-        facts=facts(found, list(dict.fromkeys(r["base"] for r in rows))),
-        answered=[s for s in sections if s.answer.known], open=[s for s in sections if not s.answer.known],
-        places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
+        facts=facts(found, rows), not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
+        answered=[s for s in sections if s.answer.known],         places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
         speeds=speeds, others=others, samples=samples(found),
         protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())],
         apart=protocols_note(found), limits=caveats(rows), version=__version__,
@@ -57,7 +59,10 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
     files = {"index.html": page.encode()} | rendering.table_files(every)
     for name, drawing in drawn.items():
         files |= {f"figures/{name}.svg": images.to_svg(drawing).encode(), f"figures/{name}.png": images.to_png(drawing)}
-    return files, summarize(found, sections, absent, left, files)
+    return files, {
+        **summarize(found, sections, absent, left, files),
+        "not_judged": judging.not_judged_note(rows) or None,
+    }
 
 
 def answer_sections(
@@ -67,7 +72,7 @@ def answer_sections(
     chief = grouping.keep_main_protocol(grouping.measured_tickets(rows))
     ranked = rankings.rank_targets(chief, found.nll)
     return [
-        section("cliff", answers.answer_cliff(rows), found, drawn),
+        section("cliff", answer_cliff(rows), found, drawn),
         section("where", answers.answer_ranking(ranked), found, drawn),
         section("agreement", answers.answer_agreement(ranked), found, drawn),
         section("eight_bits", answers.answer_quantization(rows, found.nll), found, drawn),
@@ -214,7 +219,7 @@ def samples(found: results.Results) -> list[dict[str, Any]]:
                 entry = texts.setdefault(sample["prompt"], {"dense": "", "tickets": []})
                 entry["dense"] = entry["dense"] or sample.get("dense", "")
                 ratio = number(r, "perplexity_ratio")
-                about = [f"ratio {wording.format_ratio(ratio)}"] if ratio else []
+                about = [f"ratio {format_ratio(ratio)}"] if ratio else []
                 about += [f"coherent: {r['coherent']}"] if r.get("coherent") else []
                 entry["tickets"].append(
                     {"title": r["title"], "about": ", ".join(about), "text": sample.get("text", "")}
@@ -233,6 +238,11 @@ def spread(items: Sequence[Any]) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (FIRST_SAMPLES - 1))] for i in range(FIRST_SAMPLES)]
 
 
+def unanswered(found: Sequence[answers.Answer]) -> str:
+    """Returns the open questions in one line, each with what would answer it, "" if there is none."""
+    return answers.open_line([(a.question, a.sentence) for a in found if not a.known])
+
+
 def title(found: results.Results) -> str:
     questions = [s.question for s in found.studies if s.question]
     if len(found.studies) > 1:
@@ -240,10 +250,9 @@ def title(found: results.Results) -> str:
     return questions[0] if questions else "What these tickets are worth"
 
 
-def facts(found: results.Results, bases: Sequence[str]) -> list[tuple[str, str]]:
+def facts(found: results.Results, rows: Sequence[grouping.Row]) -> list[tuple[str, str]]:
     """Returns (name, value) pairs on models, tickets, studies and machines for the head of the page."""
-    pairs = [("models", natural_list(bases))]
-    made = f"{len(found.tickets)} measured, {pluralize(int((found.tickets['winner'] == 'yes').sum()), 'winner')}"
+    pairs, made = [("models", natural_list(dict.fromkeys(r["base"] for r in rows)))], judging.count_verdicts(rows)
     if len(found.absent):
         states = found.absent.groupby("state").size()
         made += f", {', '.join(f'{n} {state}' for state, n in states.items())}"
@@ -284,6 +293,8 @@ def caveats(rows: Sequence[grouping.Row]) -> list[str]:
         )
     if len(bases) == 1:
         sentences.append("This is one model: nothing here says what holds for others.")
-    if any(r.get("limited") for r in rows):
-        sentences.append("Some tickets were measured on the first windows only (limited): they are never winners.")
+    if judging.reasons_not_judged(rows):
+        sentences.append(
+            f"A ticket that was measured on the first windows of a text only, or on fewer than {LEAST_WINDOWS}, is not judged."
+        )
     return sentences

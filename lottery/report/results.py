@@ -16,7 +16,7 @@ from lottery.registry.labels import labels_by_ticket
 from lottery.registry.parts import find_parts, part_key, parts_of
 from lottery.registry.store import Client, connect, every_page
 from lottery.report.artifacts import read_array, read_json
-from lottery.report.frames import describe_protocol, frame, records, run_to_row, string_list, to_number
+from lottery.report.frames import frame, protocol_lines, records, run_to_row, string_list, to_number
 from lottery.report.study_plans import Study, absence, as_planned, newest_per_sparsity, planned, read_study, unfinished
 
 ABSENT = ("study", "part", "title", "base", "state", "reason")
@@ -133,7 +133,7 @@ def load_studies(client: Client, experiments: Sequence[str], studies: tuple[Stud
                 found = as_planned(run_to_row(run), plan)
                 of_part.setdefault(part, []).append(found)
                 rows.append(found | {"study": study.name, "part": part, "budget": to_number(budget)})
-                protocols |= describe_protocol(run, found.get("base"))
+                protocols |= protocol_lines(run, found.get("base"))
             if part.startswith("refine-"):
                 ended = [r for p in (part, *string_list(plan.get("points"))) for r in of_part.get(p, [])]
                 absent += [{"study": study.name, "part": part, **a} for a in unfinished(plan, runs, ended)]
@@ -172,7 +172,7 @@ def load_by_filter(client: Client, experiments: Sequence[str], filter: str) -> R
     empty = (pd.DataFrame(columns=list(ABSENT)), pd.DataFrame(columns=list(LEFT_OUT)))
     protocols: dict[tuple[str, str], str] = {}
     for run in runs:
-        protocols |= describe_protocol(run)
+        protocols |= protocol_lines(run)
     rows = labelled(client, [with_source(run_to_row(run)) for run in reversed(runs)])
     return Results(client, (), frame(rows), *empty, protocols)
 
@@ -205,7 +205,7 @@ def with_dense(client: Client, experiments: Sequence[str], results: Results) -> 
         for base in [b for b, p in missing if p == protocol]:
             if found := [run for run in runs if run.data.tags.get("base") == base]:
                 more.append(run_to_row(found[0]) | {"study": "", "part": "dense"})
-                protocols |= describe_protocol(found[0])
+                protocols |= protocol_lines(found[0])
     rows = frame([*more, *records(rows)])
     return Results(results.client, results.studies, rows, results.absent, results.left_out, protocols)
 

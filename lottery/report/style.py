@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 INK, PALE, GRID = "#1f2328", "#6e7781", "#d8dee4"
+TOP = 100.0  # the highest ratio to dense on an axis or a colour scale
 WIDTH = 5.0  # inches: a phone shows this width with words that are large enough
 QUANTIZED_MARKERS = {"none": "o", "int8": "s", "fp8": "D"}
 STYLE: Any = {
@@ -68,8 +69,9 @@ def format_tick(x: float, _: Any = None) -> str:
 
 def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
     """Makes the y axis logarithmic with readable ticks: 1.05 and 1.1 if all values are near 1, decades if they span
-    some."""
-    known = [v for v in values if math.isfinite(v) and v > 0]
+    some. It ends at TOP: a ticket that is broken altogether would press all others onto the lower edge. `mark_beyond`
+    shows what lies higher."""
+    known = [min(v, TOP) for v in values if math.isfinite(v) and v > 0]
     low, high = min([*known, 1.0]), max([*known, 1.0])
     pad = (high / low) ** 0.06
     axes.set_yscale("log")
@@ -78,6 +80,26 @@ def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(FixedLocator([]))
+
+
+def mark_beyond(axes: Axes, x: Iterable[float], y: Iterable[float], colour: str) -> None:
+    """Marks points above TOP with an arrow at the upper edge and their ratio."""
+    for at, ratio in zip(x, y, strict=True):
+        if ratio > TOP:
+            edge = (at, 1.0)
+            place: Any = axes.get_xaxis_transform()
+            axes.plot(
+                *edge, marker="^", color=colour, markersize=8, linestyle="", transform=place, clip_on=False, zorder=4
+            )
+            axes.annotate(short_ratio(ratio), edge, xycoords=place, xytext=(0, -7), textcoords="offset points", ha="center",
+                          va="top", color=colour, fontsize=9)  # fmt: skip
+
+
+def short_ratio(value: float) -> str:
+    """Returns a ratio short enough for a cell: 1.039, 3.68, 2,332 or 5.8e6."""
+    if value >= 10_000:
+        return f"{value:.1e}".replace("e+0", "e")
+    return f"{value:.3f}" if value < 1.2 else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from lottery.measuring.numbers import format_ends, format_interval, format_perplexity, format_ratio, format_speed
 from lottery.report.answers import Answer
 from lottery.report.grouping import Row, number
+from lottery.report.judging import verdict
 from lottery.report.rendering import Table
-from lottery.report.wording import format_ratio, percent, pluralize
+from lottery.report.wording import percent, pluralize
 
 Columns: TypeAlias = Mapping[
     str, tuple[bool, Callable[[Row], str]]
@@ -47,12 +49,12 @@ def make_table(
 
 
 def interval(row: Row, name: str, digits: int) -> str:
-    value = number(row, name)
-    if value is None:
-        return ""
-    low, high = number(row, f"{name}_lo"), number(row, f"{name}_hi")
-    text = f"{value:,.{digits}f}"
-    return text if low is None or high is None else f"{text} [{low:,.{digits}f}, {high:,.{digits}f}]"
+    return format_interval(known(row, name), name, digits)
+
+
+def known(row: Row, name: str) -> dict[str, float]:
+    """Returns the value called `name` and the ends of its interval, as far as they are numbers."""
+    return {key: value for key in (name, f"{name}_lo", f"{name}_hi") if (value := number(row, key)) is not None}
 
 
 def format_number(row: Row, name: str, digits: int, factor: float = 1) -> str:
@@ -74,8 +76,9 @@ def ratio_cell(r: Row) -> str:
 
 
 def control_cell(r: Row) -> str:
-    low, high = format_number(r, "control_perplexity_lo", 1), format_number(r, "control_perplexity_hi", 1)
-    return f"{format_number(r, 'control_perplexity', 1)} ({low} to {high})" if low else ""
+    found = known(r, "control_perplexity")
+    words = [format_perplexity(found[name]) for name in found]
+    return f"{words[0]} ({words[1]} to {words[2]})" if len(words) == 3 else ""
 
 
 def removed_cell(r: Row) -> str:
@@ -92,7 +95,7 @@ TICKETS: Columns = {
     "ticket": (False, lambda r: text_cell(r, "title") + (f": {text_cell(r, 'state')}" if r.get("state") else "")),
     "perplexity [95%]": (True, perplexity_cell),
     "ratio to dense [95%]": (True, ratio_cell),
-    "winner": (False, lambda r: text_cell(r, "winner") + (" (limited)" if text_cell(r, "limited") else "")),
+    "winner": (False, lambda r: verdict(r)),
     "removed of all weights": (True, removed_cell),
     "random controls (least to greatest)": (True, control_cell),
     "ratio to the controls [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
@@ -148,7 +151,7 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
 
     columns: Columns = {
         "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text_cell(r, "title")),
-        "decode tok/s [quartiles]": (True, lambda r: interval(r, "decode_tok_s", 1)),
+        "decode tok/s [quartiles]": (True, lambda r: format_speed(known(r, "decode_tok_s"), "decode_tok_s", 1)),
         "dense, same process": (True, lambda r: format_number(r, "beside_tok_s", 1)),
         "of dense": (True, share_of_dense),
         "memory's limit": (True, lambda r: format_number(r, "decode_floor_tok_s", 0)),
@@ -191,14 +194,26 @@ def answer_table(name: str, answer: Answer) -> Table | None:
     return make_table(name, answer.question, list(answer.data), columns)
 
 
-def ends(r: Row, lo: str = "lo", hi: str = "hi", digits: int = 4) -> str:
-    low, high = number(r, lo), number(r, hi)
-    return "" if low is None or high is None else f" [{low:,.{digits}f}, {high:,.{digits}f}]"
+def ratio_with_ends(r: Row) -> str:
+    low, high = number(r, "lo"), number(r, "hi")
+    return format_ratio(r["ratio"]) if low is None or high is None else format_ends(r["ratio"], low, high, 4)
+
+
+def tau_with_ends(r: Row) -> str:
+    return f"{r['tau']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}]"
 
 
 def share(r: Row, name: str, digits: int = 1) -> str:
     value = number(r, name)
     return "" if value is None else percent(value, digits)
+
+
+def winner_cell(r: Row) -> str:
+    """Returns the highest sparsity that wins, or that would win if the tickets were judged."""
+    wins = number(r, "wins")
+    if wins is None:
+        return "none"
+    return percent(wins) + (f" ({r['not_judged']})" if r["not_judged"] else "")
 
 
 def format_cliff(r: Row) -> str:
@@ -211,6 +226,7 @@ def format_cliff(r: Row) -> str:
 CLIFFS: Columns = {
     "model": (False, lambda r: r["base"]),
     "target": (False, lambda r: f"{r['target']} {r['setting']}".strip()),
+    "wins up to": (True, winner_cell),
     "cliff [band]": (True, format_cliff),
     "between tickets at": (True, lambda r: " and ".join(map(percent, r["bracket"])) if r["bracket"] else ""),
     "allowed": (True, lambda r: f"{1 + r['tolerance']:g}"),
@@ -223,7 +239,7 @@ RANKS: Columns = {
     "at": (True, lambda r: r["at"]),
     "rank": (True, lambda r: str(r["rank"])),
     "target": (False, lambda r: r["target"]),
-    "ratio to dense [95%]": (True, lambda r: format_ratio(r["ratio"]) + ends(r)),
+    "ratio to dense [95%]": (True, lambda r: ratio_with_ends(r)),
     "removed of all weights": (True, lambda r: share(r, "removed")),
     "certainly better than": (
         False,
@@ -239,7 +255,7 @@ AGREEMENTS: Columns = {
     "equal": (False, lambda r: f"{r['by']} {r['setting']}".strip()),
     "at": (True, lambda r: r["at"]),
     "targets": (True, lambda r: str(r["targets"])),
-    "Kendall's tau [95%]": (True, lambda r: f"{r['tau']:.2f}{ends(r, digits=2)}"),
+    "Kendall's tau [95%]": (True, tau_with_ends),
     "pairs": (True, lambda r: str(r["pairs"])),
     "certain and the same": (False, lambda r: f"{len(r['same'])}: {', '.join(r['same'])}".rstrip(": ")),
     "certain and reversed": (False, lambda r: f"{len(r['reversed'])}: {', '.join(r['reversed'])}".rstrip(": ")),
@@ -249,7 +265,7 @@ EIGHT: Columns = {
     "target": (False, lambda r: r["target"]),
     "zeros": (True, lambda r: percent(r["sparsity"])),
     "in 8 bits": (False, lambda r: r["arithmetic"]),
-    "perplexity in 8 / in 16 bits [95%]": (True, lambda r: format_ratio(r["ratio"]) + ends(r)),
+    "perplexity in 8 / in 16 bits [95%]": (True, lambda r: ratio_with_ends(r)),
     "file, of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
     "in 16 bits": (True, lambda r: format_number(r, "disk_ratio_16", 3)),
 }

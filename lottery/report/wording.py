@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from lottery.measuring.numbers import format_ratio
+
 
 def percent(share: float, digits: int = 0) -> str:
     """Returns a share in percent: with at most two digits after the point, or with exactly `digits` if that is not
     0."""
     text = f"{100 * share:.{max(digits, 2)}f}".rstrip("0").rstrip(".")
     return f"{100 * share:.{digits}f}%" if digits else f"{text}%"
-
-
-def format_ratio(ratio: float) -> str:
-    return f"{ratio:,.4f}" if ratio < 2 else f"{ratio:,.2f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
 def format_range(ratios: Sequence[float]) -> str:

@@ -14,6 +14,7 @@ from lottery.files.home import make_folder, resolve_path
 from lottery.progress import say
 from lottery.registry import parts, runs, store
 from lottery.report import results
+from lottery.report.answers import open_line
 from lottery.report.page import build_page
 
 SUMMARY = "report.json"  # a folder with this file in it is a report
@@ -92,11 +93,13 @@ def log_report(
 
 
 def answers_text(summary: Mapping[str, Any]) -> str:
-    """Returns each question with its answer, as text for a terminal."""
-    lines = []
+    """Returns each answered question with its answer, and the others in one line, as text for a terminal."""
+    lines = [summary["not_judged"]] if summary["not_judged"] else []
     for a in summary["answers"]:
-        lines += [f"{a['question']} {a['answer'] or ''}".rstrip(), *(f"  {line}" for line in a["sentence"].split("\n"))]
-    return "\n".join(lines)
+        if a["answer"]:
+            lines += [f"{a['question']} {a['answer']}", *(f"  {line}" for line in a["sentence"].split("\n"))]
+    rest = open_line([(a["question"], a["sentence"]) for a in summary["answers"] if not a["answer"]])
+    return "\n".join([*lines, rest] if rest else lines)
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:

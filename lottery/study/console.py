@@ -6,7 +6,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lottery.measuring.console import format_interval, format_metric, megabytes, render
+from lottery.measuring.console import megabytes, render
+from lottery.measuring.numbers import format_interval, format_metric
+from lottery.measuring.verdict import NOT_JUDGED, describe_verdict
 
 
 def study_table(result: Any, markdown: bool = False) -> str:
@@ -15,7 +17,9 @@ def study_table(result: Any, markdown: bool = False) -> str:
     lines += [f"left out: {left['reason']} ({left['model']})" for left in result.plan.left_out]
     for c in result.cliffs:
         where = f"between {c.below:.2%} and {c.above:.2%}" if c.above < 1 else f"beyond {c.below:.2%}"
-        lines.append(f"cliff of {c.title}, {c.base}: the ratio to dense crosses {c.limit:g} {where}")
+        lines.append(
+            f"cliff of {c.title}, {c.base}: {highest_winner(result, c)}the ratio to dense crosses {c.limit:g} {where}"
+        )
     protocols = list(dict.fromkeys(row.tags["protocol"] for row in result.rows if "protocol" in row.tags))
     models = len({row.base for row in result.rows}) > 1
     tables = [rows_table(result.rows, models)]
@@ -28,6 +32,16 @@ def study_table(result: Any, markdown: bool = False) -> str:
     return render(*tables, *lines)
 
 
+def highest_winner(result: Any, cliff: Any) -> str:
+    """Returns which ticket of a search has the most zeros among its winners, or why none is judged, for the cliff's line."""
+    (part,) = (p for p in result.plan.refined if p.part == cliff.part)
+    rows = [r for r in result.rows if r.part in (*part.points, part.part)]
+    if reason := next((v for r in rows if (v := describe_verdict(r.tags)).startswith(NOT_JUDGED)), ""):
+        return f"{reason}, an estimate; "
+    won = [float(r.params["sparsity"]) for r in rows if describe_verdict(r.tags) == "yes"]
+    return f"{max(won):.2%} wins; " if won else "none wins; "
+
+
 def rows_table(rows: Sequence[Any], models: bool) -> str:
     """Returns the table of a study's rows. With `models` it names the model. Columns without a value are left out."""
     columns: dict[str, Callable[[Any], str]] = {
@@ -38,7 +52,7 @@ def rows_table(rows: Sequence[Any], models: bool) -> str:
         "ratio to dense [95%]": lambda r: format_interval(r.metrics, "perplexity_ratio", 4),
         "controls": lambda r: format_metric(r.metrics, "control_perplexity", 2),
         "file MB": lambda r: megabytes(r.metrics.get("disk_bytes")),
-        "winner": lambda r: r.tags.get("winner", ""),
+        "winner": lambda r: describe_verdict(r.tags),
         "coherent": lambda r: r.tags.get("coherent", ""),
         "state": lambda r: r.state if r.state in ("failed", "missing") else "",
     }

@@ -59,7 +59,12 @@ class Study:
         return about | short(self.parameters) | budget | {"grid": rows}
 
     def yaml(self) -> str:
-        return yaml.safe_dump(self.record(), sort_keys=False, allow_unicode=True, width=120)
+        """Returns the text of its YAML file, in which numbers stand without quotes."""
+        found = self.record()
+        found |= {
+            key: plain_numbers(value) for key, value in found.items() if key not in ("name", "question", "models")
+        }
+        return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
 
     def combinations(self) -> Iterator[tuple[dict[str, str], GridRow]]:
         """Yields every combination of every row, in order."""
@@ -100,6 +105,17 @@ class Study:
                     f"or leave refine out"
                 )
         return study
+
+
+def plain_numbers(value: Any) -> Any:
+    """Returns the value with each text that is a number as that number, also inside lists and mappings."""
+    if isinstance(value, dict):
+        return {key: plain_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain_numbers(inner) for inner in value]
+    if re.fullmatch(r"\d+", value):
+        return int(value)
+    return float(value) if re.fullmatch(r"\d+\.\d+|\d+(\.\d+)?e-\d+", value) else value
 
 
 def presets() -> list[str]:

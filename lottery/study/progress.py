@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lottery.measuring.console import format_interval
+from lottery.measuring.numbers import format_interval
 from lottery.progress import PERIOD_S, redirect_progress, say
 
 ROWS = 24  # the most rows of the live table, as many as a usual terminal shows

@@ -15,7 +15,7 @@ from lottery.jobs.job import find_existing_run, prepare_job
 from lottery.jobs.run import run as run_ticket
 from lottery.measuring.cache import Cache
 from lottery.registry import parts, store
-from lottery.spec import Spec
+from lottery.spec import Spec, run_name
 from lottery.study.bisection import find_bracket, next_sparsity
 from lottery.study.planning import Part, Plan, baseline_key
 from lottery.study.progress import StudyProgress
@@ -117,7 +117,8 @@ class PartRunner:
             reason = known[0] if known else f"{type(e).__name__}: {e}"
             kind = {"kind": "dense" if part.startswith("dense") else "ticket", "base": base}
             tags = extra_tags | kind | {"study": self.plan.study.name, "outcome": "failed", "reason": reason[:4000]}
-            run_id = parts.ensure_failed_run(self.client, title, spec.params(), tags, self.key, part, began)
+            name = run_name(base.removesuffix(f" ({spec.model})"), title)
+            run_id = parts.ensure_failed_run(self.client, name, spec.params(), tags, self.key, part, began)
             row = PartResult(part, title, base, "failed", spec.params(), {}, tags, None, run_id, budget, reason)
         if not part.startswith("refine"):  # `search` itself records at its end which runs belong to it
             parts.set_part_runs(self.client, self.key, part, [row.run_id] if row.run_id else [])

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from click.testing import Result
 
+from lottery.measuring.numbers import format_perplexity, format_ratio
 from lottery.models.hub import read_licence
 from lottery.registry import cards
 from tests.support.models import tiny_model
@@ -34,22 +35,55 @@ def listed(lottery_json: Callable[..., dict[str, Any]], *words: str) -> list[str
     return [row["uri"] for row in lottery_json("list", *words)["tickets"] if f"/{NAME}/" in row["uri"]]
 
 
+def read_groups(printed: str) -> dict[str, list[dict[str, str]]]:
+    """Heading -> rows, of what `lottery list` prints."""
+    found = {}
+    for part in printed.strip().split("\n\n"):
+        heading, titles, _, *lines = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()
+        )
+        found[heading[0]] = [dict(zip(titles, line, strict=True)) for line in lines]
+    return found
+
+
 def test_one_line_each(made: list[dict[str, Any]], cli: Callable[..., Result]) -> None:
-    lines = cli("list", "--name", NAME).stdout.strip().splitlines()
-    assert len(lines) == 2 + len(made)
-    titles = [cell.strip() for cell in lines[0].split("|")[1:-1]]
-    rows = [dict(zip(titles, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines[2:]]
+    groups = read_groups(cli("list", "--name", NAME).stdout)
+    protocol = made[0]["tags"]["protocol"]
+    assert list(groups) == [
+        f"with-card, protocol {protocol}: builtin: 28,000 tokens, the first 5 of 218 windows of 128, BOS none, bfloat16 on cpu",
+        "with-card, not measured",
+    ]
+    rows = [row for rows in groups.values() for row in rows]
     assert [(r["ticket"], r["target"], r["sparsity"], r["quantize"]) for r in rows] == [
         ("listed/1", "late", "30%", "none"),
         ("listed/2", "all", "90%", "none"),
         ("listed/3", "mlp", "50%", "int8"),
     ]
     metrics = made[0]["metrics"]
-    assert rows[0]["perplexity [95%]"].startswith(f"{metrics['perplexity']:,.2f} [")
-    assert rows[0]["ratio to dense [95%]"].startswith(f"{metrics['perplexity_ratio']:.4f} [")
-    assert rows[0]["on"] == "builtin-w128-first5" and rows[0]["winner"] == "no"
+    assert rows[0]["perplexity [95%]"].startswith(f"{format_perplexity(metrics['perplexity'])} [")
+    assert rows[0]["ratio to dense [95%]"].startswith(f"{format_ratio(metrics['perplexity_ratio'])} [")
+    assert rows[0]["winner"] == rows[1]["winner"] == "not judged: 5 of 218 windows"
     assert float(rows[2]["file MB"]) == pytest.approx(made[2]["metrics"]["disk_bytes"] / 1e6, abs=0.005)
     assert rows[2]["perplexity [95%]"] == rows[2]["winner"] == ""
+
+
+def test_bases_and_protocols_stand_apart_and_each_is_sorted(
+    tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]
+) -> None:
+    for base, layers in (("one-base", 2), ("another-base", 3)):
+        model = tiny_model(tmp_path / base, num_hidden_layers=layers)
+        common = ("--model", model, "--dataset", "builtin", "--measure", "perplexity", "--register", "apart-lists")
+        for how in (("0.5", "64"), ("0.2", "64"), ("0.4", "128")):
+            lottery_json("prune", *common, "--limit", "4", "--sparsity", how[0], "--window", how[1])
+    groups = read_groups(cli("list", "--name", "apart-lists", "--order", "ratio").stdout)
+    about = [(heading.split(",")[0], heading.split("windows of ")[1].split(",")[0]) for heading in groups]
+    assert about == [("another-base", "128"), ("another-base", "64"), ("one-base", "128"), ("one-base", "64")]
+    assert [len(rows) for rows in groups.values()] == [1, 2, 1, 2]
+    for rows in groups.values():
+        ratios = [float(row["ratio to dense [95%]"].split()[0]) for row in rows]
+        assert ratios == sorted(ratios)
+    whole = [row for row in lottery_json("list", "--order", "ratio")["tickets"] if "/apart-lists/" in row["uri"]]
+    assert [r["metrics"]["perplexity_ratio"] for r in whole] == sorted(r["metrics"]["perplexity_ratio"] for r in whole)
 
 
 def test_filtered_and_ordered(made: list[dict[str, Any]], lottery_json: Callable[..., dict[str, Any]]) -> None:
@@ -84,13 +118,13 @@ def test_runs_versions_and_models_describe_themselves(made: list[dict[str, Any]]
     note = client.get_run(made[0]["run_id"]).data.tags["mlflow.note.content"]
     table = [line for line in note.splitlines() if line.startswith("| ")]
     assert table[1].startswith("| dense ") and table[2].startswith("| late 30%")
-    assert f"{metrics['perplexity']:,.2f} [" in table[2]
+    assert f"{format_perplexity(metrics['perplexity'])} [" in table[2]
     assert f"protocol {made[0]['tags']['protocol']}" in note and "The meaning of life is" in note
     version = client.get_model_version(NAME, "1")
     card = version.description
     for says in (
         "late 30% of with-card", "attention: 8 matrices of the layers 1-2", "mlp: 6 matrices", "tiny-licence",
-        f'lottery.load("{version.source}")', "### Limits", f"{metrics['perplexity']:,.2f}", "method magnitude",
+        f'lottery.load("{version.source}")', "### Limits", f"{format_perplexity(metrics['perplexity'])}", "method magnitude",
     ):  # fmt: skip
         assert says in card, says
     assert len(card) <= 5000 and "quantized to int8" in client.get_model_version(NAME, "3").description

@@ -75,7 +75,7 @@ def test_a_run_records_everything(registered: dict[str, Any], tiny: Path) -> Non
         "winner": "not judged: 40 of 218 windows",
         "device": "cpu",
     }.items() <= tags.items()
-    assert run.info.run_name == "late 50%" and run.info.status == "FINISHED"
+    assert run.info.run_name == "tiny late 50%" and run.info.status == "FINISHED"
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
         "layers.json", "measurements.json", "nll_per_window.npy", "samples.json",
     }  # fmt: skip
@@ -312,7 +312,7 @@ def test_mlflow_run_adopts_its_run(tmp_path: Path, tiny: Path) -> None:
     version = client.get_model_version("adopted", "1")
     run = client.get_run(version.run_id)
     assert run.data.params["sparsity"] == "0.50" and run.info.status == "FINISHED" and "perplexity" in run.data.metrics
-    assert run.info.run_name == "late 50%"
+    assert run.info.run_name == "tiny late 50%"
 
 
 def test_an_adopted_run_that_fails_says_why(

@@ -29,7 +29,7 @@ def test_a_view_and_a_description_are_set_by_many_at_once() -> None:
     with ThreadPoolExecutor(12) as many:
         list(many.map(lambda _: prepare_experiment(MlflowClient(), here), range(12)))
     found = tags(here)
-    assert json.loads(found[VIEW])["name"] == "Tickets by perplexity"
+    assert json.loads(found[VIEW])["name"] == "Tickets by ratio"
     assert json.loads(json.loads(found[VIEW])["state"])["searchFilter"] == "tags.kind = 'ticket'"
     assert len(found[VIEW]) < 5000  # what MLflow's earlier releases take
     assert f"(#/experiments/{here}/runs?" in found["mlflow.note.content"]

@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lottery.report import answers, cliffs, efficiency, figures, grouping, heatmaps, images, rankings, style
+from lottery.report import (
+    answers,
+    cliff_answer,
+    cliffs,
+    efficiency,
+    figures,
+    grouping,
+    heatmaps,
+    images,
+    judging,
+    rankings,
+    style,
+    tables,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -53,22 +66,83 @@ def test_the_cliff_and_its_band() -> None:
     assert cliffs.find_cliffs([ticket(0.3, 1.3, quantize="int8"), ticket(0.5, 2.0, quantize="int8")]) == []
     assert cliffs.find_cliffs([ticket(0.5, 1.2)]) == []
     # Not reached, and what overflows: no number is made up.
-    safe = answers.answer_cliff([ticket(0.3, 1.0), ticket(0.5, 1.05)])
-    assert safe.short == "over 50%" and "more than 50%" in safe.sentence
-    whole = answers.answer_cliff([ticket(0.5, 1.0), ticket(1.0, 1.02)])
-    assert whole.short == "all" and whole.sentence.startswith("m: all of `all`; no ticket reached")
-    both = answers.answer_cliff(
+    safe = cliff_answer.answer_cliff([ticket(0.3, 1.0), ticket(0.5, 1.05)])
+    assert safe.short == "at least 50%" and "the ticket there wins, the highest that was measured" in safe.sentence
+    whole = cliff_answer.answer_cliff([ticket(0.5, 1.0), ticket(1.0, 1.02)])
+    assert whole.short == "all" and whole.sentence.startswith("m: all of `all` can go: the ticket without it wins")
+    both = cliff_answer.answer_cliff(
         [ticket(0.3, 1.0), ticket(0.5, 1.05), ticket(0.4, 1.1, base="n"), ticket(0.41, 1.2, base="n")]
     )
-    assert both.short == "about 40% or more"
+    assert both.short == "it differs"  # the ratio of 1.1 of the second ends at 1.122
     over = cliffs.find_cliffs([ticket(0.5, 1.05), ticket(0.6, None, outcome="overflow")])[0]
     assert over.at == 0.5 and over.bracket == (0.5, 0.6)
+
+
+def test_the_headline_is_what_wins_and_not_where_the_curve_crosses() -> None:
+    curve = [ticket(0.3, 1.0), ticket(0.5, 1.07), ticket(0.52, 1.09), ticket(0.55, 1.2)]  # 1.09 ends at 1.11
+    answer = cliff_answer.answer_cliff([{**t, "winner": "yes" if t["sparsity"] <= 0.5 else "no"} for t in curve])
+    crossing = 0.52 + 0.03 * math.log(1.1 / 1.09) / math.log(1.2 / 1.09)
+    assert answer.short == "50%" and answer.data[0]["wins"] == 0.5 and answer.data[0]["at"] == pytest.approx(crossing)
+    assert answer.sentence.startswith(
+        "m: 50% of the weights of `all` can go: the ticket there wins; the curve is 10% over"
+    )
+    assert f"at about {crossing:.1%}, the upper end of its interval at 5" in answer.sentence
+    table = tables.answer_table("cliff", answer)
+    assert table is not None and table.rows[0][:3] == ["m", "all", "50%"]
+    none = cliff_answer.answer_cliff([ticket(0.3, 1.3), ticket(0.5, 2.0)])
+    assert none.short == "under 30%" and "no ticket wins, not even at 30% of `all`" in none.sentence
+    several = [*curve, ticket(0.3, 1.0, base="n"), ticket(0.6, 1.05, base="n"), ticket(0.7, 1.3, base="n")]
+    assert cliff_answer.answer_cliff(several).short == "50% to 60%"
+    assert cliff_answer.answer_cliff(several[:-1]).short == "50% or more"
+    two = [ticket(0.3, 1.0), ticket(0.5, 1.3), ticket(0.3, 1.01, base="n"), ticket(0.5, 1.4, base="n")]
+    assert cliff_answer.answer_cliff(two).short == "30%"
+
+
+@pytest.mark.parametrize(
+    ("winner", "words"),
+    [("not judged: 8 of 54 windows", "not judged: 8 of 54 windows"), ("no", "not judged: 8 windows")],  # "no" of old
+)
+def test_what_is_not_judged_is_an_estimate(winner: str, words: str) -> None:
+    rows = [ticket(s, r, winner=winner, limited="8") for s, r in ((0.3, 1.0), (0.5, 1.07), (0.6, 1.3))]
+    answer = cliff_answer.answer_cliff(rows)
+    assert answer.short == "50% (an estimate, not judged)" and answer.about.endswith(f"; {words}")
+    assert f"the ticket there would win ({words}); the curve" in answer.sentence
+    assert judging.count_verdicts(rows) == f"3 measured, none {words.removeprefix('not ')}"
+    assert judging.not_judged_note(rows) == f"These tickets are {words}. What is said of them is an estimate."
+    judged = [ticket(0.1, 1.0, winner="yes"), ticket(0.7, 3.0, winner="no")]
+    assert judging.count_verdicts([*rows, *judged]) == f"5 measured, 1 winner, 3 {words}"
+    assert judging.not_judged_note([*rows, *judged]).startswith(f"3 of 5 tickets are {words}")
+    assert judging.count_verdicts(judged) == "2 measured, 1 winner" and judging.not_judged_note(judged) == ""
+    assert judging.count_verdicts([ticket(0.1, None, outcome="overflow")]) == "1 measured, 0 winners"
 
 
 def test_a_figure_of_curves_below_what_is_allowed_shows_both() -> None:
     (axes,) = figures.plot_cliff(pd.DataFrame([ticket(0.02, 0.999), ticket(0.05, 1.001)])).axes
     low, high = axes.get_ylim()
     assert low < 0.999 * 0.98 and high > 1.1
+
+
+def test_one_broken_ticket_leaves_the_figures_readable() -> None:
+    """A ratio of six million: the axis ends at 100, and an arrow at its edge names the ratio."""
+    sizes = {"storage": "packed", "base": "m"}
+    rows = [ticket(s, r, disk_bytes=1e6 * (2 - s), **sizes) for s, r in ((0.3, 1.02), (0.5, 1.2), (0.9, 5796330.2096))]
+    for plot in (figures.plot_cliff, efficiency.plot_pareto):
+        (axes,) = plot(pd.DataFrame(rows)).axes
+        low, high = axes.get_ylim()
+        assert axes.get_yscale() == "log" and 100 <= high < 200 and low < 1
+        assert math.log(1.2 / 1.02) / math.log(high / low) > 0.03  # these two are some pixels apart
+        assert [text.get_text() for text in axes.texts if "e6" in text.get_text()] == ["5.8e6"]
+    scale = heatmaps.colour_scale([1.02, 1.2, 5796330.2096])
+    assert scale.vmax == 100 and style.short_ratio(5796330.2096) == "5.8e6"
+    ranked = rankings.rank_targets(
+        [ticket(0.5, r, target=t, run_id=t) for t, r in (("mlp", 1.1), ("attention", 5796330.2096))],
+        {"mlp": np.array([1.0, 2.0]), "attention": np.array([9.0, 8.0])}.get,
+    )
+    (axes,) = figures.plot_ranking(pd.DataFrame(answers.ranking_rows(ranked))).axes
+    assert axes.get_xscale() == "log" and 100 <= axes.get_xlim()[1] < 200
+    eight = [{"base": "m", "arithmetic": "fp8", "target": "all", "sparsity": s, "ratio": r, "lo": r * 0.9, "hi": r * 1.1}
+             for s, r in ((0.3, 1.001), (0.5, 5796330.2096))]  # fmt: skip
+    assert figures.plot_quantization(pd.DataFrame(eight)).axes[0].get_yscale() == "log"
 
 
 def test_numbers_of_two_protocols_make_no_curve_and_no_ranking() -> None:
@@ -91,7 +165,7 @@ def test_bigger_models_are_said_with_what_that_rests_on() -> None:
     one = answers.answer_model_size(of_models(("a", "llama", 1e9, 0.4)))
     assert not one.known and one.sentence.startswith("not known")
     assert (
-        "do not say how many weights"
+        "the runs do not say how many weights they have"
         in answers.answer_model_size(of_models(("a", "l", 0, 0.4), ("b", "l", 0, 0.4))).sentence
     )
     up = answers.answer_model_size(of_models(("a", "qwen2", 1e9, 0.3), ("b", "qwen2", 7e9, 0.55)))

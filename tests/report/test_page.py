@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from lottery.measuring import intervals
+from lottery.measuring.numbers import format_ends, format_perplexity
 from lottery.registry import parts, store
 from lottery.report import efficiency, frames, grouping, rankings, results, writing
 from tests.support.browser import new_page, open_browser
@@ -108,13 +109,12 @@ def test_the_tables_hold_what_was_measured(made: Made, written: Written) -> None
             ("perplexity [95%]", "perplexity", 2),
             ("ratio to dense [95%]", "perplexity_ratio", 4),
         ):
-            ends = [f"{m[name + end]:,.{digits}f}" for end in ("", "_lo", "_hi")]
-            assert row[column] == f"{ends[0]} [{ends[1]}, {ends[2]}]"
+            assert row[column] == format_ends(m[name], m[f"{name}_lo"], m[f"{name}_hi"], digits)
         assert row["file MB"] == f"{m['disk_bytes'] / 1e6:,.2f}" and row["of the base's"] == f"{m['disk_ratio']:.3f}"
     m, row = made.metrics("all 50%"), shown["all 50%"]
-    assert row["random controls (least to greatest)"].startswith(f"{m['control_perplexity']:,.1f} (")
+    assert row["random controls (least to greatest)"].startswith(f"{format_perplexity(m['control_perplexity'])} (")
     assert row["beats the controls"] == made.runs["builtin", "all 50%"].data.tags["beats_control"]
-    assert row["winner"] == "no (limited)" and row["coherent, to a reader"] == f"no ({BAD})"
+    assert row["winner"] == "not judged: 4 of 54 windows" and row["coherent, to a reader"] == f"no ({BAD})"
     sheets = [r for name in written.page.tables if name.startswith("tickets-") for r in read(written, name)]
     (kept,) = [r for r in sheets if r["base"] == "builtin" and r["title"] == "all 30%"]
     assert float(kept["perplexity"]) == made.metrics("all 30%")["perplexity"]
@@ -138,7 +138,7 @@ def test_protocols_are_kept_apart_and_said_so(made: Made, written: Written) -> N
     sheets = [{r["protocol"] for r in read(written, n)} - {""} for n in written.page.tables if n.startswith("tickets-")]
     assert len(sheets) == 3 and all(len(protocols) == 1 for protocols in sheets)
     other = made.runs["builtin", "all 50% w256"].data.tags["protocol"]
-    assert {other} in sheets and list(rows_of(written, "builtin", "4 windows of 256")) == ["dense", "all 50%"]
+    assert {other} in sheets and list(rows_of(written, "builtin", "windows of 256")) == ["dense", "all 50%"]
     assert "Of builtin there are tickets of several protocols." in " ".join(written.page.words)
     assert other not in {r["protocol"] for r in read(written, "cliff")}
 
@@ -167,7 +167,11 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     below = max(s for s, r in at.items() if r <= 1.1)
     above = min(s for s in at if s > below)
     crossing = np.interp(np.log(1.1), [np.log(at[below]), np.log(at[above])], [below, above])
-    assert f"builtin: about {crossing:.1f}% of the weights of `all`" in answer["How much can be cut?"]["sentence"]
+    won = max(float(t[4:-1]) for t in of_all if made.metrics(t)["perplexity_ratio_hi"] <= 1.1)
+    cut = answer["How much can be cut?"]
+    assert cut["answer"] == f"{won:g}% (an estimate, not judged)"
+    assert f"builtin: {won:g}% of the weights of `all` can go: the ticket there would win" in cut["sentence"]
+    assert f"the curve is 10% over the dense model's perplexity at about {crossing:.1f}%" in cut["sentence"]
     # Two models put four targets in an order: tau, and its interval by scipy, resample for resample.
     found = results.load(made.client, "places,pair")
     rows = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows)))
@@ -198,6 +202,21 @@ def test_the_answers_are_those_of_slow_twins(made: Made, written: Written) -> No
     eight = next(r for r in read(written, "eight_bits") if r["base"] == "builtin")
     assert float(eight["ratio"]) == pytest.approx(np.exp((made.nll("all 50% int8") - made.nll("all 50%")).mean()))
     assert answer["Do bigger models hold better tickets?"]["answer"] is None  # the random model has no cliff
+
+
+def test_what_is_not_judged_or_not_answered_is_said_at_the_top_and_in_one_line(
+    made: Made, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    text = cli("report", "--study", "places", "--out", tmp_path / "said").stdout
+    page = (tmp_path / "said" / "index.html").read_text(encoding="utf-8")
+    note = "These tickets are not judged: 4 of 54 windows and 4 of 109 windows. What is said of them is an estimate."
+    assert text.startswith(f"{note}\nHow much can be cut? ")
+    assert page.count(note) == 1 and page.index(note) < page.index('class="cards"')
+    assert re.search(r"\d+ measured, none judged: 4 of 54 windows and 4 of 109 windows<", page)
+    (line,) = [line for line in text.splitlines() if line.startswith("Not answered here: ")]
+    for open in ("Is it the same in every model?", "Do bigger models hold better tickets?"):
+        assert f'"{open}" needs two models' in line
+    assert page.count("Not answered here") == 1 and "not known" not in page + text
 
 
 def test_no_word_of_a_run_becomes_markup(made: Made, written: Written) -> None:

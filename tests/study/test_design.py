@@ -32,7 +32,7 @@ def test_the_other_presets(lottery_json: Callable[..., dict[str, Any]], cli: Cal
         f"{c}@{i}" for c in ("attention", "mlp") for i in range(8)
     }
     shown = yaml.safe_load(cli("study", "compare", "--show", "--models", "a/b,c/d", "--control", 2).stdout)
-    assert shown["models"] == ["a/b", "c/d"] and shown["control"] == "2"
+    assert shown["models"] == ["a/b", "c/d"] and shown["control"] == 2
     models = [yaml.safe_load(cli("study", name, "--show").stdout)["models"] for name in ("compare", "size")]
     assert models[0][0] == "mistralai/Mistral-7B-v0.1" and len(models[0]) == 5
     assert models[1] == [f"Qwen/Qwen2.5-{size}B" for size in ("0.5", "1.5", "3", "7")]
@@ -43,8 +43,34 @@ def test_what_is_shown_is_a_study(
 ) -> None:
     for name in ("cliff", "locate", "map"):
         (tmp_path / "own.yaml").write_text(cli("study", name, "--show", "--budget", "none", "--window", "256").stdout)
+        shown = yaml.safe_load((tmp_path / "own.yaml").read_text())
+        assert shown["window"] == 256 and shown["grid"][0].get("refine", 0.01) == 0.01
+        first = {"cliff": [0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9], "locate": [0.3, 0.5, 0.7], "map": 0.7}[name]
+        assert shown["grid"][0]["sparsity"] == first
         again = lottery_json("study", tmp_path / "own.yaml", "--dry-run")
         assert again["study_id"] == lottery_json("study", name, "--dry-run", "--window", 256)["study_id"]
+
+
+def test_numbers_stand_without_quotes_and_words_stay(
+    cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        """
+name: "2024"
+question: "7"
+models: ["12", "1.5"]
+sparsity: [0.00001, 0.5]
+pattern: "unstructured"
+grid: [{target: mlp}, {target: [all], sparsity: 0.5, pattern: "2:4"}]
+"""
+    )
+    text = cli("study", tmp_path / "odd.yaml", "--show", "--limit", 8, "--budget", "0.05").stdout
+    assert "- 0.5\n" in text and "limit: 8\n" in text and "- 0.05\n" in text
+    found = yaml.safe_load(text)
+    assert (found["name"], found["question"], found["models"]) == ("2024", "7", ["12", "1.5"])
+    assert found["sparsity"] == [0.00001, 0.5] and found["grid"][1]["pattern"] == "2:4"
+    (tmp_path / "again.yaml").write_text(text)
+    assert cli("study", tmp_path / "again.yaml", "--show").stdout == text
 
 
 def test_equal_budgets(lottery_json: Callable[..., dict[str, Any]], tiny: Path) -> None:

@@ -15,6 +15,7 @@ from lottery.files.home import home
 from lottery.registry.parts import part_key
 from lottery.spec import Spec
 from tests.support.forks import Forks
+from tests.support.models import tiny_model
 from tests.support.store import new_store
 from tests.support.studies import MEASURED, QUICK, runs, write
 
@@ -219,6 +220,28 @@ def test_a_ticket_without_its_ratio_is_measured_again(
     assert "perplexity_ratio" not in first["tickets"][1]["metrics"]
     assert [row["state"] for row in second["tickets"]] == ["made", "made"]
     assert "perplexity_ratio" in second["tickets"][1]["metrics"]
+
+
+def test_runs_are_named_after_base_and_ticket_and_found_by_any_name(
+    lottery_json: Callable[..., dict[str, Any]], tiny: Path, tmp_path: Path
+) -> None:
+    other = tiny_model(tmp_path / "other-base", num_hidden_layers=2)
+    grid = [{"target": "up_proj", "sparsity": "0.3"}]
+    path = write(tmp_path, "renamed", models=[str(tiny), str(other)], grid=grid)
+    registered = (*QUICK[:-4], *("--register", "named-after"), "--out", "none")
+    first = lottery_json("study", path, *registered)["tickets"]
+    client = mlflow.MlflowClient()
+    made = {row["run_id"]: client.get_run(row["run_id"]).info.run_name for row in first if row["title"] != "dense"}
+    assert list(made.values()) == ["tiny up_proj 30%", "other-base up_proj 30%"]
+    models = [client.get_logged_model(client.get_run(id).outputs.model_outputs[0].model_id) for id in list(made)[:1]]
+    assert [model.name for model in models] == ["tiny up_proj 30"]
+    for row in first:
+        client.update_run(row["run_id"], name="anything")
+    again = lottery_json("study", path, *registered)["tickets"]
+    assert [(row["state"], row["run_id"]) for row in again] == [("found", row["run_id"]) for row in first]
+    listed = lottery_json("list", "--name", "named-after")["tickets"]
+    assert listed[0]["metrics"]["perplexity"] == first[1]["metrics"]["perplexity"]
+    assert lottery_json("report", "--study", "renamed", "--out", tmp_path / "report")["tickets"] == 2
 
 
 def test_its_artifact_is_a_study(located: dict[str, Any], lottery_json: Callable[..., dict[str, Any]]) -> None:

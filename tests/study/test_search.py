@@ -42,7 +42,29 @@ def test_cliff_is_known_to_one_point(lottery_json: Callable[..., dict[str, Any]]
     ]  # in order, the grid's seven and four more
     assert mlflow.get_run(found["run_id"]).data.metrics["cliff_builtin_all"] == pytest.approx(0.485)
     said = cli(*command)
-    assert "crosses 1.1 between 48.00% and 49.00%" in said.stdout and "made" not in said.stderr
+    about = "cliff of all, builtin: not judged: 4 of 54 windows, an estimate; the ratio to dense crosses 1.1 between 48.00% and"
+    assert about in said.stdout and "made" not in said.stderr
+    assert said.stdout.count("| not judged: 4 of 54 windows |") == 11 and " 0 winners" not in said.stdout
+    upper = {float(r["params"]["sparsity"]): r["metrics"]["perplexity_ratio_hi"] for r in found["tickets"][1:]}
+    within = max(sparsity for sparsity, end in upper.items() if end <= 1.1)
+    assert within < 0.48 and f"How much can be cut? {within:.0%} (an estimate, not judged)" in said.stdout
+
+
+def test_the_line_of_a_cliff_names_the_sparsest_winner(
+    cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    grid = [{"target": "attention", "sparsity": ["0.3", "0.9"], "refine": "0.5"}]
+    common = ("--measure", "perplexity", "--register", "none", "--dataset", "builtin")
+    path = write(tmp_path, "won", models=["builtin"], grid=grid)
+    command = ("study", path, *common, "--out", "none")
+    tickets = lottery_json(*command)["tickets"]
+    won = [r["params"]["sparsity"] for r in tickets if r["tags"].get("winner") == "yes"]
+    said = cli(*command).stdout
+    assert (
+        won
+        and f"cliff of attention, builtin: {max(map(float, won)):.2%} wins; the ratio to dense crosses 1.1 between"
+        in said
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -83,7 +83,7 @@ class Written:
     page: Elements
 
 
-def rows_of(written: Written, base: str, windows: str = "4 windows of 512") -> dict[str, dict[str, str]]:
+def rows_of(written: Written, base: str, windows: str = "windows of 512") -> dict[str, dict[str, str]]:
     """Of one table of tickets: title -> column -> cell."""
     for name, (head, *body) in written.page.tables.items():
         about = written.page.titles[name]

@@ -178,6 +178,24 @@ def test_a_base_sparser_than_asked_keeps_its_zeros(tmp_path: Path, cli: Callable
     assert again.disk_bytes <= stored.disk_bytes + 200
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_zeros_of_a_trained_model_are_no_news_where_none_were_asked_for(
+    scope: str, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_model(tmp_path / "m")
+    tensors = load_file(model / "model.safetensors")
+    for name in tensors:
+        if "_proj" in name:
+            tensors[name].view(-1)[:3] = 0  # as a trained model holds a few
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    some = ("--model", model, "--scope", scope, "--sparsity")
+    said = cli("prune", *some, "0", "--out", tmp_path / "whole", *QUICK).stderr
+    assert "prune all to 0% by" in said and "more zeros" not in said
+    assert "more zeros than asked for" in cli("prune", *some, "0.00001", "--out", tmp_path / "few", *QUICK).stderr
+
+
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
 def test_a_kill_leaves_nothing_and_the_same_command_resumes(blow: signal.Signals, tmp_path: Path, forks: Forks) -> None:
     model = tiny_model(tmp_path / "m", hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
