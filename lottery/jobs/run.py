@@ -121,8 +121,7 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     """
     where, timings = f"{destination.parameter}={destination.folder}", {}
     warm_up(job.source, job.spec, job.chosen)
-    if destination.parameter == "LOTTERY_HOME":
-        discard_unreadable(destination.folder)
+    clear_unreadable(destination)
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
@@ -136,13 +135,17 @@ def make_ticket(job: Job, destination: Destination) -> tuple[StoredTicket, dict[
     return stored, timings
 
 
-def discard_unreadable(folder: Path) -> None:
-    """Deletes what an interrupted or older process left in LOTTERY_HOME, if it is no ticket that can be opened."""
-    if not folder.exists():
+def clear_unreadable(destination: Destination) -> None:
+    """Deletes an unfinished ticket of an earlier run that cannot be opened. Raises InputError for a ticket that was to
+    be kept, which only its owner deletes."""
+    folder = destination.folder
+    if not folder.exists() or not any(folder.iterdir()):
         return
     try:
         StoredTicket(folder)
     except InputError as e:
+        if destination.keep:
+            raise InputError(f"{e}; or delete {folder}, and it is made anew") from e
         say(f"{folder}: what an earlier run left there is no whole ticket and is made again ({e})")
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,8 @@ import pytest
 from click.testing import Result
 
 from lottery.files.atomic import atomic_folder
+from lottery.files.home import home
+from lottery.registry.store import store_digest
 from lottery.ticket.record import write_record
 from tests.support.models import tiny_model
 from tests.support.refused import refused
@@ -80,19 +82,20 @@ def test_a_model_folder_s_name_with_characters_that_cannot_be_printed(
 def test_what_an_older_version_left_does_not_block_the_same_weights(
     tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]
 ) -> None:
-    """It wrote tickets whose base had a name that it could not read back."""
+    """It wrote tickets whose base had a name that it could not read back, and stopped before they were registered."""
     model = tiny_model(tmp_path / "left", vocab_size=4200)
-    how = ("prune", "--model", model, "--measure", "none", "--register", "none")
-    made = lottery_json(*how)
-    folder = Path(made["path"])
-    record = json.loads((folder / "ticket.json").read_text())
+    how = ("prune", "--model", model, "--measure", "none")
+    kept = Path(lottery_json(*how, "--register", "none")["path"])
+    record = json.loads((kept / "ticket.json").read_text())
     del record["checksum"]
     record["base"]["id"] = "le\x07ft"
-    write_record(folder, record)
-    refused(cli("verify", folder, code=2), "base.id")
-    said = cli(*how).stderr
-    assert f"{folder}: what an earlier run left there is no whole ticket and is made again" in said
-    lottery_json("verify", folder)
-    shutil.copytree(folder, tmp_path / "own")  # a folder of the user's is never deleted
-    write_record(tmp_path / "own", record)
-    refused(cli(*how, "--out", tmp_path / "own", code=2), "base.id")
+    write_record(kept, record)
+    refused(cli("verify", kept, code=2), "base.id")
+    (kept / "measurements.json").unlink()
+    unfinished = home() / "unfinished" / f"{kept.name}-{store_digest()[:8]}"
+    shutil.copytree(kept, unfinished)
+    result = cli(*how, "--json")
+    assert f"{unfinished}: what an earlier run left there is no whole ticket and is made again" in result.stderr
+    lottery_json("verify", json.loads(result.stdout)["model_uri"])
+    # What is kept for the user is only deleted by the user.
+    refused(cli(*how, "--register", "none", code=2), "base.id", f"or delete {kept}")
