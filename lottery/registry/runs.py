@@ -20,6 +20,7 @@ from lottery.errors import InputError
 from lottery.files.locks import run_lock
 from lottery.measuring.protocol import EvalProtocol
 from lottery.registry import views
+from lottery.registry.conflicts import repeat_on_conflict
 from lottery.registry.lookup import find_run
 from lottery.registry.store import STORE_ERRORS, few_retries, first_line, store_digest
 from lottery.spec import Spec, json_sha256
@@ -85,7 +86,8 @@ class Run:
             source=json.dumps({"tags": {"dataset": protocol.dataset}}),
             profile=json.dumps({k: v for k, v in protocol.record().items() if k not in ("dataset", "text_sha256")}),
         )
-        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])]
+        repeat_on_conflict(lambda: self.client.log_inputs(self.id, used))
 
     def log_files(self, files: Mapping[str, Any]) -> None:
         """Logs small artifacts: an array as .npy, a text as it is, anything else as JSON."""
@@ -149,7 +151,8 @@ def start_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Run:
     """
     outer = mlflow.active_run()
     study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
-    active = mlflow.start_run(run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags})
+    start = partial(mlflow.start_run, run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags})
+    active = repeat_on_conflict(start)  # the first run of an experiment that MLFLOW_EXPERIMENT_NAME names makes it
     return Run(client, active.info.run_id, mlflow.end_run)
 
 
