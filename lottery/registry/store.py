@@ -8,15 +8,17 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lottery.errors import InputError, MachineError, hide_password
 from lottery.files.locks import process_lock
+from lottery.progress import say
 from lottery.spec import json_sha256
 
 Client: TypeAlias = MlflowClient
@@ -33,14 +35,14 @@ def connect(read_only: bool = False) -> MlflowClient:
         logging.getLogger(name).setLevel(level)
     move_password()
     uri = mlflow.get_tracking_uri()
-    path = uri.removeprefix("sqlite:///")
-    if read_only and path != uri and not os.path.exists(path):
+    path = sqlite_path(uri)
+    if read_only and path is not None and not os.path.exists(path):
         raise InputError(
             f"there is no tracking store {path}; run this in the folder of the project's mlflow.db, "
             f"or set MLFLOW_TRACKING_URI"
         )
     try:
-        with schema_lock(uri), few_retries():
+        with schema_lock(path), few_retries():
             client = MlflowClient()  # this already reaches the store
             client.search_experiments(max_results=1)
     except STORE_ERRORS as e:
@@ -100,22 +102,45 @@ def first_line(e: BaseException) -> str:
     return hide_password((str(e).strip() or type(e).__name__).splitlines()[0])[:300]
 
 
+def sqlite_path(uri: str) -> str | None:
+    """Returns the path of the file that a SQLite store's URI names, and None for any other store.
+
+    SQLAlchemy reads the URI here as it does for MLflow: a space is written as %20 in MLflow's default URI.
+    """
+    try:
+        url = make_url(uri)
+    except ArgumentError:  # the path of a folder is no URI
+        return None
+    return url.database if url.get_backend_name() == "sqlite" else None
+
+
 @contextlib.contextmanager
-def schema_lock(uri: str) -> Iterator[None]:
-    """Lets one process create the tables of a new SQLite file while the others wait.
+def schema_lock(path: str | None) -> Iterator[None]:
+    """Lets one process create the tables of a new SQLite file while the others wait. `path` is None for other stores.
 
     Without this lock the processes would crash in each other's schema migration. The first tables appear long before
     the migration ends, so their existence alone does not show that it is done.
     """
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
+    if path is None:
         yield
         return
     with process_lock(json_sha256(os.path.abspath(path))[:16]):
         if not has_schema(path):
+            check_working_folder()
             yield
+            say(f"new tracking store: {os.path.abspath(path)}")
             return
     yield
+
+
+def check_working_folder() -> None:
+    """Raises InputError if MLflow cannot make a store here, as its default experiment's artifacts lie in this folder."""
+    folder = str(Path.cwd())
+    if "'" in folder:
+        raise InputError(
+            f"folder {folder}: MLflow cannot make a tracking store in a folder whose name has a quote ('); "
+            f"run this in another folder"
+        )
 
 
 def has_schema(path: str) -> bool:
@@ -123,7 +148,7 @@ def has_schema(path: str) -> bool:
     if not os.path.exists(path):
         return False
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)) as db:
             return bool(db.execute("select 1 from sqlite_master where name = 'alembic_version'").fetchone())
     except sqlite3.Error:
         return False
