@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -54,7 +55,7 @@ class Run:
         Those that it logged stay as the user typed them: `0.50` stays and equals 0.5. Raises InputError if the run was
         opened with other values than `spec` has.
         """
-        have = self.client.get_run(self.id).data.params
+        have = {k: as_typed(v) for k, v in self.client.get_run(self.id).data.params.items()}
         if spec and (name := spec.first_difference(have)):
             raise InputError(
                 f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
@@ -101,6 +102,16 @@ class Run:
                 else:
                     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             self.client.log_artifacts(self.id, folder)
+
+
+def as_typed(value: str) -> str:
+    """Returns a param as it was typed: `mlflow run` logs it as it quotes it for the shell, so a space or a ~ in a path
+    brings quotes with it."""
+    try:
+        words = shlex.split(value)
+    except ValueError:  # a quote that does not end
+        return value
+    return words[0] if len(words) == 1 and shlex.quote(words[0]) == value else value
 
 
 def dataset_name(protocol: "EvalProtocol") -> str:
