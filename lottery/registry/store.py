@@ -24,6 +24,13 @@ from lottery.spec import json_sha256
 Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # the errors of the package requests are OSErrors
 
+LOG_LEVELS = {
+    "alembic": logging.WARNING,
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # it logs each error of a database with a traceback, and raises it too
+    "urllib3": logging.ERROR,
+}
+
 
 def connect(read_only: bool = False) -> MlflowClient:
     """Returns a client of the tracking store that MLflow's environment variables name.
@@ -31,7 +38,7 @@ def connect(read_only: bool = False) -> MlflowClient:
     Raises MachineError if the store does not answer. With `read_only` a missing SQLite file is not created; InputError
     is raised instead.
     """
-    for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
+    for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     move_password()
     uri = mlflow.get_tracking_uri()
@@ -41,8 +48,10 @@ def connect(read_only: bool = False) -> MlflowClient:
             f"there is no tracking store {path}; run this in the folder of the project's mlflow.db, "
             f"or set MLFLOW_TRACKING_URI"
         )
+    if not read_only and path is not None:
+        check_writable(path)
     try:
-        with schema_lock(path), few_retries():
+        with schema_lock(uri), few_retries():
             client = MlflowClient()  # this already reaches the store
             client.search_experiments(max_results=1)
     except STORE_ERRORS as e:
@@ -111,29 +120,62 @@ def sqlite_path(uri: str) -> str | None:
         url = make_url(uri)
     except ArgumentError:  # the path of a folder is no URI
         return None
-    return url.database if url.get_backend_name() == "sqlite" else None
+    return url.database if url.get_backend_name() == "sqlite" and url.database != ":memory:" else None
+
+
+def check_writable(path: str) -> None:
+    """Raises InputError for an SQLite file that this user cannot write. SQLite also makes a journal beside the file."""
+    for place in (path, Path(path).absolute().parent):
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            raise InputError(
+                f"MLFLOW_TRACKING_URI: there is no permission to write {place}, which the tracking store {path} needs; "
+                f"set it to another store, or to a server (mlflow server), which several users can share"
+            )
 
 
 @contextlib.contextmanager
-def schema_lock(path: str | None) -> Iterator[None]:
-    """Lets one process create the tables of a new SQLite file while the others wait. `path` is None for other stores.
+def schema_lock(uri: str) -> Iterator[None]:
+    """Lets one process create the tables of a new SQLite file while the others wait.
 
     Without this lock the processes would crash in each other's schema migration. The first tables appear long before
     the migration ends, so their existence alone does not show that it is done.
     """
-    if path is None:
-        yield
-        return
-    with process_lock(json_sha256(os.path.abspath(path))[:16]):
-        if not has_schema(path):
-            check_working_folder()
-            yield
-            say(f"new tracking store: {os.path.abspath(path)}")
-            return
+    path = sqlite_path(uri)
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            try:
+                stack.enter_context(process_lock(json_sha256(os.path.abspath(path))[:16]))
+            except (InputError, MachineError):  # LOTTERY_HOME cannot be written; what only reads does not need it
+                if not has_schema(path):
+                    raise
+            if not has_schema(path):
+                check_default_artifacts()
+                if not os.path.exists(path):
+                    make_store(uri)
+                yield
+                say(f"new tracking store: {os.path.abspath(path)}")
+                return
     yield
 
 
-def check_working_folder() -> None:
+def make_store(uri: str) -> None:
+    """Makes a new SQLite file with all of MLflow's tables, or none at all: MLflow cannot go on where it was stopped.
+
+    The tables come in many migrations. A full disk or a signal in the middle leaves a file that no command can use.
+    """
+    head, _, name = uri.rpartition("/")
+    fresh_uri = f"{head}/.{os.getpid()}-{name}"
+    path, fresh = sqlite_path(uri), sqlite_path(fresh_uri)
+    assert path and fresh
+    try:
+        MlflowClient(fresh_uri).search_experiments(max_results=1)
+        os.rename(fresh, path)
+    finally:
+        for left in (fresh, f"{fresh}-journal"):
+            Path(left).unlink(missing_ok=True)
+
+
+def check_default_artifacts() -> None:
     """Raises InputError if MLflow cannot make a store here, as its default experiment's artifacts lie in this folder."""
     folder = str(Path.cwd())
     if "'" in folder:
