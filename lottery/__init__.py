@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lottery.files.home import ensure_user
 from lottery.progress import quiet_libraries
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ def __getattr__(name: str) -> Any:
     # torch nor mlflow.
     if name in __all__:
         quiet_libraries()
+        ensure_user()
         from lottery.jobs.load import load
         from lottery.jobs.result import Ticket
         from lottery.jobs.run import prune

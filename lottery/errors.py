@@ -37,6 +37,11 @@ def known_failure(e: Exception) -> tuple[str, int] | None:
         return e.format_message(), e.exit_code
     if isinstance(e, InputError):
         return str(e), 2
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) and not e.filename:
+        return (
+            f"{e.strerror}; make room where LOTTERY_HOME, the working folder and the temporary folder (TMPDIR) lie",
+            1,
+        )
     if isinstance(e, OSError):
         where = f"{e.filename}: " if e.filename else ""
         return f"{where}{e.strerror or e}", 2 if e.errno in USER_ERRNO and e.filename else 1

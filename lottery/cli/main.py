@@ -17,6 +17,7 @@ from lottery.cli.runs import label, list_tickets, publish, report
 from lottery.cli.study import study
 from lottery.cli.tickets import evaluate, export, generate, plan, prune, verify
 from lottery.errors import known_failure
+from lottery.files.home import check_working_folder, ensure_user
 from lottery.progress import quiet_libraries
 
 
@@ -60,6 +61,8 @@ def stop(reason: str, code: int) -> NoReturn:
 @click.version_option(__version__, prog_name="lottery")
 def main() -> None:
     """Prune a causal language model, keep the ticket in MLflow, and measure what is left of it."""
+    check_working_folder()
+    ensure_user()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run is closed and no partial file stays
 
 

@@ -8,10 +8,10 @@ from numba import njit
 
 from lottery.kernels import avx512
 from lottery.kernels.avx512 import compress, expand
-from lottery.kernels.parallel import parallel_for
+from lottery.kernels.parallel import CAN_CACHE, parallel_for
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _survivors_per_row(bitmask_OB, first, last, kept_O):
     for r in range(first, last):
         kept = 0
@@ -31,7 +31,7 @@ def _bit(byte, j):
 avx512_lanes = njit(inline="always")(avx512.lanes)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
     # Every weight is written, and the position moves on only after a survivor: there is no branch to mispredict. The
     # eight steps are written out, because an inner loop takes twice as long.
@@ -65,7 +65,7 @@ def _compact(bits_OI, bitmask_OB, first, last, start_O, row_I, values_K):
         values_K[start : start + kept] = row_I[:kept]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat):
     # This works in place: a vector is written whole, beyond its survivors too, but it ends before the first weight that
     # is not read yet.
@@ -82,7 +82,7 @@ def _compact_wide(bits_OI, bitmask_OB, first, last, start_O, flat):
                 at += np.uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
     columns = out_OI.shape[1]
     step = avx512_lanes(out_OI.itemsize)
@@ -98,7 +98,7 @@ def _unpack_wide(bitmask_OB, first, last, start_O, values_K, out_OI):
                 at += np.uint64(1)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def unpack_row(mask_B, values_K, start, out_I):
     """Unpacks one row without a branch: every weight is written, multiplied by its bit."""
     columns, one = out_I.size, values_K.dtype.type
@@ -129,13 +129,13 @@ def unpack_row(mask_B, values_K, start, out_I):
             at += np.uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _unpack(bitmask_OB, first, last, start_O, values_K, out_OI):
     for r in range(first, last):
         unpack_row(bitmask_OB[r], values_K, start_O[r], out_OI[r])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _apply_mask(bits_OI, bitmask_OB, first, last, out_OI):
     columns, one = bits_OI.shape[1], bits_OI.dtype.type
     for r in range(first, last):

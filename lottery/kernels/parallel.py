@@ -10,14 +10,34 @@ from pathlib import Path
 import numpy as np
 from numba import config
 
-from lottery.files.home import home
+from lottery.errors import InputError, MachineError
+from lottery.files.home import home, make_folder
+from lottery.progress import say
 
-# A machine compiles the kernels once. The name of the folder depends on the files whose code is inlined into kernels of
-# other files, because numba does not notice when these change. It must be set before the first kernel is declared.
+# The name of the folder depends on the files whose code is inlined into kernels of other files, because numba does not
+# notice when these change.
 INLINED = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("avx512.py", "bitmask.py"))
-config.CACHE_DIR = str(
-    Path(os.environ.get("NUMBA_CACHE_DIR") or home() / "kernels") / hashlib.sha256(INLINED).hexdigest()[:8]
-)
+
+
+def can_cache() -> bool:
+    """Returns whether numba can keep compiled kernels, so that a machine compiles them once, and says it where not.
+
+    This must run before the first kernel is declared: numba then looks for a folder that it can write.
+    """
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    name = "NUMBA_CACHE_DIR" if given else "LOTTERY_HOME"
+    try:
+        folder = (
+            make_folder(Path(given) if given else home() / "kernels", name) / hashlib.sha256(INLINED).hexdigest()[:8]
+        )
+        config.CACHE_DIR = str(make_folder(folder, name))
+    except (InputError, MachineError) as e:
+        say(f"warning: {e}; until then each process compiles the kernels anew (about ten seconds)")
+        return False
+    return True
+
+
+CAN_CACHE = can_cache()
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="lottery-kernels")

@@ -15,7 +15,7 @@ from numba import njit
 from lottery.kernels import avx512
 from lottery.kernels.avx512 import compress, expand
 from lottery.kernels.bitmask import _bit, avx512_lanes, survivors_per_row, unpack_row
-from lottery.kernels.parallel import parallel_for
+from lottery.kernels.parallel import CAN_CACHE, parallel_for
 
 # value of quantize= -> safetensors' name of the codes' type, and the code of the greatest weight of a row
 QUANTIZED_DTYPES = {"int8": ("I8", 127), "fp8": ("F8_E4M3", 448)}
@@ -23,7 +23,7 @@ BF16, F16, F32, I8, F8 = range(5)
 FORMS = {"BF16": BF16, "F16": F16, "F32": F32, "I8": I8, "F8_E4M3": F8}
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _to_float(row_I, form, step, bits_I):
     """Writes the weights of a row as float32 bits into bits_I (uint32). Codes are multiplied by `step`."""
     floats_I = bits_I.view(np.float32)
@@ -54,7 +54,7 @@ def _to_float(row_I, form, step, bits_I):
             floats_I[c] *= -step if row_I[c] & 0x80 else step
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _mask_row(floats_I, mask_B):
     """Writes zeros for the weights that the mask removes."""
     columns = floats_I.size
@@ -66,7 +66,7 @@ def _mask_row(floats_I, mask_B):
         floats_I[c] *= np.float32(_bit(mask_B[c >> 3], c & 7))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _row_scale(bits_I):
     """Returns the greatest magnitude of a row. Without the sign, float32 bits have the order of the magnitudes."""
     most_1 = np.zeros(1, np.uint32)
@@ -77,7 +77,7 @@ def _row_scale(bits_I):
     return most_1.view(np.float32)[0]
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _fp8_codes(bits_I, boost, factor, codes_I):
     """Writes the float8_e4m3fn codes of a row, rounded to nearest, ties to even. Returns how many are zero."""
     floats_I = bits_I.view(np.float32)
@@ -97,7 +97,7 @@ def _fp8_codes(bits_I, boost, factor, codes_I):
     return zeros
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _int8_codes(bits_I, boost, factor, codes_I):
     """Writes the int8 codes of a row, rounded to nearest, ties to even. Returns how many are zero."""
     floats_I = bits_I.view(np.float32)
@@ -109,7 +109,7 @@ def _int8_codes(bits_I, boost, factor, codes_I):
     return zeros
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _append_survivors(codes_I, mask_B, wide, flat, at):
     """Writes the codes that survive into `flat`, from `at` on. Returns where they end."""
     columns, done = codes_I.size, 0
@@ -125,7 +125,7 @@ def _append_survivors(codes_I, mask_B, wide, flat, at):
     return at
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _quantize(bits_OI, bitmask_OB, masked, first, last, form, fp8, wide, flat, scale_O, ends):
     """Quantizes a block of rows in place: the codes follow each other in the block's own memory, from its beginning.
 
@@ -184,7 +184,7 @@ def quantize(
     return [piece for piece, _ in ordered], scale_O, sum(lost for _, lost in ordered)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _unpack_weights(bitmask_OB, masked, first, last, start_O, values, form, step_O, wide, bfloat, row_I, out_OI):
     columns = out_OI.shape[1]
     bits_I = np.empty(columns, np.uint32)

@@ -17,13 +17,13 @@ import numpy as np
 from numba import njit
 
 from lottery.kernels.bitmask import apply_mask, compact, unpack
-from lottery.kernels.parallel import THREADS, parallel_for
+from lottery.kernels.parallel import CAN_CACHE, THREADS, parallel_for
 
 MAGNITUDE = {np.dtype(np.uint16): 0x7FFF, np.dtype(np.uint32): 0x7FFFFFFF}  # every bit but the sign
 BINS = 1 << 16
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=CAN_CACHE, inline="always")
 def _row_keys(row_I, index, magnitude, draw, seed, keys_I):
     """Writes the keys of one row: magnitudes, or with `draw` 31 random bits that depend on the seed and the weight's
     index.
@@ -43,7 +43,7 @@ def _row_keys(row_I, index, magnitude, draw, seed, keys_I):
         keys_I[c] = 0 if (row_I[c] & magnitude) == 0 else (z >> np.uint64(33)) | np.uint64(1)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _count_zeros_and_nonfinite(flat, magnitude, infinity, out):
     zeros, broken = 0, 0
     for i in range(flat.size):
@@ -53,7 +53,7 @@ def _count_zeros_and_nonfinite(flat, magnitude, infinity, out):
     out[0], out[1] = zeros, broken
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _histogram_high(bits_OI, first, last, magnitude, draw, seed, keys_I, shift, out):
     shift = np.uint32(shift)
     for r in range(first, last):
@@ -62,7 +62,7 @@ def _histogram_high(bits_OI, first, last, magnitude, draw, seed, keys_I, shift, 
             out[np.uint32(keys_I[c]) >> shift] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _histogram_low(bits_OI, first, last, magnitude, draw, seed, keys_I, high, out):
     high = np.uint32(high)
     for r in range(first, last):
@@ -73,7 +73,7 @@ def _histogram_low(bits_OI, first, last, magnitude, draw, seed, keys_I, high, ou
                 out[key & np.uint32(0xFFFF)] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _count_ties(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, equal_O):
     limit = keys_I.dtype.type(limit)
     for r in range(first, last):
@@ -84,7 +84,7 @@ def _count_ties(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, equa
         equal_O[r] = equal
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _select(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, ties_O, equal_O, flags_J, bitmask_OB):
     """Removes, in each row, all keys below the limit and the first `ties_O` of the `equal_O` keys that equal it."""
     limit = keys_I.dtype.type(limit)
@@ -105,7 +105,7 @@ def _select(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, ties_O, 
             bitmask_OB[r, b] = (flags_B[b] * np.uint64(0x0102040810204080)) >> np.uint64(56)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=CAN_CACHE)
 def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, group, flags_J, bitmask_OB):
     """Keeps, of every `group` weights of a row, the `keep` with the largest keys; of equal keys the later; never a
     zero."""

@@ -4,10 +4,11 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 TICKET = "data/ticket"  # the ticket's folder in a logged model
 
@@ -29,11 +30,11 @@ def logged_model_id(source: str | None) -> str | None:
 
 
 def local_path(location: str) -> Path | None:
-    """Returns an artifact location as a local path, or None if a server holds the artifacts."""
-    parsed = urlparse(location)
-    if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path) if parsed.scheme else location)
-    return None
+    """Returns an artifact location as a local path, or None if a server holds the artifacts.
+
+    MLflow itself makes the path of the location, so a `%41` in a folder's name means the same to both.
+    """
+    return Path(local_file_uri_to_path(location)) if urlparse(location).scheme in ("", "file") else None
 
 
 def unregistered(client: MlflowClient, run: Any) -> list[Any]:

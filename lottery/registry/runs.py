@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from lottery.errors import InputError
 from lottery.files.locks import run_lock
 from lottery.measuring.protocol import EvalProtocol
 from lottery.registry import views
+from lottery.registry.conflicts import repeat_on_conflict
 from lottery.registry.lookup import find_run
 from lottery.registry.store import STORE_ERRORS, few_retries, first_line, store_digest
 from lottery.spec import Spec, json_sha256
@@ -53,7 +55,7 @@ class Run:
         Those that it logged stay as the user typed them: `0.50` stays and equals 0.5. Raises InputError if the run was
         opened with other values than `spec` has.
         """
-        have = self.client.get_run(self.id).data.params
+        have = {k: as_typed(v) for k, v in self.client.get_run(self.id).data.params.items()}
         if spec and (name := spec.first_difference(have)):
             raise InputError(
                 f"{name}={params[name]}: the run {self.id}, which MLFLOW_RUN_ID names, was opened with "
@@ -85,7 +87,8 @@ class Run:
             source=json.dumps({"tags": {"dataset": protocol.dataset}}),
             profile=json.dumps({k: v for k, v in protocol.record().items() if k not in ("dataset", "text_sha256")}),
         )
-        self.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])]
+        repeat_on_conflict(lambda: self.client.log_inputs(self.id, used))
 
     def log_files(self, files: Mapping[str, Any]) -> None:
         """Logs small artifacts: an array as .npy, a text as it is, anything else as JSON."""
@@ -99,6 +102,16 @@ class Run:
                 else:
                     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             self.client.log_artifacts(self.id, folder)
+
+
+def as_typed(value: str) -> str:
+    """Returns a param as it was typed: `mlflow run` logs it as it quotes it for the shell, so a space or a ~ in a path
+    brings quotes with it."""
+    try:
+        words = shlex.split(value)
+    except ValueError:  # a quote that does not end
+        return value
+    return words[0] if len(words) == 1 and shlex.quote(words[0]) == value else value
 
 
 def dataset_name(protocol: "EvalProtocol") -> str:
@@ -149,7 +162,8 @@ def start_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Run:
     """
     outer = mlflow.active_run()
     study = {k: v for k, v in outer.data.tags.items() if k == "study"} if outer else {}
-    active = mlflow.start_run(run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags})
+    start = partial(mlflow.start_run, run_name=name[:LONGEST_NAME], nested=outer is not None, tags={**study, **tags})
+    active = repeat_on_conflict(start)  # the first run of an experiment that MLFLOW_EXPERIMENT_NAME names makes it
     return Run(client, active.info.run_id, mlflow.end_run)
 
 

@@ -8,19 +8,28 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lottery.errors import InputError, MachineError, hide_password
 from lottery.files.locks import process_lock
+from lottery.progress import say
 from lottery.spec import json_sha256
 
 Client: TypeAlias = MlflowClient
 STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)  # the errors of the package requests are OSErrors
+
+LOG_LEVELS = {
+    "alembic": logging.WARNING,
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # it logs each error of a database with a traceback, and raises it too
+    "urllib3": logging.ERROR,
+}
 
 
 def connect(read_only: bool = False) -> MlflowClient:
@@ -29,16 +38,18 @@ def connect(read_only: bool = False) -> MlflowClient:
     Raises MachineError if the store does not answer. With `read_only` a missing SQLite file is not created; InputError
     is raised instead.
     """
-    for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
+    for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     move_password()
     uri = mlflow.get_tracking_uri()
-    path = uri.removeprefix("sqlite:///")
-    if read_only and path != uri and not os.path.exists(path):
+    path = sqlite_path(uri)
+    if read_only and path is not None and not os.path.exists(path):
         raise InputError(
             f"there is no tracking store {path}; run this in the folder of the project's mlflow.db, "
             f"or set MLFLOW_TRACKING_URI"
         )
+    if not read_only and path is not None:
+        check_writable(path)
     try:
         with schema_lock(uri), few_retries():
             client = MlflowClient()  # this already reaches the store
@@ -100,6 +111,28 @@ def first_line(e: BaseException) -> str:
     return hide_password((str(e).strip() or type(e).__name__).splitlines()[0])[:300]
 
 
+def sqlite_path(uri: str) -> str | None:
+    """Returns the path of the file that a SQLite store's URI names, and None for any other store.
+
+    SQLAlchemy reads the URI here as it does for MLflow: a space is written as %20 in MLflow's default URI.
+    """
+    try:
+        url = make_url(uri)
+    except ArgumentError:  # the path of a folder is no URI
+        return None
+    return url.database if url.get_backend_name() == "sqlite" and url.database != ":memory:" else None
+
+
+def check_writable(path: str) -> None:
+    """Raises InputError for an SQLite file that this user cannot write. SQLite also makes a journal beside the file."""
+    for place in (path, Path(path).absolute().parent):
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            raise InputError(
+                f"MLFLOW_TRACKING_URI: there is no permission to write {place}, which the tracking store {path} needs; "
+                f"set it to another store, or to a server (mlflow server), which several users can share"
+            )
+
+
 @contextlib.contextmanager
 def schema_lock(uri: str) -> Iterator[None]:
     """Lets one process create the tables of a new SQLite file while the others wait.
@@ -107,15 +140,49 @@ def schema_lock(uri: str) -> Iterator[None]:
     Without this lock the processes would crash in each other's schema migration. The first tables appear long before
     the migration ends, so their existence alone does not show that it is done.
     """
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
-        yield
-        return
-    with process_lock(json_sha256(os.path.abspath(path))[:16]):
-        if not has_schema(path):
-            yield
-            return
+    path = sqlite_path(uri)
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            try:
+                stack.enter_context(process_lock(json_sha256(os.path.abspath(path))[:16]))
+            except (InputError, MachineError):  # LOTTERY_HOME cannot be written; what only reads does not need it
+                if not has_schema(path):
+                    raise
+            if not has_schema(path):
+                check_default_artifacts()
+                if not os.path.exists(path):
+                    make_store(uri)
+                yield
+                say(f"new tracking store: {os.path.abspath(path)}")
+                return
     yield
+
+
+def make_store(uri: str) -> None:
+    """Makes a new SQLite file with all of MLflow's tables, or none at all: MLflow cannot go on where it was stopped.
+
+    The tables come in many migrations. A full disk or a signal in the middle leaves a file that no command can use.
+    """
+    head, _, name = uri.rpartition("/")
+    fresh_uri = f"{head}/.{os.getpid()}-{name}"
+    path, fresh = sqlite_path(uri), sqlite_path(fresh_uri)
+    assert path and fresh
+    try:
+        MlflowClient(fresh_uri).search_experiments(max_results=1)
+        os.rename(fresh, path)
+    finally:
+        for left in (fresh, f"{fresh}-journal"):
+            Path(left).unlink(missing_ok=True)
+
+
+def check_default_artifacts() -> None:
+    """Raises InputError if MLflow cannot make a store here, as its default experiment's artifacts lie in this folder."""
+    folder = str(Path.cwd())
+    if "'" in folder:
+        raise InputError(
+            f"folder {folder}: MLflow cannot make a tracking store in a folder whose name has a quote ('); "
+            f"run this in another folder"
+        )
 
 
 def has_schema(path: str) -> bool:
@@ -123,7 +190,7 @@ def has_schema(path: str) -> bool:
     if not os.path.exists(path):
         return False
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)) as db:
             return bool(db.execute("select 1 from sqlite_master where name = 'alembic_version'").fetchone())
     except sqlite3.Error:
         return False

@@ -22,6 +22,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from lottery.errors import InputError
 from lottery.files.hashes import file_sha256
 from lottery.registry import views
+from lottery.registry.conflicts import repeat_on_conflict
 from lottery.registry.logged_models import TICKET, delete_model, find_model, local_path, logged_model_id
 from lottery.registry.runs import Run
 from lottery.spec import short_base
@@ -196,9 +197,8 @@ def register(
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     run_id = client.get_logged_model(model_id).source_run_id
-    version = client.create_model_version(
-        name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id, description=description
-    )
+    new = {"tags": dict(tags), "model_id": model_id, "description": description}
+    version = repeat_on_conflict(lambda: client.create_model_version(name, f"models:/{model_id}", run_id, **new))
     views.link_version(client, model_id, name, version.version)
     uri = f"models:/{name}/{version.version}"
     # MLflow numbers versions in order, so the later of two registrations sees the earlier one, which stays.

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lottery.registry.protocols import describe_protocol
+from lottery.registry.runs import as_typed
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
@@ -46,7 +47,7 @@ def string_list(given: Any) -> list[str]:
 def run_to_row(run: Any) -> dict[str, Any]:
     """Returns one run as a row: its known params, its metrics, its known tags, and its own kind, title, id, status and
     start."""
-    params, tags, metrics = run.data.params, run.data.tags, run.data.metrics
+    params, tags, metrics = {k: as_typed(v) for k, v in run.data.params.items()}, run.data.tags, run.data.metrics
     found: dict[str, Any] = {k: v for k, v in params.items() if k in PARAMS}
     found |= {name: to_number(params.get(name)) for name in NUMBERS}
     found |= {k: v for k, v in metrics.items() if k not in RESERVED and k not in PARAMS}
