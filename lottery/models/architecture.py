@@ -1,5 +1,6 @@
 """config.json and the tokenizer files of a model are read here with transformers, without its weights."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from lottery.errors import InputError, MachineError, is_gpu_error, is_out_of_mem
 from lottery.models.checkpoint import TOKENIZER_FILES
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import DTYPES
+from lottery.progress import say
 
 MOST_LAYERS = 1000  # no model has more; a damaged config.json may name any number
 
@@ -37,7 +39,24 @@ def read_config(folder: Path) -> Any:
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if not 0 < layers <= MOST_LAYERS:
             raise InputError(f"model={folder}: config.json says {layers} layers; give a model with 1 to {MOST_LAYERS}")
-        return config
+        return without_attention(config)
+
+
+def without_attention(config: Any) -> Any:
+    """Returns the config without the attention implementation that it names, unless that is one of torch's own.
+
+    The choice belongs to the machine: the package may not be installed, and a name of the hub would download code.
+    """
+    if (named := config._attn_implementation) not in (None, "eager", "sdpa"):
+        say_once(f"warning: config.json names the attention {named}, which is ignored; torch's own is used")
+        config._attn_implementation = None
+    return config
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Prints one line, the first time in this process."""
+    say(line)
 
 
 def is_tied(folder: Path) -> bool:

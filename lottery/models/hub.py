@@ -181,7 +181,7 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises InputError, which begins with `what`, when there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{what}: its {path.name} is not a JSON object; give another model or revision")

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlparse
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -54,7 +54,17 @@ def connect(read_only: bool = False) -> MlflowClient:
         with schema_lock(uri), few_retries():
             client = MlflowClient()  # this already reaches the store
             client.search_experiments(max_results=1)
+    except ImportError as e:
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={hide_password(uri)}: its driver is not installed ({e}); install it into this environment, "
+            f"or name another one in the URI (mysql+pymysql://..., postgresql+psycopg2://...)"
+        ) from e
     except STORE_ERRORS as e:
+        if "Invalid Host header" in str(e):
+            raise MachineError(
+                f"the tracking server {uri} answers only to the host names that it was started with (HTTP 403, Invalid Host "
+                f"header); start it with --allowed-hosts {urlparse(uri).netloc}, or set MLFLOW_TRACKING_URI to such a name"
+            ) from e
         if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
             raise MachineError(
                 f"the tracking server {uri} refuses access (HTTP {e.get_http_status_code()}); set MLFLOW_TRACKING_USERNAME "
