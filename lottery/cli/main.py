@@ -2,6 +2,7 @@
 commands."""
 
 import gc
+import io
 import json
 import os
 import signal
@@ -30,6 +31,9 @@ class Lottery(click.Group):
         # Imports make hundreds of thousands of objects that stay. By Python's default it looks through them for garbage so
         # often that `lottery list` took 1.6 CPU seconds instead of 1.2. What frees models collects by itself.
         gc.set_threshold(100_000, 20, 20)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a letter that it cannot show must not end the command
+                stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
         try:
             result: Any = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]  # *args: any overload
         except click.exceptions.NoArgsIsHelpError as e:

@@ -45,7 +45,10 @@ def fetch(client: MlflowClient, uri: str) -> LocalTicket:
         )
     here = local_path(model.artifact_location)
     if here is not None and not here.is_dir():
-        raise InputError(f"ticket={uri}: its files should be in {here}, but this machine has no such folder")
+        raise InputError(
+            f"ticket={uri}: its files should be in {here}, but this machine has no such folder; if "
+            f"the store was moved, move it back, or make the old path a link to the new one"
+        )
     for path in list_local_files(here) if here is not None else list_remote_files(client, model.model_id):
         if not is_expected_file(path):
             raise altered_error(model, uri, f"{path!r} is no part of a registered ticket")

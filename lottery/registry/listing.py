@@ -98,6 +98,8 @@ def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRo
     """Returns the row of a model version, whose logged model is `model` (both are MLflow entities)."""
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
     tags, judged_by = version.tags, version.tags.get(JUDGED_BY)
+    if judged_by not in {m.run_id for m in metrics}:  # `mlflow gc` has removed that run; a later measurement counts
+        judged_by = None
     measured = [m for m in metrics if m.key == "perplexity"]
     first = next((m for m in measured if m.run_id == judged_by), None if judged_by else next(iter(measured), None))
     run_id = judged_by or (first.run_id if first else model.source_run_id)

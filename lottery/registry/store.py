@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlparse
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from lottery.errors import InputError, MachineError, hide_password
 from lottery.files.locks import process_lock
 from lottery.progress import say
+from lottery.registry.logged_models import local_path
 from lottery.spec import json_sha256
 
 Client: TypeAlias = MlflowClient
@@ -53,8 +54,18 @@ def connect(read_only: bool = False) -> MlflowClient:
     try:
         with schema_lock(uri), few_retries():
             client = MlflowClient()  # this already reaches the store
-            client.search_experiments(max_results=1)
+            experiments = client.search_experiments(max_results=1)
+    except ImportError as e:
+        raise InputError(
+            f"MLFLOW_TRACKING_URI={hide_password(uri)}: its driver is not installed ({e}); install it into this environment, "
+            f"or name another one in the URI (mysql+pymysql://..., postgresql+psycopg2://...)"
+        ) from e
     except STORE_ERRORS as e:
+        if "Invalid Host header" in str(e):
+            raise MachineError(
+                f"the tracking server {uri} answers only to the host names that it was started with (HTTP 403, Invalid Host "
+                f"header); start it with --allowed-hosts {urlparse(uri).netloc}, or set MLFLOW_TRACKING_URI to such a name"
+            ) from e
         if isinstance(e, MlflowException) and e.get_http_status_code() in (401, 403):
             raise MachineError(
                 f"the tracking server {uri} refuses access (HTTP {e.get_http_status_code()}); set MLFLOW_TRACKING_USERNAME "
@@ -64,7 +75,23 @@ def connect(read_only: bool = False) -> MlflowClient:
             f"the tracking store {hide_password(uri)} is not usable: {first_line(e)}; "
             f"set MLFLOW_TRACKING_URI, or start the server that it names"
         ) from e
+    if path is not None:
+        warn_if_moved(path, [e.artifact_location for e in experiments])
     return client
+
+
+def warn_if_moved(path: str, locations: list[str]) -> None:
+    """Warns if the artifacts of an SQLite store lie beside it, but not where MLflow looks for them.
+
+    MLflow records absolute paths, and makes a folder that is missing: new tickets would lie apart from the old ones.
+    """
+    beside = Path(path).absolute().parent / "mlruns"
+    for place in [here.parent for location in locations if (here := local_path(location)) is not None]:
+        if beside.is_dir() and not place.exists():
+            say(
+                f"warning: the tracking store {path} was moved: MLflow looks for its artifacts in {place}, which is not "
+                f"there; move it back, or make that path a link to {beside}"
+            )
 
 
 def move_password() -> None:

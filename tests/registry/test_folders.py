@@ -1,15 +1,19 @@
 """Where the default tracking store lies: working folders whose names URLs escape, a new store, one that has moved."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from click.testing import Result
 
 import lottery
 from tests.support.refused import refused
+from tests.support.store import new_store
 from tests.support.studies import write
 
 QUICK = ("--dataset", "builtin", "--limit", "2", "--window", "64", "--measure", "perplexity")
@@ -60,3 +64,37 @@ def test_a_folder_in_which_mlflow_cannot_make_a_store(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri) if uri else monkeypatch.delenv("MLFLOW_TRACKING_URI")
         refused(cli("prune", "--model", tiny, *QUICK, code=2), f"folder {folder}: ", "run this in another folder")
     assert not list(folder.iterdir()) and not (tmp_path / "elsewhere.db").exists()
+
+
+def test_a_ticket_that_is_measured_again_after_mlflow_gc(
+    tiny: Path, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that judged the version is gone for good; the next measurement has the figures."""
+    uri = new_store(tmp_path / "gc.db", str(tmp_path / "mlruns"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    command = ("prune", "--model", tiny, *QUICK, "--register", "gc")
+    first = lottery_json(*command)
+    mlflow.MlflowClient().delete_run(first["run_id"])
+    gc = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
+    subprocess.run(gc, check=True, capture_output=True)
+    again = lottery_json(*command)
+    rows = lottery_json("list", "--name", "gc")["tickets"]
+    assert rows[-1]["metrics"]["perplexity"] == again["metrics"]["perplexity"]
+
+
+def test_a_store_that_was_moved(
+    tiny: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(old / "m.db", str(old / "mlruns")))
+    command = ("prune", "--model", tiny, "--measure", "none", "--register", "moved")
+    assert "was moved" not in cli(*command).stderr
+    old.rename(new)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{new}/m.db")
+    said = cli("list").stderr
+    assert said.count("was moved") == 1 and f"{old}/mlruns" in said and f"a link to {new}/mlruns" in said
+    refused(cli("verify", "models:/moved/1", code=2), f"should be in {old}", "make the old path a link to the new one")
+    old.symlink_to(new)
+    again = cli("verify", "models:/moved/1")
+    assert "every hash is right" in again.stdout and "was moved" not in again.stderr

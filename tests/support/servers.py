@@ -74,7 +74,9 @@ class Server:
     """`mlflow server` over a database, by default a SQLite file of its own; artifacts go through it into a folder
     (`served`), or lie at a place that clients reach."""
 
-    def __init__(self, folder: Path, database: str | None = None, *, served: bool = True) -> None:
+    def __init__(
+        self, folder: Path, database: str | None = None, *, served: bool = True, more: tuple[str, ...] = ()
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.artifacts = folder / "artifacts"
@@ -85,7 +87,7 @@ class Server:
         self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         if database is None:
             database = new_store(folder / "server.db", "mlflow-artifacts:" if served else str(self.artifacts))
-        self.command += ["--workers", "1", "--backend-store-uri", database, *where]
+        self.command += ["--workers", "1", "--backend-store-uri", database, *where, *more]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -120,8 +122,10 @@ class Server:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: str | None = None, *, served: bool = True) -> Iterator[Server]:
-    server = Server(folder, database, served=served)
+def mlflow_server(
+    folder: Path, database: str | None = None, *, served: bool = True, more: tuple[str, ...] = ()
+) -> Iterator[Server]:
+    server = Server(folder, database, served=served, more=more)
     try:
         yield server
     finally:
