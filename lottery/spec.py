@@ -123,7 +123,7 @@ class Spec:
         "auto", "Tokens per window; auto: what the model takes, at most 2048.", **int_range(2, word="auto")
     )
     limit: int | str = parameter(
-        "none", "Measure only the first N windows; such a ticket is never a winner.", **int_range(1, word="none")
+        "none", "Measure only the first N windows; such a ticket is not judged.", **int_range(1, word="none")
     )
     dtype: str = parameter(
         "auto", "Arithmetic of measuring and loading.", **one_of("auto", "source", "float16", "bfloat16", "float32")

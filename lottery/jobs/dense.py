@@ -27,7 +27,7 @@ def run_dense(job: Job, study: str, extra_tags: Mapping[str, str]) -> tuple[Mode
     client = store.connect()
     files, params = job.source.base_record["files"], job.spec.params()
     find_baseline = partial(lookup.load_dense_run, client)
-    work = Work(cache=job.cache)
+    work = Work("the dense base", cache=job.cache)
     with work.shown():
         dense, _, new_baseline = measure_dense(job.base, job.setup, files, params, job.cache, find_baseline, work)
     if new_baseline is None:
@@ -47,7 +47,7 @@ def evaluate_dense(base: Base, spec: Spec, asked: dict[str, str]) -> Ticket:
     setup = make_setup(base, spec, base.id, "none", Cache())
     client = store.connect()
     recovery.close_killed_runs(client)
-    work = Work()
+    work = Work("the dense base")
     work.add("dense", setup)
     with work.shown():
         result, _ = measure_base(base, setup, work)

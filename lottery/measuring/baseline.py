@@ -135,7 +135,12 @@ def measure_dense(
 def measure_base(
     base: Base, setup: Setup, work: Work, ticket: ModelResult | None = None
 ) -> tuple[ModelResult, float | None]:
-    """Returns what is measured of the dense base now, with its sizes, and its NLL of a ticket's samples."""
+    """Returns what is measured of the dense base now, with its sizes, and its NLL of a ticket's samples.
+
+    Nothing is loaded if there is nothing to measure.
+    """
+    if not setup.measures and not (ticket and ticket.samples):
+        return ModelResult(metrics={"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}), None
     fresh, sample_nll = measure_model("dense", base, list(base.tensors), setup, bytes_of_tensors(base), work, ticket)
     sizes = {"disk_bytes": base.disk_bytes, "disk_ratio": 1.0}
     return replace(fresh, metrics={**fresh.metrics, **sizes}), sample_nll

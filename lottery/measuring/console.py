@@ -89,7 +89,7 @@ def summary_lines(found: Measurement) -> list[str]:
             f"control: random tickets of the same size have a perplexity of "
             f"{format_metric(m, 'control_perplexity', 2)}, from {format_metric(m, 'control_perplexity_lo', 2)} to "
             f"{format_metric(m, 'control_perplexity_hi', 2)}; this ticket's ratio to them is "
-            f"{format_interval(m, 'control_ratio', 4)}; beats them: {tags.get('beats_control', 'not known')}"
+            f"{format_interval(m, 'control_ratio', 4)}; {beats_control(tags)}"
         )
     if "winner" in tags:
         lines.append(verdict_line(found))
@@ -98,6 +98,14 @@ def summary_lines(found: Measurement) -> list[str]:
     if "coherent" in tags:
         lines.append(label_line(tags))
     return lines
+
+
+def beats_control(tags: Mapping[str, str]) -> str:
+    """Returns whether the ticket beats its controls, or why that is not judged."""
+    verdict = tags.get("beats_control", "not known")
+    if verdict.startswith(NOT_JUDGED):
+        return f"whether it beats them is {verdict}"
+    return f"beats them: {verdict}"
 
 
 def verdict_line(found: Measurement) -> str:

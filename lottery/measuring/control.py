@@ -25,10 +25,14 @@ from lottery.spec import Spec
 from lottery.ticket.stored import StoredTicket
 
 
-def plan_controls(work: Work, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup) -> None:
-    """Adds the controls to the work."""
+def plan_controls(
+    work: Work, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup, prune_s: float
+) -> None:
+    """Adds the controls to the work. `prune_s`: the seconds that pruning the ticket took."""
+    work.rate["prune"] = prune_s
     if not is_whole(chosen, stored):
         for i in range(1, spec.control + 1):
+            work.left[control_name(i, spec), "prune"] = 1.0
             work.add(control_name(i, spec), replace(setup, measures=("perplexity",)))
 
 
@@ -59,6 +63,7 @@ def measure_controls(
         what = control_name(i, spec)
         try:
             prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+            work.left.pop((what, "prune"), None)
             ticket = StoredTicket(folder)
             measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)
         except OSError as e:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lottery.measuring import memory, perplexity, samples, speed
 from lottery.measuring.measurement import ModelResult
+from lottery.measuring.protocol import count_windows
 from lottery.measuring.setup import Setup
 from lottery.measuring.work import Work
 from lottery.runtime import load
@@ -36,7 +37,7 @@ def measure_model(
     if "samples" in setup.measures or "speed" in setup.measures:
         work.learn_token_seconds(lambda tokens: samples.time_tokens(model, setup.tokenizer, tokens))
     if setup.ids_NT is not None and setup.protocol is not None:
-        ids_NT, title = setup.ids_NT, f"{what}: perplexity over {len(setup.ids_NT)} windows"
+        ids_NT, title = setup.ids_NT, f"{what}: perplexity over {count_windows(len(setup.ids_NT))}"
         with work.stage(what, "perplexity", title, len(ids_NT)) as advance:
             nll_N, seconds["evaluate_s"] = speed.timed(lambda: perplexity.nll_per_window(model, ids_NT, advance))
         metrics |= perplexity.perplexity_metrics(nll_N, setup.protocol.tokens, setup.protocol.utf8_bytes)

@@ -9,9 +9,11 @@ SIGNIFICANT = 4  # digits of a number of 2 or more; near 1, where a ratio begins
 def decimals(value: float, most: int) -> int:
     """Returns how many digits after the point a number gets: `most` below 2, and fewer the larger it is. A negative
     count rounds to tens, hundreds and so on."""
-    if abs(value) < 2 or not math.isfinite(value):
+    if not math.isfinite(value) or abs(round(value, most)) < 2:
         return most
-    return min(most, SIGNIFICANT - 1 - math.floor(math.log10(abs(value))))
+    digits = min(most, SIGNIFICANT - 1 - math.floor(math.log10(abs(value))))
+    # 9.9996 is 10.00 with the digits of 9, so it gets those of 10
+    return min(digits, SIGNIFICANT - 1 - math.floor(math.log10(abs(round(value, digits)))))
 
 
 def with_decimals(value: float, digits: int) -> str:
@@ -32,10 +34,17 @@ def format_perplexity(value: float) -> str:
 
 
 def format_ends(value: float, low: float, high: float, most: int) -> str:
-    """Returns "1.0392 [1.0331, 1.0456]". The ends have the digits of the value, and more where they are far smaller."""
+    """Returns "1.0392 [1.0331, 1.0456]". The ends have the digits of the value, unless they are far smaller or larger."""
     digits = decimals(value, most)
-    ends = (with_decimals(end, max(digits, decimals(end, most) - 1)) for end in (low, high))
+    ends = (with_decimals(end, digits_of_end(digits, decimals(end, most))) for end in (low, high))
     return f"{with_decimals(value, digits)} [{', '.join(ends)}]"
+
+
+def digits_of_end(digits: int, own: int) -> int:
+    """Returns the digits of an interval's end, from those of the value and those that its own size deserves."""
+    if own > digits + 1:
+        return own - 1
+    return own if own < digits - 1 else digits
 
 
 def format_metric(metrics: Mapping[str, float], name: str, most: int) -> str:

@@ -61,8 +61,8 @@ class EvalProtocol:
         )
 
 
-def count_windows(windows: int, of: int) -> str:
-    """Returns how many of the windows of a text were evaluated, in words."""
-    if windows < of:
+def count_windows(windows: int, of: int | None = None) -> str:
+    """Returns how many windows were evaluated, in words; `of`: how many the text has."""
+    if of is not None and windows < of:
         return f"the first {windows:,} of {of:,} windows"
     return "1 window" if windows == 1 else f"{windows:,} windows"

@@ -15,11 +15,11 @@ from lottery.models.architecture import context_length, encode_prompt
 from lottery.runtime.decoding import Decoder, generate
 
 PROMPT_TOKENS = 256
-CHUNK = 7  # decoding is timed seven tokens at a time, seven times a prompt: 49 tokens follow its first
+CHUNK, CHUNKS = 7, 7  # decoding is timed seven tokens at a time, seven times a prompt: 49 tokens follow its first
 WARM_UP = 8  # tokens; a CUDA graph exists after three
 BUDGET_S, DECODE_S = 20.0, 14.0  # for all timing of a model; the part for prefill and decoding
 LEAST_REPEATS = 3
-KNOWN = 0.02  # the spread is known once the median's standard error is so small a part of the median
+KNOWN = 0.03  # the spread is known once the median's standard error is so small a part of the median
 
 
 def clock(model: Any) -> float:
@@ -34,9 +34,9 @@ def speed_metrics(
 ) -> dict[str, float]:
     """Returns tokens per second at batch 1 of prefill, of decoding and of a whole `generate` call.
 
-    Each figure is a median after a warm-up. Timing repeats until the spread of decoding is known, or until 20 seconds
-    have passed; one prompt, some of its tokens and one call of `generate` are timed even where they take longer. The
-    floor is the measured memory bandwidth divided by the bytes of weights that a token reads. With `eager` no CUDA graph
+    Each figure is a median after a warm-up. Timing repeats until the spread of prefill and decoding is known, or until
+    20 seconds have passed. One prompt, seven tokens and one call of `generate` are timed however long they take; where
+    not even the tokens of one prompt fit, there are no quartiles. The floor is the measured memory bandwidth divided by the bytes of weights that a token reads. With `eager` no CUDA graph
     is used, because the other model of the table cannot have one. `advance` is called between two timings.
     """
     begin = clock(model)
@@ -44,12 +44,12 @@ def speed_metrics(
     prefill, decode = time_decoding(model, prompt, eager, begin + DECODE_S, advance)
     whole = time_generate(model, tokenizer, begin + BUDGET_S, advance)
     low, middle, high = np.quantile(decode, [0.25, 0.5, 0.75])
+    quartiles = {"decode_tok_s_lo": float(low), "decode_tok_s_hi": float(high)} if len(decode) >= CHUNKS else {}
     return {
         "prefill_tok_s": len(prompt) / float(np.median(prefill)),
         "ttft_ms": 1000 * float(np.median(prefill)),
         "decode_tok_s": float(middle),
-        "decode_tok_s_lo": float(low),
-        "decode_tok_s_hi": float(high),
+        **quartiles,
         "decode_floor_tok_s": memory_bandwidth(model.device.type) / bytes_read_per_token(model),
         "generate_tok_s": NEW_TOKENS / float(np.median(whole)),
     }
@@ -73,13 +73,13 @@ def time_decoding(
         token_11 = decoder.next(token_11)
     prefill: list[float] = []
     decode: list[float] = []
-    while not prefill or (clock(model) < deadline and not (len(prefill) >= LEAST_REPEATS and spread_is_known(decode))):
+    while not prefill or (clock(model) < deadline and not (spread_is_known(prefill) and spread_is_known(decode))):
         advance()
         begin = clock(model)
         token_11 = decoder.begin(ids_1T)
         last = clock(model)
         prefill.append(last - begin)
-        for _ in range((NEW_TOKENS - 1) // CHUNK):
+        for _ in range(CHUNKS):
             for _ in range(CHUNK):
                 token_11 = decoder.next(token_11)
             now = clock(model)
@@ -91,7 +91,9 @@ def time_decoding(
 
 
 def spread_is_known(samples: Sequence[float]) -> bool:
-    """Returns whether the standard error of the median, by the quartiles of a normal distribution, is below 2%."""
+    """Returns whether the standard error of the median, by the quartiles of a normal distribution, is below 3%."""
+    if len(samples) < LEAST_REPEATS:
+        return False
     low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
     return bool(1.2533 * (high - low) / 1.349 / math.sqrt(len(samples)) <= KNOWN * middle)
 

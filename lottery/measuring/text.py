@@ -107,8 +107,10 @@ def tokenize_windows(
             f"dataset={dataset}: its {len(ids)} tokens are fewer than one window of {window}; "
             f"give a longer text or a smaller window"
         )
+    if limit != "none" and int(limit) >= count:
+        limit = "none"  # it leaves nothing out
     if limit != "none":
-        count = min(count, int(limit))
+        count = int(limit)
     protocol = EvalProtocol(
         dataset=name,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),

@@ -5,7 +5,7 @@ A verdict is the text of a tag: "yes", "no", or "not judged: REASON". Everything
 
 from collections.abc import Mapping
 
-from lottery.measuring.protocol import EvalProtocol
+from lottery.measuring.protocol import EvalProtocol, count_windows
 
 LEAST_WINDOWS = 12  # from so many windows on, a 95% interval holds the true mean in 94 to 96 of 100 texts (LOG.md)
 NOT_JUDGED = "not judged: "
@@ -20,8 +20,7 @@ def reason_not_judged(protocol: EvalProtocol, whole: bool = True) -> str | None:
     if whole and protocol.windows < protocol.all_windows:
         return f"{protocol.windows:,} of {protocol.all_windows:,} windows"
     if protocol.windows < LEAST_WINDOWS:
-        counted = "1 window" if protocol.windows == 1 else f"{protocol.windows} windows"
-        return f"{counted}, {LEAST_WINDOWS} are needed"
+        return f"{count_windows(protocol.windows)}, {LEAST_WINDOWS} are needed"
     return None
 
 
@@ -37,7 +36,11 @@ def describe_verdict(tags: Mapping[str, str]) -> str:
     Earlier versions said "no" of every ticket that was measured under a limit.
     """
     verdict, limited = tags.get("winner") or "", tags.get("limited")
-    return f"{NOT_JUDGED}{limited} windows" if limited and verdict in ("yes", "no") else verdict
+    return (
+        f"{NOT_JUDGED}the first {'window' if limited == '1' else f'{limited} windows'}"
+        if limited and verdict in ("yes", "no")
+        else verdict
+    )
 
 
 def is_judged(tags: Mapping[str, str]) -> bool:

@@ -12,35 +12,39 @@ from lottery.measuring.setup import Setup
 from lottery.measuring.speed import BUDGET_S
 from lottery.progress import Advance, overall_bar, progress_bar, say
 
-FIRST_TOKENS = 3  # decoded to learn how long a token takes
+FIRST_TOKENS = 4  # decoded to learn how long a token takes
 LONG_S = 20.0  # work that takes longer is announced
-# A repeat of the timing has about so many decoding steps; a prompt counts as a step for each eighth of its tokens.
-SPEED_STEPS = 4 * (2 * NEW_TOKENS + 32)
+# Timing a model takes about so many decoding steps where the machine is quiet, and the second number at the least: a prompt of
+# 256 tokens counts as 32 steps.
+SPEED_STEPS, LEAST_SPEED_STEPS = 3 * (32 + 49) + 4 * NEW_TOKENS, 2 * 32 + 15 + NEW_TOKENS
+UNTOLD = ("load", "prune")  # kinds that take little time
 
 
 @dataclass
 class Work:
     """The stages of a run's measuring, in order. `left` holds their units, as (model, kind) -> amount.
 
-    The units of the kinds are: a load, a window of perplexity, a decoded token of the samples, all timing of speed. `rate`
+    The units of the kinds are: a load, the pruning of a control, a window of perplexity, a sample, all timing of speed. `rate`
     holds the seconds of one unit, as far as known; what one model takes is expected of the next.
     """
 
+    what: str = "this ticket"
     left: dict[tuple[str, str], float] = field(default_factory=dict)
     rate: dict[str, float] = field(default_factory=dict)
     cache: Cache = field(default_factory=Cache)  # of the process: a study announces its first ticket alone
     show_share: Callable[[float, str], None] = lambda share, note: None
     began: float = 0.0
+    is_told: bool = False  # what takes how long is said at once when it is known, or never
 
     def add(self, model: str, setup: Setup) -> None:
         """Adds what `setup` asks for of one model."""
         stages = {
             "load": 1.0,
             "perplexity": 0 if setup.ids_NT is None else len(setup.ids_NT),
-            "samples": NEW_TOKENS * len(PROMPTS) if "samples" in setup.measures else 0,
+            "samples": len(PROMPTS) if "samples" in setup.measures else 0,
             "speed": 1.0 if "speed" in setup.measures else 0,
         }
-        if any(amount for kind, amount in stages.items() if kind != "load"):
+        if any(amount for kind, amount in stages.items() if kind not in UNTOLD):
             self.left |= {(model, kind): float(amount) for kind, amount in stages.items() if amount}
 
     def drop(self, model: str) -> None:
@@ -75,12 +79,15 @@ class Work:
         self.tell()
 
     def learn_token_seconds(self, measure: Callable[[int], float]) -> None:
-        """Learns how long a decoded token takes, once per run. `measure` decodes so many, and returns their seconds."""
-        if "samples" not in self.rate:
-            measure(1)  # the first token waits for the weights to be read
-            self.rate["samples"] = measure(FIRST_TOKENS) / FIRST_TOKENS
-            self.rate["speed"] = min(BUDGET_S, SPEED_STEPS * self.rate["samples"])
-            self.tell()
+        """Learns how long samples and speed take, once per run. `measure` decodes so many tokens, and returns their seconds."""
+        if "samples" in self.rate:
+            return
+        measure(1)  # the first token waits for the weights to be read
+        first, more = measure(1), measure(1 + FIRST_TOKENS)
+        token = max(0.0, more - first) / FIRST_TOKENS
+        self.rate["samples"] = first + (NEW_TOKENS - 1) * token
+        self.rate["speed"] = max(LEAST_SPEED_STEPS * token, min(BUDGET_S, SPEED_STEPS * token))
+        self.tell()
 
     def seconds(self, stages: Sequence[tuple[str, str]]) -> float:
         """Returns how long these stages take. What is not known yet is left out."""
@@ -88,7 +95,7 @@ class Work:
 
     def time_left(self) -> str:
         """Returns how long all that is left takes, in words; "" while that is not known."""
-        if any(kind not in self.rate for _, kind in self.left if kind != "load"):
+        if any(kind not in self.rate for _, kind in self.left if kind not in UNTOLD):
             return ""
         return f"{duration(self.seconds(list(self.left)))} left in all"
 
@@ -98,15 +105,16 @@ class Work:
             return
         spent, left = time.perf_counter() - self.began, self.seconds(list(self.left))
         self.show_share(spent / (spent + left), note)
-        if left < LONG_S or self.cache.values.get("announced"):
+        told, self.is_told = self.is_told, True
+        if told or left < LONG_S or self.cache.values.get("announced"):
             return
         self.cache.values["announced"] = True
         parts = []
         for model in dict.fromkeys(model for model, _ in self.left):
             stages = [stage for stage in self.left if stage[0] == model]
-            about = [f"{kind} {duration(self.seconds([s]))}" for s in stages if (kind := s[1]) != "load"]
+            about = [f"{kind} {duration(self.seconds([s]))}" for s in stages if (kind := s[1]) not in UNTOLD]
             parts.append(f"{model} {duration(self.seconds(stages))} ({', '.join(about)})")
-        say(f"measuring takes about {duration(left)} more: {'; '.join(parts)}")
+        say(f"measuring {self.what} takes about {duration(left)} more: {'; '.join(parts)}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:

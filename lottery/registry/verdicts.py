@@ -73,7 +73,7 @@ def version_number(version: Any) -> int:
 
 def is_eligible(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
     """Returns whether a run's verdict counts for the alias `winner` (see `set_winner_alias`)."""
-    names = ("dataset", "window", "tolerance", "limit", "method")
+    names = ("dataset", "window", "tolerance", "method")
     if not is_judged(tags) or any(name not in params for name in names):
         return False
     try:
@@ -82,7 +82,7 @@ def is_eligible(tags: Mapping[str, str], params: Mapping[str, str]) -> bool:
         return False
     default = Spec()
     usual = ("auto", "builtin" if tags.get("base") == "builtin" else "wikitext2")
-    same = (spec.window, spec.tolerance, spec.limit) == (default.window, default.tolerance, default.limit)
+    same = (spec.window, spec.tolerance) == (default.window, default.tolerance)
     return same and spec.dataset in usual and spec.method != "random"
 
 

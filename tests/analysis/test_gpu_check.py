@@ -39,7 +39,7 @@ def test_its_tests_run_without_mlflow(gpu_check: Any, tmp_path: Path, monkeypatc
 
 def test_its_figures(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None:
     kernel = gpu_check.time_kernel("cpu", 64, 512)
-    assert set(kernel) == {"BF16", "I8", "F8_E4M3"}
+    assert kernel.pop("copy_bandwidth") > 1e8 and set(kernel) == {"BF16", "I8", "F8_E4M3"}
     assert all(found["torch"] > found["floor"] > 0 and "kernel" not in found for found in kernel.values())
     graphs = gpu_check.find_graphs("cpu")
     assert graphs["graph"] > 0 and graphs["step by step"] > 0

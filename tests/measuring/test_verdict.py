@@ -22,14 +22,26 @@ def test_two_windows_judge_nothing(
 ) -> None:
     """Nearly nothing is removed, so the interval lies within the tolerance, and yet the ticket does not win."""
     (tmp_path / "text.txt").write_text(BUILTIN_TEXT.read_text()[:600])
-    text = ("--model", tiny, "--dataset", tmp_path / "text.txt", "--window", 64, *QUICK, "--control", 1)
+    text = (
+        "--model",
+        tiny,
+        "--dataset",
+        tmp_path / "text.txt",
+        "--window",
+        64,
+        *QUICK,
+        "--control",
+        1,
+        "--register",
+        "short",
+    )
     made = lottery_json("prune", *text)
     windows = int(made["tags"]["winner"].split()[2])
     assert 1 < windows < LEAST_WINDOWS and made["metrics"]["perplexity_ratio_hi"] < 1.1
     expected = f"not judged: {windows} windows, 12 are needed"
     assert made["tags"]["winner"] == made["tags"]["beats_control"] == expected and "limited" not in made["tags"]
-    version = mlflow.MlflowClient().get_model_version("ticket-tiny", "1")
-    assert version.tags["winner"] == expected and not mlflow.MlflowClient().get_registered_model("ticket-tiny").aliases
+    version = mlflow.MlflowClient().get_model_version("short", "1")
+    assert version.tags["winner"] == expected and not mlflow.MlflowClient().get_registered_model("short").aliases
     result = cli("prune", *text)
     assert f"{expected} (the ratio's upper end is" in result.stdout and "winner: no" not in result.stdout
     assert "a longer text or a smaller window" in result.stdout
@@ -59,12 +71,13 @@ def test_a_limit_judges_nothing_however_many_windows_it_leaves(
 
 def test_a_limit_that_leaves_nothing_out_is_none(tiny: Path, lottery_json: Callable[..., dict[str, Any]]) -> None:
     common = ("--model", tiny, "--dataset", "builtin", *QUICK, "--register", "none")
-    made = lottery_json("prune", *common, "--limit", 1000)
+    made = lottery_json("prune", *common, "--limit", 218)
     assert made["tags"]["winner"] == "yes" and "limited" not in made["tags"]
+    assert made["tags"]["protocol"] == lottery_json("prune", *common)["tags"]["protocol"]
 
 
 def test_what_earlier_versions_said() -> None:
-    assert describe_verdict({"winner": "no", "limited": "8"}) == "not judged: 8 windows"
+    assert describe_verdict({"winner": "no", "limited": "8"}) == "not judged: the first 8 windows"
     assert not is_judged({"winner": "no", "limited": "8"}) and not is_judged({}) and is_judged({"winner": "no"})
 
 
