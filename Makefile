@@ -44,7 +44,7 @@ setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(VENV)/bin/python || { $(pick_python); "$$python" -m venv $(VENV); }
-	@echo "installing into $(VENV): about 2 GB, some minutes"
+	@echo "installing into $(VENV): 2 GB (6 GB where pip takes PyTorch for CUDA), some minutes"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@

@@ -1,5 +1,6 @@
 """A model is never held: pruning takes as much memory for a large one as for a small one."""
 
+import functools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from lottery.kernels import select
 from tests.support.store import new_store
 
 HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
+WORK = 220e6  # bytes that a command takes beside its imports and its largest tensors
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny: Path, cli: Callable[..
     return folder
 
 
+@functools.cache
+def imports_bytes() -> int:
+    """Bytes of anonymous memory of a process that has imported what pruning needs: 290 MB, and 430 MB where PyTorch was built
+    for CUDA."""
+    script = "import lottery.cli.main, lottery.jobs.run\nprint(open('/proc/self/status').read())"
+    status = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
 def peak_of_pruning(model: Path, out: Path, *more: str) -> int:
     return peak_of(
         out, "prune", "--model", str(model), "--measure", "none", "--register", "none", "--out", str(out), *more
@@ -80,8 +91,8 @@ def peak_of(out: Path, *arguments: str) -> int:
 )
 def test_memory_does_not_grow_with_the_model(more: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     largest = 2 * max(WORDS, FFN) * HIDDEN
-    assert 50e6 < peak_of_pruning(model, tmp_path / "t", *more) < 2 * largest + 500e6
-    assert (model / "model.safetensors").stat().st_size > 2 * (2 * largest + 500e6)
+    assert 50e6 < peak_of_pruning(model, tmp_path / "t", *more) < 2 * largest + imports_bytes() + WORK
+    assert (model / "model.safetensors").stat().st_size > 2 * largest + imports_bytes() + WORK
 
 
 @pytest.mark.slow
@@ -91,14 +102,15 @@ def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> No
         out, to = tmp_path / quantize, tmp_path / f"{quantize}-{format}"
         if not out.exists():
             peak_of_pruning(model, out, "--quantize", quantize)
-        assert peak_of(to, "export", "--ticket", str(out), "--to", str(to), "--format", format) < 4 * largest + 450e6, (
-            format
-        )
+        assert (
+            peak_of(to, "export", "--ticket", str(out), "--to", str(to), "--format", format)
+            < 4 * largest + imports_bytes() + WORK
+        ), format
         shutil.rmtree(to)
 
 
 def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
-    """GPT-2's, 67 MB each: so large that the 500 MB do not hide another copy."""
+    """GPT-2's, 67 MB each: so large that the rest does not hide another copy."""
     hidden, inner = 2048, 8192
     config = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 1000, "n_embd": hidden, "n_inner": inner,
@@ -121,4 +133,4 @@ def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(config))
     select.compile_kernels(np.dtype(np.uint32))
     peak = peak_of_pruning(model, tmp_path / "t")
-    assert peak < 2 * 4 * hidden * inner + 500e6, peak
+    assert peak < 2 * 4 * hidden * inner + imports_bytes() + WORK, peak
