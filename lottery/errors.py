@@ -90,6 +90,11 @@ def path_error(e: OSError, line: str) -> InputError | MachineError:
     return MachineError(line) if broken else InputError(line)
 
 
+def without_subject(e: Exception) -> str:
+    """Returns the line of an error without the model that it begins with, for a line about another parameter."""
+    return re.sub(r"^model(=.*?)?: ", "", str(e))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns the way out for an unknown word: the known words that resemble it, or else all known words."""
     known = list(known)

@@ -18,8 +18,9 @@ def load(
 ) -> tuple[Any, Any]:
     """Loads a ticket (a folder, or models:/NAME/VERSION), and returns its model and tokenizer (None without one).
 
-    Of a ticket every hash is checked. A dense base is loaded by any name that the parameter `model` takes. `base` says where the dense base of a ticket of masks lies, if it was moved. Raises
-    InputError where there is no such ticket, or where its files are not those that were measured.
+    Of a ticket every hash is checked. A dense base is loaded by any name that the parameter `model` takes. `base` says
+    where the dense base of a ticket of masks lies, if it was moved. Raises InputError where there is no such ticket, or
+    where its files are not those that were measured.
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
     name = str(uri_or_path)

@@ -1,6 +1,6 @@
 """Resolves a spec on this machine: the model that it names, the tensors that it chooses, and the dense base."""
 
-from lottery.errors import InputError, MachineError
+from lottery.errors import InputError, MachineError, without_subject
 from lottery.files.home import resolve_path
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import read_raw_measurements
@@ -73,7 +73,7 @@ def find_dense(ticket: str, base: str = "auto") -> Base | None:
     try:
         dense = open_base(ticket)
     except (InputError, MachineError) as e:
-        raise type(e)(f"ticket={ticket}: {str(e).removeprefix(f'model={ticket}: ')}") from e
+        raise type(e)(f"ticket={ticket}: {without_subject(e)}") from e
     say(f"{ticket} is a dense base, not a ticket")
     if base != "auto":
         say(f"warning: base={base} is ignored: {ticket} is a dense base itself")

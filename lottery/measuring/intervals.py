@@ -12,6 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from lottery.measuring.verdict import LEAST_WINDOWS
+
 BOOTSTRAP_RESAMPLES = 10_000  # for the interval of one run
 RESAMPLES = 4_000  # for the comparisons of a report
 PAIRS_AT_ONCE = 2_048  # 4,000 resamples of so many pairs take 64 MB
@@ -46,10 +48,13 @@ def difference_interval(difference_N: np.ndarray) -> tuple[float, float]:
 def significant_order(nll_NT: np.ndarray) -> np.ndarray:
     """Returns which of two targets certainly loses less, [T, T]: 1 if the row's does, -1 if the column's, else 0.
 
-    It is certain if the paired 95% interval of their difference does not hold 0.
+    It is certain if the paired 95% interval of their difference does not hold 0. Of fewer than `LEAST_WINDOWS` windows
+    nothing is certain.
     """
     count_T = nll_NT.shape[1]
     order_TT = np.zeros((count_T, count_T), np.int8)
+    if len(nll_NT) < LEAST_WINDOWS:
+        return order_TT
     low = expanded_tail(len(nll_NT))
     pairs = np.array(list(combinations(range(count_T), 2)))
     for first in range(0, len(pairs), PAIRS_AT_ONCE):

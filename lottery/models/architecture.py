@@ -19,6 +19,7 @@ MOST_LAYERS = 1000  # no model has more; a damaged config.json may name any numb
 # Switches of config.json that change what a forward pass returns, and the values that the code here expects.
 RETURNS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False, "use_cache": True}
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+ATTENTIONS = ("eager", "sdpa", "flex_attention")
 ATTENTION_PACKAGES = {  # value in config.json -> the module that transformers imports for it, the name to install
     "flash_attention_2": ("flash_attn", "flash-attn"),
     "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
@@ -28,7 +29,12 @@ NO_ATTENTION = "remove that key from config.json, and transformers chooses what 
 
 @contextmanager
 def transformers_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that."""
+    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that.
+
+    Before it raises, transformers may log a dump of the whole config, which is silenced.
+    """
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:
         yield
     except (InputError, MachineError):
@@ -38,6 +44,8 @@ def transformers_errors(folder: Path, what: str) -> Iterator[None]:
             raise
         reason = " ".join(str(e).split())[:200]
         raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def read_config(folder: Path) -> Any:
@@ -59,17 +67,18 @@ def read_config(folder: Path) -> Any:
 
 def check_attention(config: Mapping[str, Any], what: str) -> None:
     """Raises InputError, which begins with `what`, where config.json names a way to compute attention that cannot be
-    used here.
+    used here, for the model or for a part of it such as `text_config`.
 
     A name with a slash would make transformers fetch code from the hub and run it.
     """
-    for key in ATTENTION_KEYS:
-        if (named := config.get(key)) in (None, "eager", "sdpa", "flex_attention"):
+    for key, named in attention_names(config):
+        if named is None or named in ATTENTIONS:
             continue
         package = ATTENTION_PACKAGES.get(named) if isinstance(named, str) else None
         if package is None:
             raise InputError(
-                f"{what}: its config.json names {key}={named!r}, which lottery does not use; {NO_ATTENTION}"
+                f"{what}: its config.json names {key}={named!r}, which cannot be used here; "
+                f"known: {', '.join(ATTENTIONS)}; or {NO_ATTENTION}"
             )
         module, name = package
         if importlib.util.find_spec(module) is None:
@@ -77,6 +86,16 @@ def check_attention(config: Mapping[str, Any], what: str) -> None:
                 f"{what}: its config.json names {key}={named!r}, for which the package {name} is not installed; "
                 f"install it, or {NO_ATTENTION}"
             )
+
+
+def attention_names(config: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (key, value) of each place of a config.json that names a way to compute attention. A key within
+    another one is written as `text_config.attn_implementation`."""
+    for key, value in config.items():
+        if key in ATTENTION_KEYS:
+            yield f"{inside}{key}", value
+        elif isinstance(value, dict):
+            yield from attention_names(value, f"{inside}{key}.")
 
 
 def is_tied(folder: Path) -> bool:

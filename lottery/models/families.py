@@ -130,13 +130,15 @@ def table(model_type: str) -> tuple[tuple[str, str, int], ...]:
     return tuple(row[1:] for row in rows if row[0])
 
 
-def family(model_type: str) -> Family:
-    """Returns the family of a model_type. Raises InputError when none has it."""
+def family(model_type: str, what: str = "model") -> Family:
+    """Returns the family of a model_type. Raises InputError, which begins with `what`, when none has it."""
+    if not model_type:
+        raise InputError(f"{what}: its config.json names no model_type; give a causal language model of transformers")
     for found in FAMILIES:
         if model_type in found.models.split():
             return found
     known = sorted(name for f in FAMILIES for name in f.models.split())
-    raise InputError(f"model: its architecture {model_type!r} is not known here; known: {', '.join(known)}")
+    raise InputError(f"{what}: its architecture {model_type!r} is not known here; known: {', '.join(known)}")
 
 
 def classify(tensors: Mapping[str, Sequence[int]], model_type: str) -> list[Place]:

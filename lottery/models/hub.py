@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lottery.errors import InputError, MachineError, path_error
+from lottery.errors import InputError, MachineError, path_error, without_subject
 from lottery.files.reading import parse_json
 from lottery.progress import Advance, progress_bar, say
 
@@ -21,6 +21,7 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 CARD = "README.md"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+NO_FOLDER = "there is no such folder, and "  # the hub is asked only for a model that no folder has the name of
 LOGIN = "set HF_TOKEN or run `hf auth login`"
 
 CheckConfig = Callable[[dict[str, Any]], None]
@@ -74,8 +75,10 @@ def fetch_snapshot(
 
     folder, missing = in_cache(what, repo, revision, weights)
     if missing:
-        raise unreached or InputError(
-            f"{what}: offline, and the cache {constants.HF_HUB_CACHE} has no {', '.join(missing)}; "
+        if unreached:
+            raise MachineError(f"{what}: {NO_FOLDER}{without_subject(unreached)}") from unreached
+        raise InputError(
+            f"{what}: there is no such folder; offline, and the cache {constants.HF_HUB_CACHE} has no {', '.join(missing)}; "
             f"unset HF_HUB_OFFLINE, or run `hf download {repo}{at}`"
         )
     if unreached:
@@ -287,7 +290,8 @@ def refusal(e: Any, what: str, repo: str, revision: str, repo_type: str) -> Inpu
         return InputError(f"{what}: {repo} is not open to everyone ({status}); ask for access on {page}, then {LOGIN}")
     if isinstance(e, errors.RepositoryNotFoundError):
         way_out = f"check the name, or, if it is private, {LOGIN}"
-        return InputError(f"{what}: {hub} finds no {repo_type} {repo} ({status}); {way_out}")
+        here = "" if repo_type == "dataset" else NO_FOLDER
+        return InputError(f"{what}: {here}{hub} finds no {repo_type} {repo} ({status}); {way_out}")
     if status == 401:
         return InputError(f"{what}: {hub} does not accept the token (401); {LOGIN} with a valid one")
     if isinstance(e, errors.RevisionNotFoundError):

@@ -1,6 +1,7 @@
 """Opens the base model that a word, a path or a hub id names, and fetches it first if it is not on this machine."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 from lottery.errors import InputError
@@ -18,7 +19,7 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
     With `local_only` the hub is not asked. With `config_only` config.json is enough, and nothing larger is fetched.
     Raises InputError when there is no such model or it cannot be used, and MachineError when the hub fails.
     """
-    revision = None
+    revision, check = None, partial(check_config, what=f"model={model}")
     folder = BUILTIN if model == "builtin" else local_folder(model)
     if folder is None:
         if not hub.is_id(model):
@@ -26,7 +27,7 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
                 f"model={model}: there is no such folder; give builtin, a local folder or a hub id (ORG/NAME)"
             )
         small = (*SMALL_FILES, hub.CARD, *hub.LICENCES)
-        snapshot = hub.fetch_snapshot(model, small, check_config, local_only, weights=not config_only)
+        snapshot = hub.fetch_snapshot(model, small, check, local_only, weights=not config_only)
         folder, name, revision = snapshot.folder, snapshot.id, snapshot.revision
     elif match := re.fullmatch(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:])):
         name, revision = f"{match[1]}/{match[2]}", match[3]
@@ -34,7 +35,7 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
         name = "builtin" if model == "builtin" else printable(folder.name)
     if not (folder / "config.json").exists():
         raise InputError(f"model={model}: it has no config.json; give a folder in Hugging Face layout")
-    check_config(read_json(folder / "config.json"))
+    check(read_json(folder / "config.json"))
     tied = architecture.is_tied(folder)
     without_weights = config_only and not has_weights(folder, partly=revision is None)
     outline = architecture.tensors_from_config(folder) if without_weights else None
@@ -60,6 +61,6 @@ def local_folder(model: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def check_config(config: dict[str, object]) -> None:
-    """Raises InputError for an unknown architecture, before anything large is fetched."""
-    family(str(config.get("model_type", "")))
+def check_config(config: dict[str, object], what: str) -> None:
+    """Raises InputError, which begins with `what`, for an unknown architecture, before anything large is fetched."""
+    family(str(config.get("model_type") or ""), what)

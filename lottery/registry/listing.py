@@ -18,8 +18,9 @@ from lottery.measuring.verdict import describe_verdict
 from lottery.registry.logged_models import logged_model_id
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.store import Client, every_page
-from lottery.registry.verdicts import JUDGED_BY
+from lottery.registry.verdicts import JUDGED_BY, VERDICT
 
+MEASURED_TAGS = (*VERDICT, "protocol", "arithmetic")
 COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "storage")
 
 
@@ -27,8 +28,8 @@ COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "stor
 class VersionRow:
     """One registered version, with the figures and the verdict of one run.
 
-    That run is the one that judged the version. A version of an earlier lottery, or one that no run judged, has the
-    figures of the first run that measured it. The figures of other runs are in MLflow.
+    That run is the one whose verdict the version has. A version of an earlier lottery, or one that was registered
+    without figures, has those of the first run that measured it. The figures of other runs are in MLflow.
     """
 
     uri: str
@@ -74,7 +75,7 @@ def search_versions(client: Client, filter: str, name: str | None, order: str) -
     except MlflowException as e:
         raise InputError(f"filter={filter}: {' '.join(str(e).split())[:300]}") from e
     found = [
-        version_row(version, model, tuple(sorted(aliases[version.name, str(version.version)])))
+        version_row(client, version, model, tuple(sorted(aliases[version.name, str(version.version)])))
         for model in models
         for version in versions[model.model_id]
     ]
@@ -94,7 +95,7 @@ def sort_key(order: str, row: VersionRow) -> tuple[Any, ...]:
     return (value is None, value if value is not None else 0.0, name, int(version))
 
 
-def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRow:
+def version_row(client: Client, version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRow:
     """Returns the row of a model version, whose logged model is `model` (both are MLflow entities)."""
     metrics = sorted(model.metrics or [], key=lambda m: m.timestamp)
     tags, judged_by = version.tags, version.tags.get(JUDGED_BY)
@@ -103,6 +104,9 @@ def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRo
     measured = [m for m in metrics if m.key == "perplexity"]
     first = next((m for m in measured if m.run_id == judged_by), None if judged_by else next(iter(measured), None))
     run_id = judged_by or (first.run_id if first else model.source_run_id)
+    tagged_by = version.tags.get(JUDGED_BY) or ("protocol" in version.tags and model.source_run_id)
+    if first and tagged_by != run_id:
+        tags = {k: v for k, v in tags.items() if k not in MEASURED_TAGS} | read_measured_tags(client, run_id)
     return VersionRow(
         uri=f"models:/{version.name}/{version.version}",
         model_id=model.model_id,
@@ -119,6 +123,14 @@ def version_row(version: Any, model: Any, aliases: tuple[str, ...]) -> VersionRo
         outcome=tags.get("outcome"),
         aliases=aliases,
     )
+
+
+def read_measured_tags(client: Client, run_id: str) -> dict[str, str]:
+    """Returns the tags in which a run says how it measured and what the verdict is."""
+    with contextlib.suppress(MlflowException):  # somebody has deleted that run
+        tags = client.get_run(run_id).data.tags
+        return {name: tags[name] for name in MEASURED_TAGS if name in tags}
+    return {}
 
 
 def describe_protocols(client: Client, rows: Sequence[VersionRow]) -> dict[tuple[str, str], str]:

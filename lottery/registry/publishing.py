@@ -107,12 +107,13 @@ def may_judge(client: store.Client, uri: str, found: Measurement) -> bool:
     """Returns whether the version takes over this verdict.
 
     It does so if the verdict counts for the alias, or if it is the first that was measured on all windows. A run with
-    another tolerance or text keeps its verdict to itself; otherwise the version would contradict its own alias.
+    another tolerance or text keeps its verdict to itself; otherwise the version would contradict its own alias. A run
+    that does not judge the ticket says so in a version that was registered without figures.
     """
-    if not is_judged(found.tags):
-        return False
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     have = client.get_model_version(name, version).tags
+    if not is_judged(found.tags):
+        return "winner" in found.tags and not have.keys() & {*verdicts.VERDICT, verdicts.JUDGED_BY}
     return verdicts.is_eligible(found.tags, found.params) or not is_judged(have)
 
 

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 VIEW = "lottery"  # the key of the view, in the tag's name and in addresses
 MARK = "lottery.views"  # this tag marks a prepared experiment, so that a view that a person deleted stays deleted
 EDITION = "2"  # the tag's value; if it is raised, each experiment gets the changed view with its next run
+FIRST_TABLE = "table by perplexity"  # what the descriptions of edition 1 call the table
 NOTE_TAG = "mlflow.note.content"
 COLUMNS = {  # the columns of the runs table -> their widths in pixels; a window of 1,400 pixels shows all of them
     "metrics.`perplexity_ratio`": 118,
@@ -36,13 +37,16 @@ CHART_HEIGHT = 480  # pixels
 
 
 def prepare_experiment(client: MlflowClient, experiment_id: str) -> None:
-    """Saves the view "Tickets by ratio" in an experiment, and a description that links to it if it has none.
+    """Saves the view "Tickets by ratio" in an experiment, and a description that links to it if it has none. The
+    description of an earlier edition is replaced too, and one that a person wrote is not.
 
     This happens once for each experiment; after that it costs one request. Many runs may do it at once, since they
     write the same. If it fails, the next run tries again, and this run goes on: a ticket matters more than a view.
     """
     with contextlib.suppress(MlflowException):
         tags = client.get_experiment(experiment_id).tags
+        if tags.get(NOTE_TAG) == experiment_description(experiment_id, FIRST_TABLE):
+            client.set_experiment_tag(experiment_id, NOTE_TAG, experiment_description(experiment_id))
         if tags.get(MARK) == EDITION:
             return
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", saved_view())
@@ -51,12 +55,11 @@ def prepare_experiment(client: MlflowClient, experiment_id: str) -> None:
         client.set_experiment_tag(experiment_id, MARK, EDITION)
 
 
-def experiment_description(experiment_id: str) -> str:
-    """Returns an experiment's description. MLflow's list of experiments shows its beginning without rendering it."""
+def experiment_description(experiment_id: str, name: str = "table by ratio to dense") -> str:
+    """Returns an experiment's description, in which the table has this name. MLflow's list of experiments shows its
+    beginning without rendering it."""
     table, chart = runs_url("", experiment_id), runs_url("", experiment_id, chart=True)
-    return (
-        f"Pruned language models. All tickets: [table by ratio to dense]({table}), [charts against sparsity]({chart})."
-    )
+    return f"Pruned language models. All tickets: [{name}]({table}), [charts against sparsity]({chart})."
 
 
 def saved_view() -> str:

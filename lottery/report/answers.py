@@ -18,8 +18,10 @@ import numpy as np
 
 from lottery.measuring.intervals import RESAMPLES, difference_interval
 from lottery.measuring.numbers import format_ratio
+from lottery.measuring.verdict import LEAST_WINDOWS
 from lottery.report.cliffs import main_cliffs
 from lottery.report.grouping import Row, group_by, measured_tickets, number, setting
+from lottery.report.judging import has_few_windows, mark_estimate, reasons_not_judged, with_reasons
 from lottery.report.rankings import LEAST_TARGETS, Nll, Ranking, compare_rankings
 from lottery.report.wording import format_range, natural_list, percent, pluralize
 
@@ -70,10 +72,14 @@ def answer_ranking(found: Sequence[Ranking]) -> Answer:
         if by == "sparsity" and not cells:
             sure += range_removed(members)
     sure.append(
-        "An order is certain if the paired 95% interval of the difference over the windows does not hold 0; each pair is tested by itself."
+        "An order is certain if the paired 95% interval of the difference over the windows does not hold 0, from "
+        f"{LEAST_WINDOWS} windows on; each pair is tested by itself."
     )
-    short, about = ranking_headline(found)
-    return Answer(question, short, "\n".join(sentences), "\n".join(sure), tuple(ranking_rows(found)), about)
+    (short, about), why = ranking_headline(found), [r.not_judged for r in found]
+    data = tuple(ranking_rows(found))
+    return Answer(
+        question, mark_estimate(short, why), "\n".join(sentences), "\n".join(sure), data, with_reasons(about, why)
+    )
 
 
 def least_and_most_damaged(members: Sequence[Ranking]) -> str:
@@ -149,7 +155,7 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
     if not data:
         return unknown(question, f"two models that have {LEAST_TARGETS} targets in common at one level")
     taus = [row["tau"] for row in data]
-    alike, against = sum(row["lo"] > 0 for row in data), sum(row["hi"] < 0 for row in data)
+    alike, against = sum(row["certain"] > 0 for row in data), sum(row["certain"] < 0 for row in data)
     one = data[0]
     spread = (
         f"{min(taus):.2f}" if len(data) == 1 else f"{min(taus):.2f} to {max(taus):.2f}, median {np.median(taus):.2f}"
@@ -172,12 +178,15 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
     )
     same, flipped = sum(len(row["same"]) for row in data), sum(len(row["reversed"]) for row in data)
     pairs = sum(row["pairs"] for row in data)
+    few = sum(row["windows"] < LEAST_WINDOWS for row in data)
+    why = [r.not_judged for r in found]
     sure = (
         f"Of {pluralize(len(data), 'comparison')} the 95% interval of tau lies above 0 in {alike}, below in {against}, and holds 0 in "
-        f"{len(data) - alike - against}. Of {pluralize(pairs, 'pair')} of targets {same} are in the same order in both models with "
+        f"{len(data) - alike - against - few}{f'; {few} rest on fewer than {LEAST_WINDOWS} windows, which decide nothing' if few else ''}. Of {pluralize(pairs, 'pair')} of targets {same} are in the same order in both models with "
         f"certainty, {flipped} in reversed order, of {pairs - same - flipped} it is not known."
     )
-    return Answer(question, short, sentence, sure, tuple(data), f"Kendall's tau {spread}")
+    about = with_reasons(f"Kendall's tau {spread}", why)
+    return Answer(question, mark_estimate(short, why), sentence, sure, tuple(data), about)
 
 
 def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
@@ -205,6 +214,7 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
                     "sparsity": number(r, "sparsity") or 0.0, "quantize": r["quantize"], "arithmetic": quantization_scheme(r),
                     "ratio": math.exp((after - before).mean()), "lo": math.exp(lo), "hi": math.exp(hi),
                     "disk_ratio": number(r, "disk_ratio"), "disk_ratio_16": number(whole, "disk_ratio"),
+                    "windows": len(after), "not_judged": next(iter(reasons_not_judged([r, whole])), ""),
                 }
             )  # fmt: skip
     if not data:
@@ -212,17 +222,21 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
     parts, sure = [], []
     for kind, of_kind in group_by(data, lambda r: r["arithmetic"]).items():
         worst = max(of_kind, key=lambda r: r["ratio"])
-        costs = sum(r["lo"] > 1 for r in of_kind)
+        costs = sum(r["lo"] > 1 and r["windows"] >= LEAST_WINDOWS for r in of_kind)
+        few = sum(r["windows"] < LEAST_WINDOWS for r in of_kind)
         parts.append(
             f"{kind}: {format_range([r['ratio'] for r in of_kind])} times the perplexity of the same "
             f"ticket in 16 bits, the most at {percent(worst['sparsity'])} of `{worst['target']}` ({worst['base']})"
         )
         sure.append(
-            f"{kind}: of {pluralize(len(of_kind), 'pair')} of tickets {costs} are certainly worse in 8 bits (paired 95%)."
+            f"{kind}: of {pluralize(len(of_kind), 'pair')} of tickets {costs} are certainly worse in 8 bits (paired 95%)"
+            + (f"; {few} rest on fewer than {LEAST_WINDOWS} windows, which decide nothing." if few else ".")
         )
     top = max(r["ratio"] for r in data) - 1
     short = f"under {percent(max(math.ceil(1000 * top) / 1000, 0.001), 1)}" if top < 0.1 else f"up to {top:.0%}"
-    return Answer(question, short, f"{'; '.join(parts)}.", " ".join(sure), tuple(data), "more perplexity at most")
+    why = [r["not_judged"] for r in data]
+    about = with_reasons("more perplexity at most", why)
+    return Answer(question, mark_estimate(short, why), f"{'; '.join(parts)}.", " ".join(sure), tuple(data), about)
 
 
 def quantization_scheme(r: Row) -> str:
@@ -242,7 +256,11 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
             lack = "the sizes of the models: the runs do not say how many weights they have"
         return unknown(question, lack)
     pairs = [(a, b) for a, b in combinations(known, 2) if a.parameters != b.parameters]
-    ends = [(c.lo if c.lo is not None else -math.inf, c.hi if c.hi is not None else math.inf) for c in known]
+    few = [has_few_windows(c.not_judged) for c in known]
+    ends = [
+        (-math.inf if f or c.lo is None else c.lo, math.inf if f or c.hi is None else c.hi)
+        for c, f in zip(known, few, strict=True)
+    ]
     place = {c.base: e for c, e in zip(known, ends, strict=True)}
     up = sum(place[a.base][1] < place[b.base][0] for a, b in pairs)
     down = sum(place[b.base][1] < place[a.base][0] for a, b in pairs)
@@ -254,9 +272,14 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
     cliffs_said = "; ".join(f"{c.base} ({c.parameters or 0:,.0f} weights): {c.text}" for c in known)
     sure = (
         f"This rests on {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')} ({natural_list(families)}): the bigger model of "
-        f"{pluralize(len(pairs), 'pair')} has the later cliff in {up} and the earlier in {down} with bands apart. Models differ in more "
+        f"{pluralize(len(pairs), 'pair')} has the later cliff in {up} and the earlier in {down} with bands apart. "
+        f"{f'A cliff of fewer than {LEAST_WINDOWS} windows decides nothing. ' if any(few) else ''}Models differ in more "
         f"than their size, for example in what they were trained on and how long."
     )
     data = tuple(c.__dict__ for c in known)
-    rests = f"over {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')}"
-    return Answer(question, short, f"{verdict[0].upper()}{verdict[1:]}: {cliffs_said}.", sure, data, rests)
+    rests, why = (
+        f"over {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')}",
+        [c.not_judged for c in known],
+    )
+    sentence = f"{verdict[0].upper()}{verdict[1:]}: {cliffs_said}."
+    return Answer(question, mark_estimate(short, why), sentence, sure, data, with_reasons(rests, why))

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from lottery.report.answers import Answer, unknown
 from lottery.report.cliffs import Cliff, find_cliffs, main_cliffs
 from lottery.report.grouping import Row, keep_main_protocol
+from lottery.report.judging import mark_estimate, with_reasons
 from lottery.report.wording import natural_list, percent
-
-ESTIMATE = "an estimate, not judged"
 
 
 def answer_cliff(rows: Sequence[Row]) -> Answer:
@@ -24,21 +23,23 @@ def headline(found: Sequence[Cliff]) -> str:
     """Returns the largest sparsity at which a ticket wins, of all models together. It is an estimate where tickets are
     not judged."""
     texts = list(dict.fromkeys(most_cut(c) for c in found))
-    least, most = (end(found, key=lambda c: c.wins or 0.0) for end in (min, max))
-    if len(texts) == 1:
-        short = texts[0]
-    elif least.wins is None:
-        short = "it differs"
+    least = min(found, key=lambda c: (c.wins or 0.0, c.least))
+    most = max(found, key=lambda c: (c.wins or 0.0, c.least))
+    if len(texts) == 1 or not most.wins:
+        short = most_cut(most)
+    elif not least.wins:
+        short = f"{most_cut(least)} to {most_cut(most)}"
     elif any(c.wins == c.most for c in found):
         short = f"{percent(least.wins)} or more"
     else:
         short = f"{percent(least.wins)} to {percent(most.wins or 0.0)}"
-    return f"{short} ({ESTIMATE})" if any(c.not_judged for c in found) else short
+    return mark_estimate(short, [c.not_judged for c in found])
 
 
 def most_cut(c: Cliff) -> str:
-    """Returns the largest sparsity at which a ticket wins: "50%", "at least 50%" if no higher one was measured."""
-    if c.wins is None:
+    """Returns the largest sparsity at which a ticket wins: "50%", "at least 50%" if no higher one was measured, "under
+    30%" if no ticket that removes weights wins."""
+    if not c.wins:
         return f"under {percent(c.least)}"
     if c.wins == c.most:
         return f"at least {percent(c.wins)}" if c.wins < 1 else "all"
@@ -46,24 +47,32 @@ def most_cut(c: Cliff) -> str:
 
 
 def headline_about(found: Sequence[Cliff]) -> str:
-    """Returns what the headline is about: of what, by which rule, and why it is not judged."""
+    """Returns what the headline is about: of what, by which rule, which lower sparsity does not win, and why it is not
+    judged."""
     targets, tolerances = dict.fromkeys(c.target for c in found), dict.fromkeys(c.tolerance for c in found)
-    reasons = dict.fromkeys(c.not_judged for c in found if c.not_judged)
     about = f"of {natural_list(f'`{t}`' for t in targets)} can go with a perplexity at most {natural_list(map(percent, tolerances))} over the dense model's"
-    return "; ".join([about, *reasons])
+    for c in found:
+        if c.lost:
+            of = f"of {c.base}, " if len(found) > 1 else ""
+            about += f"; {of}{natural_list(map(percent, c.lost))} {'does' if len(c.lost) == 1 else 'do'} not win"
+    return with_reasons(about, [c.not_judged for c in found])
 
 
 def sentence(c: Cliff) -> str:
     """Returns what is known of one curve: its largest winner, and where the curve and its upper end cross."""
     how = f" ({c.setting})" if c.setting else ""
     would, judged = ("would win", f" ({c.not_judged})") if c.not_judged else ("wins", "")
-    if c.wins is None:
-        most = f"no ticket {would}{judged}, not even at {percent(c.least)} of `{c.target}`{how}"
+    if not c.wins:
+        which = "no ticket" if c.wins is None else "no ticket above 0%"
+        most = f"{which} {would}{judged}, not even at {percent(c.least)} of `{c.target}`{how}"
     elif c.wins == 1:
         most = f"all of `{c.target}`{how} can go: the ticket without it {would}{judged}"
     else:
         only = ", the highest that was measured" if c.wins == c.most else ""
         most = f"{percent(c.wins)} of the weights of `{c.target}`{how} can go: the ticket there {would}{judged}{only}"
+    if c.lost:
+        does = "would not" if c.not_judged else "does not" if len(c.lost) == 1 else "do not"
+        most += f", although {'that' if len(c.lost) == 1 else 'those'} at {natural_list(map(percent, c.lost))} {does}"
     limit = f"{percent(c.tolerance)} over the dense model's perplexity"
     if c.at is None:
         return f"{c.base}: {most}; no ticket is {limit}."

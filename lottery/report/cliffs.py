@@ -32,6 +32,7 @@ class Cliff:
     most: float  # the highest
     tickets: int
     wins: float | None  # the highest sparsity at which the upper end of a ticket's interval is at most 1 + tolerance
+    lost: tuple[float, ...]  # lower sparsities than `wins` at which a ticket does not win
     not_judged: str  # why its tickets have no verdict ("not judged: 8 of 54 windows"), "" if they have one
 
     @property
@@ -90,6 +91,7 @@ def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
             logs = [math.log(number(points[s], name) or number(points[s], "perplexity_ratio") or math.inf) for s in at]
             ends[name] = first_crossing(at, logs, math.log1p(tolerance))
         middle, late, early = ends.values()
+        wins, lost = find_winners(points, tolerance)
         found.append(
             Cliff(
                 base=base,
@@ -106,18 +108,23 @@ def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
                 least=next((s for s in at if s), 0.0),
                 most=at[-1],
                 tickets=len(members),
-                wins=highest_winner(points, tolerance),
+                wins=wins,
+                lost=lost,
                 not_judged=next(iter(reasons_not_judged(members)), ""),
             )
         )
     return found
 
 
-def highest_winner(points: Mapping[float, Row], tolerance: float) -> float | None:
-    """Returns the highest sparsity of a ticket whose interval ends within the tolerance, None if there is no such ticket.
-    `points`: sparsity -> the row; the dense base itself, which is no ticket, has no kind."""
+def find_winners(points: Mapping[float, Row], tolerance: float) -> tuple[float | None, tuple[float, ...]]:
+    """Returns (the highest sparsity of a ticket whose interval ends within the tolerance, None if there is no such
+    ticket; the lower sparsities of tickets whose interval does not).
+
+    `points`: sparsity -> the row; the dense base itself, which is no ticket, has no kind.
+    """
     upper = {s: number(r, "perplexity_ratio_hi") for s, r in points.items() if r.get("kind") == "ticket"}
-    return max((s for s, hi in upper.items() if hi is not None and hi <= 1 + tolerance), default=None)
+    won = [s for s, hi in upper.items() if hi is not None and hi <= 1 + tolerance]
+    return max(won, default=None), tuple(sorted(s for s in upper if won and s < max(won) and s not in won))
 
 
 def main_cliffs(rows: Sequence[Row]) -> list[Cliff]:

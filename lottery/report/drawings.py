@@ -113,7 +113,7 @@ def agreement_drawings(data: pd.DataFrame, drawn: dict[str, Figure]) -> list[Dra
     if data[["a", "b"]].stack().nunique() == 2:
         caption = f"{about}, with its 95% interval from resampled windows."
         return [draw(drawn, "agreement", heatmaps.plot_agreement, data, caption)]
-    caption = f"{about}; in brackets if its 95% interval (see the table) holds 0."
+    caption = f"{about}; in brackets if it may be 0, by its 95% interval (see the table) or for want of windows."
     levels = data.groupby(["by", "level", "cells", "setting"], sort=False)
     return [draw(drawn, f"agreement-{i}", heatmaps.plot_agreement, part, caption) for i, (_, part) in enumerate(levels)]
 

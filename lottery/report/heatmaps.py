@@ -150,8 +150,10 @@ def plot_agreement(rows: Rows) -> Figure:
             for r in part.to_dict("records"):
                 for a, b in ((r["a"], r["b"]), (r["b"], r["a"])):
                     table.loc[a, b] = r["tau"]
-                    sure = r["lo"] > 0 or r["hi"] < 0
-                    texts[bases.index(a), bases.index(b)] = r["tau"], f"{r['tau']:.2f}" if sure else f"({r['tau']:.2f})"
+                    texts[bases.index(a), bases.index(b)] = (
+                        r["tau"],
+                        f"{r['tau']:.2f}" if r["certain"] else f"({r['tau']:.2f})",
+                    )
             image = draw_cells(axes, table.to_numpy(float), "PuOr", Normalize(-1, 1))
             axes.grid(False)
             axes.spines[:].set_visible(False)

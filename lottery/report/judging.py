@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lottery.measuring.verdict import NOT_JUDGED, describe_verdict
+from lottery.measuring.verdict import LEAST_WINDOWS, NOT_JUDGED, describe_verdict
 from lottery.report.grouping import Row
-from lottery.report.wording import natural_list, pluralize
+from lottery.report.wording import pluralize
+
+ESTIMATE = "an estimate, not judged"
 
 
 def verdict(row: Row) -> str:
@@ -25,7 +27,7 @@ def count_verdicts(rows: Sequence[Row]) -> str:
     measured, winners = f"{len(verdicts)} measured", pluralize(verdicts.count("yes"), "winner")
     if not (why := reasons(rows)):
         return f"{measured}, {winners}"
-    if not {"yes", "no"} & set(verdicts):
+    if count_not_judged(rows) == len(verdicts):
         return f"{measured}, none judged: {why}"
     return f"{measured}, {winners}, {count_not_judged(rows)} not judged: {why}"
 
@@ -35,8 +37,11 @@ def not_judged_note(rows: Sequence[Row]) -> str:
     count, every = count_not_judged(rows), sum(r.get("kind") == "ticket" for r in rows)
     if not count:
         return ""
-    which = "These tickets" if count == every else f"{count} of {pluralize(every, 'ticket')}"
-    return f"{which} are {NOT_JUDGED}{reasons(rows)}. What is said of them is an estimate."
+    which = f"{count} of {pluralize(every, 'ticket')}"
+    if count == every:
+        which = "This ticket" if every == 1 else "These tickets"
+    are, them = ("is", "it") if count == 1 else ("are", "them")
+    return f"{which} {are} {NOT_JUDGED}{reasons(rows)}. What is said of {them} is an estimate."
 
 
 def count_not_judged(rows: Iterable[Row]) -> int:
@@ -44,4 +49,21 @@ def count_not_judged(rows: Iterable[Row]) -> int:
 
 
 def reasons(rows: Iterable[Row]) -> str:
-    return natural_list(reason.removeprefix(NOT_JUDGED) for reason in reasons_not_judged(rows))
+    return "; ".join(reason.removeprefix(NOT_JUDGED) for reason in reasons_not_judged(rows))
+
+
+def mark_estimate(short: str, not_judged: Iterable[str]) -> str:
+    """Returns a headline, marked as an estimate if any of the reasons `not_judged` is not empty."""
+    return f"{short} ({ESTIMATE})" if any(not_judged) else short
+
+
+def with_reasons(about: str, not_judged: Iterable[str]) -> str:
+    """Returns what a headline is about, followed by the reasons why its tickets are not judged."""
+    return "; ".join([about, *dict.fromkeys(reason for reason in not_judged if reason)])
+
+
+def has_few_windows(not_judged: str) -> bool:
+    """Returns whether a verdict, "" where tickets are judged, is of fewer than `LEAST_WINDOWS` windows. Each reason
+    begins with the number of windows that were measured."""
+    counted = not_judged.removeprefix(NOT_JUDGED).split(" ")[0].replace(",", "")
+    return counted.isdecimal() and int(counted) < LEAST_WINDOWS

@@ -51,7 +51,8 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
     page = template().render(
         title=title(found), name=", ".join(s.name for s in found.studies) or "tickets",
         facts=facts(found, rows), not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
-        answered=[s for s in sections if s.answer.known],         places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
+        answered=[s for s in sections if s.answer.known],
+        places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
         speeds=speeds, others=others, samples=samples(found),
         protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())],
         apart=protocols_note(found), limits=caveats(rows), version=__version__,

@@ -19,7 +19,9 @@ from lottery.measuring.intervals import (
     significant_order,
     tau_b,
 )
+from lottery.measuring.verdict import LEAST_WINDOWS
 from lottery.report.grouping import Row, group_by, measured_tickets, number, setting
+from lottery.report.judging import reasons_not_judged
 from lottery.report.wording import percent
 
 Nll: TypeAlias = Callable[[str], np.ndarray | None]  # a run's id -> mean NLL per window
@@ -48,6 +50,7 @@ class Ranking:
     removed_T: np.ndarray  # the removed share of all weights
     nll_NT: np.ndarray = field(repr=False)
     order_TT: np.ndarray = field(repr=False)
+    not_judged: str = ""  # why its tickets have no verdict ("not judged: 8 of 54 windows"), "" if they have one
 
     @property
     def pairs(self) -> int:
@@ -101,7 +104,7 @@ def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
         removed = np.array([number(r, "sparsity_model") or math.nan for _, r, _ in kept])
         found.append(
             Ranking(base, protocol, how, by, at, cells, tuple(t for t, _, _ in kept), log_T, ends[0], ends[1], removed,
-                    nll_NT, significant_order(nll_NT))
+                    nll_NT, significant_order(nll_NT), next(iter(reasons_not_judged(r for _, r, _ in kept)), ""))
         )  # fmt: skip
     return sorted(found, key=lambda r: (r.base, r.by == "sparsity", r.cells, r.setting, r.level))
 
@@ -109,7 +112,8 @@ def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
 def compare_rankings(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -> dict[str, Any] | None:
     """Returns Kendall's tau-b between two models' rankings of the targets that both have, with its 95% interval, or
     None for fewer than `LEAST_TARGETS` targets. The windows of each model are resampled independently, so the two
-    models may have other texts and other numbers of windows."""
+    models may have other texts and other numbers of windows. `certain` is 1 where the interval lies above 0, -1 where it
+    lies below, and 0 where neither is certain."""
     common = [t for t in one.targets if t in other.targets]
     if len(common) < LEAST_TARGETS:
         return None
@@ -136,6 +140,6 @@ def compare_rankings(one: Ranking, other: Ranking, resamples: int = RESAMPLES) -
 
     return {
         "by": one.by, "level": one.level, "at": one.at, "cells": one.cells, "setting": one.setting, "a": one.base,
-        "b": other.base, "targets": len(common), "tau": tau, "lo": float(lo), "hi": float(hi), "pairs": len(names),
-        "same": pairs(1), "reversed": pairs(-1),
+        "b": other.base, "targets": len(common), "tau": tau, "lo": float(lo), "hi": float(hi), "windows": min(n, m),
+        "certain": 0 if min(n, m) < LEAST_WINDOWS else int(lo > 0) - int(hi < 0), "pairs": len(names), "same": pairs(1), "reversed": pairs(-1),
     }  # fmt: skip

@@ -136,7 +136,7 @@ def row_mark(r: Row) -> str:
         return "dense"
     if r.get("state"):
         return "absent"
-    if r.get("winner") == "yes":
+    if verdict(r) == "yes":
         return "winner"
     return "overflow" if number(r, "perplexity") is None else ""
 

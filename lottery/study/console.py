@@ -16,9 +16,8 @@ def study_table(result: Any, markdown: bool = False) -> str:
     lines = [f"{r.title} of {r.base}: {r.reason}" for r in result.rows if r.reason]
     lines += [f"left out: {left['reason']} ({left['model']})" for left in result.plan.left_out]
     for c in result.cliffs:
-        where = f"between {c.below:.2%} and {c.above:.2%}" if c.above < 1 else f"beyond {c.below:.2%}"
         lines.append(
-            f"cliff of {c.title}, {c.base}: {highest_winner(result, c)}the ratio to dense crosses {c.limit:g} {where}"
+            f"cliff of {c.title}, {c.base}: {highest_winner(result, c)}the ratio to dense {crossing(result, c)}"
         )
     protocols = list(dict.fromkeys(row.tags["protocol"] for row in result.rows if "protocol" in row.tags))
     models = len({row.base for row in result.rows}) > 1
@@ -32,10 +31,23 @@ def study_table(result: Any, markdown: bool = False) -> str:
     return render(*tables, *lines)
 
 
+def rows_of_search(result: Any, cliff: Any) -> list[Any]:
+    """Returns the rows of the tickets that a cliff was searched with."""
+    (part,) = (p for p in result.plan.refined if p.part == cliff.part)
+    return [r for r in result.rows if r.part in (*part.points, part.part)]
+
+
+def crossing(result: Any, cliff: Any) -> str:
+    """Returns where the ratio crosses the limit, or up to where it does not, for the cliff's line."""
+    measured = [float(r.params["sparsity"]) for r in rows_of_search(result, cliff) if r.ratio is not None]
+    if cliff.above in measured:
+        return f"crosses {cliff.limit:g} between {cliff.below:.2%} and {cliff.above:.2%}"
+    return f"does not reach {cliff.limit:g} up to {cliff.below:.2%}"
+
+
 def highest_winner(result: Any, cliff: Any) -> str:
     """Returns which ticket of a search has the most zeros among its winners, or why none is judged, for the cliff's line."""
-    (part,) = (p for p in result.plan.refined if p.part == cliff.part)
-    rows = [r for r in result.rows if r.part in (*part.points, part.part)]
+    rows = rows_of_search(result, cliff)
     if reason := next((v for r in rows if (v := describe_verdict(r.tags)).startswith(NOT_JUDGED)), ""):
         return f"{reason}, an estimate; "
     won = [float(r.params["sparsity"]) for r in rows if describe_verdict(r.tags) == "yes"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lottery.errors import InputError, MachineError
+from lottery.errors import InputError, MachineError, without_subject
 from lottery.files.reading import read_json
 from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder, open_base
@@ -43,7 +43,7 @@ def find_base(stored: StoredTicket, base: str = "auto", *, local_only: bool = Fa
             stored.check_base(candidate_base)
             return candidate_base
         except (InputError, MachineError, OSError) as e:
-            reasons.append(str(e))
+            reasons.append(without_subject(e))
     if base != "auto":
         raise InputError(f"base={base}: {reasons[0]}")
     raise InputError(

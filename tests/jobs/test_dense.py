@@ -1,6 +1,7 @@
 """A dense base in the place of a ticket: it generates, is measured as the baseline of its tickets, and is loaded."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,28 @@ def test_what_is_neither_a_ticket_nor_a_base(server: Hub, tmp_path: Path, tiny: 
         refused(
             cli(command, tmp_path / "none", code=2), f"ticket={tmp_path / 'none'}: there is no such folder", "hub id"
         )
-        refused(cli(command, "org/unknown", code=2), "ticket=org/unknown: ", "finds no model")
+        said = "ticket=org/unknown: there is no such folder, and http"
+        refused(cli(command, "org/unknown", code=2), said, "finds no model")
     refused(cli("verify", tiny, code=2), "holds no ticket.json")
     refused(cli("export", tiny, "--to", tmp_path / "e", code=2), "holds no ticket.json")
+
+
+def test_a_wrong_name_where_no_hub_answers(cli: Cli) -> None:
+    """A typing error in a folder's name may look like a hub id: the line says that there is no such folder."""
+    for command, name in (("evaluate", "ticket"), ("generate", "ticket"), ("plan", "model")):
+        said = f"{name}=nodir/typo: there is no such folder, and http"
+        refused(cli(command, f"--{name}", "nodir/typo", code=1), said, "cannot be reached")
+
+
+def test_a_config_without_a_model_type(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for command, name in (("evaluate", "ticket"), ("prune", "model")):
+        refused(cli(command, f"--{name}", tmp_path, code=2), f"{name}={tmp_path}: its config.json names no model_type")
+
+
+def test_a_base_that_cannot_be_used_is_named_once(tmp_path: Path, tiny: Path, cli: Cli) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    (copy / "model.safetensors").unlink()
+    refused(cli("evaluate", copy, code=2), f"ticket={copy}: it has no model.safetensors")
+    (copy / "config.json").write_text('{"model_type": "mamba"}')
+    refused(cli("evaluate", copy, code=2), f"ticket={copy}: its architecture 'mamba' is not known here")

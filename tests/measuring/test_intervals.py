@@ -94,6 +94,8 @@ def test_an_order_is_certain_where_the_paired_interval_says_so() -> None:
         lo, hi = np.quantile(means, [tail, 1 - tail])
         assert order_TT[a, b] == -order_TT[b, a] == (1 if hi < 0 else -1 if lo > 0 else 0)
     assert order_TT[0, 2] == 1 and order_TT[0, 3] == 0 and (np.diag(order_TT) == 0).all()
+    assert intervals.significant_order(nll_NT[:12])[0, 2] == 1
+    assert not intervals.significant_order(nll_NT[:11]).any() and not intervals.significant_order(nll_NT[:2]).any()
 
 
 def test_intervals_are_those_of_a_run() -> None:

@@ -1,6 +1,7 @@
 """What config.json may hold beside the shape of a model: it loads where transformers loads it, or one line says why not."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,16 +72,35 @@ def test_a_config_without_architectures(copy: Path, tiny: Path, tmp_path: Path, 
     ("value", "says"),
     [
         ("flash_attention_2", ("flash-attn is not installed", "remove that key")),
-        ("nonsense", ("'nonsense'", "remove that key")),
+        ("nonsense", ("'nonsense', which cannot be used here; known: eager, sdpa, flex_attention", "remove that key")),
         ("kernels-community/flash-attn", ("'kernels-community/flash-attn'", "remove that key")),
     ],
 )
 def test_an_attention_that_is_not_installed(key: str, value: str, says: tuple[str, ...], copy: Path, cli: Cli) -> None:
     """The last one is the name of a repository, from which transformers would fetch code and run it."""
     changed(copy, **{key: value})
-    refused(cli("prune", "--model", copy, *QUICK, code=2), "model=", key, *says)
+    result = cli("prune", "--model", copy, *QUICK, code=2)
+    refused(result, f"model={copy}: its config.json names {key}=", *says)
+    assert "lottery does not use" not in result.stderr
     changed(copy, **{key: "eager"})
     cli("prune", "--model", copy, "--measure", "none", "--register", "none")
+
+
+def test_an_attention_of_a_part_of_the_model(copy: Path, cli: Cli) -> None:
+    changed(copy, text_config={"attn_implementation": "kernels-community/flash-attn"})
+    said = "text_config.attn_implementation='kernels-community/flash-attn', which cannot be used here"
+    refused(cli("plan", "--model", copy, code=2), f"model={copy}: ", said)
+
+
+def test_a_key_that_transformers_computes_itself(
+    copy: Path, cli: Cli, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers also logs the whole config, which is not for the user."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    changed(copy, use_return_dict=False)
+    result = cli("plan", "--model", copy, code=2)
+    refused(result, f"model={copy}: config.json is not usable", "use_return_dict")
+    assert len(result.stderr.splitlines()) == 1 and not caplog.records
 
 
 def test_the_quantization_config_of_another_library_beside_16_bit_weights(

@@ -113,6 +113,27 @@ def test_measured_again_it_keeps_what_it_was_registered_with(
     assert row["dataset"] == "builtin-w128-first5"
 
 
+@pytest.mark.parametrize("again", ["prune", "evaluate"])
+def test_registered_without_figures_and_measured_under_a_limit(
+    again: str, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result]
+) -> None:
+    """The verdict and the protocol are those of the run whose figures the row has."""
+    model, name = tiny_model(tmp_path / f"later-{again}"), f"later-{again}"
+    how = ("--model", model, "--register", name)
+    uri = lottery_json("prune", *how, "--measure", "none")["model_uri"]
+    few = ("--dataset", "builtin", "--limit", "5", "--measure", "perplexity")
+    found = lottery_json(again, *(how if again == "prune" else (uri,)), *few)
+    (row,) = lottery_json("list", "--name", name)["tickets"]
+    assert row["winner"] == found["tags"]["winner"] == "not judged: 5 of 218 windows"
+    assert (row["protocol"], row["arithmetic"]) == (found["tags"]["protocol"], found["tags"]["arithmetic"])
+    assert row["run_id"] == found["run_id"]
+    assert f"{name}, protocol {row['protocol']}: builtin: 28,000 tokens" in cli("list", "--name", name).stdout
+    if again == "prune":
+        version = mlflow.MlflowClient().get_model_version(name, "1")
+        assert version.tags["winner"] == row["winner"] and version.tags["judged_by"] == found["run_id"]
+        assert format_ratio(found["metrics"]["perplexity_ratio"]) in version.description
+
+
 def test_runs_versions_and_models_describe_themselves(made: list[dict[str, Any]]) -> None:
     client, metrics = mlflow.MlflowClient(), made[0]["metrics"]
     note = client.get_run(made[0]["run_id"]).data.tags["mlflow.note.content"]

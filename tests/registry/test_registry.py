@@ -135,13 +135,15 @@ def test_a_full_measuring_renews_the_tags_of_the_version(
     client = mlflow.MlflowClient()
     assert "winner" not in client.get_model_version("tags", "1").tags
     lottery_json("prune", *arguments, "--measure", "perplexity", "--limit", "3")
-    assert "winner" not in client.get_model_version("tags", "1").tags
+    assert client.get_model_version("tags", "1").tags["winner"] == "not judged: 3 of 218 windows"
     full = lottery_json("prune", *arguments, "--measure", "perplexity")
     assert first["model_uri"] == full["model_uri"] == "models:/tags/1"
     version = client.get_model_version("tags", "1")
     model = client.get_logged_model(registered_model_id(version))
     assert version.tags["winner"] == model.tags["winner"] == full["tags"]["winner"]
-    assert version.tags["protocol"] == full["tags"]["protocol"]
+    assert version.tags["protocol"] == full["tags"]["protocol"] and "limited" not in version.tags
+    lottery_json("prune", *arguments, "--measure", "perplexity", "--limit", "2")
+    assert client.get_model_version("tags", "1").tags == version.tags
 
 
 def test_a_dense_row_has_no_speed_of_another_hour(

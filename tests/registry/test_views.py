@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pytest
 from mlflow import MlflowClient
 
 from lottery.registry.views import link_version, prepare_experiment, runs_url
@@ -45,6 +46,19 @@ def test_what_a_person_has_set_stays() -> None:
     before = tags(here)
     prepare_experiment(client, here)
     assert tags(here) == before and VIEW not in before
+
+
+@pytest.mark.parametrize("edition", ["1", "2"])  # 2: an experiment that got the view of this edition alone
+def test_the_description_of_an_earlier_edition_is_replaced(edition: str) -> None:
+    here, client = experiment(), MlflowClient()
+    table, chart = runs_url("", here), runs_url("", here, chart=True)
+    old = f"Pruned language models. All tickets: [table by perplexity]({table}), [charts against sparsity]({chart})."
+    for text in (old, f"{old} Ask Ann."):
+        client.set_experiment_tag(here, "mlflow.note.content", text)
+        client.set_experiment_tag(here, "lottery.views", edition)
+        prepare_experiment(client, here)
+        found = tags(here)["mlflow.note.content"]
+        assert found == (old.replace("by perplexity", "by ratio to dense") if text == old else text)
 
 
 def test_a_store_that_refuses_does_not_stop_a_run(tmp_path: Path) -> None:

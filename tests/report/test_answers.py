@@ -73,7 +73,7 @@ def test_the_cliff_and_its_band() -> None:
     both = cliff_answer.answer_cliff(
         [ticket(0.3, 1.0), ticket(0.5, 1.05), ticket(0.4, 1.1, base="n"), ticket(0.41, 1.2, base="n")]
     )
-    assert both.short == "it differs"  # the ratio of 1.1 of the second ends at 1.122
+    assert both.short == "under 40% to at least 50%"  # the ratio of 1.1 of the second ends at 1.122
     over = cliffs.find_cliffs([ticket(0.5, 1.05), ticket(0.6, None, outcome="overflow")])[0]
     assert over.at == 0.5 and over.bracket == (0.5, 0.6)
 
@@ -98,6 +98,24 @@ def test_the_headline_is_what_wins_and_not_where_the_curve_crosses() -> None:
     assert cliff_answer.answer_cliff(two).short == "30%"
 
 
+def test_a_headline_where_nothing_wins_or_a_lower_sparsity_loses() -> None:
+    nothing = [ticket(0.0, 1.0), ticket(0.3, 1.3), ticket(0.5, 2.0)]  # that at 0% wins, and removes nothing
+    answer = cliff_answer.answer_cliff(nothing)
+    assert answer.short == "under 30%"
+    assert answer.sentence.startswith("m: no ticket above 0% wins, not even at 30% of `all`; the curve is 10% over")
+    high = [ticket(0.5, 1.0, base="n"), ticket(0.9, 1.05, base="n")]
+    assert cliff_answer.answer_cliff([*nothing, *high]).short == "under 30% to at least 90%"
+    neither = [ticket(0.3, 1.3), ticket(0.5, 2.0), ticket(0.1, 1.2, base="n"), ticket(0.3, 1.4, base="n")]
+    assert cliff_answer.answer_cliff(neither).short == "under 30%"
+    odd = [ticket(0.3, 1.2), ticket(0.5, 1.05), ticket(0.7, 2.0)]
+    answer = cliff_answer.answer_cliff(odd)
+    assert answer.short == "50%" and answer.about.endswith("; 30% does not win")
+    assert "the ticket there wins, although that at 30% does not; the curve is 10% over" in answer.sentence
+    answer = cliff_answer.answer_cliff([*odd, ticket(0.2, 1.2), *high])
+    assert answer.short == "50% or more" and answer.about.endswith("; of m, 20% and 30% do not win")
+    assert "although those at 20% and 30% do not" in answer.sentence
+
+
 @pytest.mark.parametrize(
     ("winner", "words"),
     [
@@ -117,6 +135,31 @@ def test_what_is_not_judged_is_an_estimate(winner: str, words: str) -> None:
     assert judging.not_judged_note([*rows, *judged]).startswith(f"3 of 5 tickets are {words}")
     assert judging.count_verdicts(judged) == "2 measured, 1 winner" and judging.not_judged_note(judged) == ""
     assert judging.count_verdicts([ticket(0.1, None, outcome="overflow")]) == "1 measured, 0 winners"
+
+
+def test_reasons_that_hold_commas_and_one_ticket_of_its_kind() -> None:
+    said = ("not judged: 2 windows, 12 are needed", "not judged: 8 of 54 windows")
+    two = [ticket(0.3, 1.0, winner=said[0]), ticket(0.5, 1.0, winner=said[1])]
+    assert judging.not_judged_note(two).startswith(
+        f"These tickets are {said[0]}; 8 of 54 windows. What is said of them is"
+    )
+    assert judging.not_judged_note(two[:1]) == f"This ticket is {said[0]}. What is said of it is an estimate."
+    judged = ticket(0.7, 2.0, winner="no")
+    assert judging.not_judged_note([two[0], judged]).startswith(f"1 of 2 tickets is {said[0]}. What is said of it is")
+    silent = [ticket(s, 1.0) for s in (0.1, 0.2)]  # without a verdict
+    assert (
+        judging.count_verdicts([*two, *silent])
+        == "4 measured, 0 winners, 2 not judged: 2 windows, 12 are needed; 8 of 54 windows"
+    )
+
+
+def test_the_style_of_a_row_follows_its_verdict() -> None:
+    rows = [
+        ticket(0.3, 1.0, perplexity=9.0, winner="yes"),
+        ticket(0.5, 1.0, perplexity=9.0, winner="yes", limited="8"),
+        ticket(0.7, 2.0, perplexity=9.0, winner="no"),
+    ]
+    assert tables.tickets("t", "m", rows, [], "").marks == ["winner", "", ""]
 
 
 def test_a_figure_of_curves_below_what_is_allowed_shows_both() -> None:
@@ -176,6 +219,10 @@ def test_bigger_models_are_said_with_what_that_rests_on() -> None:
     down = answers.answer_model_size(of_models(("a", "qwen2", 1e9, 0.55), ("b", "llama", 7e9, 0.3)))
     assert down.short == "no, here" and "2 families (llama and qwen2)" in down.sure
     assert answers.answer_model_size(of_models(("a", "l", 1e9, 0.4), ("b", "l", 7e9, 0.401))).short == "open"
+    for reason, short in (("12 of 54 windows", "yes, here"), ("2 windows, 12 are needed", "open")):
+        rows = of_models(("a", "qwen2", 1e9, 0.3), ("b", "qwen2", 7e9, 0.55))
+        found = answers.answer_model_size([{**r, "winner": f"not judged: {reason}"} for r in rows])
+        assert found.short == f"{short} (an estimate, not judged)" and found.about.endswith(f"; not judged: {reason}")
 
 
 def test_agreement_names_the_pairs_that_are_certain() -> None:
@@ -195,18 +242,39 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
     assert answer.short == "in part" and "3 models" in answer.sentence
     drawn = images.to_svg(heatmaps.plot_agreement(pd.DataFrame(list(answer.data))))
     assert all(f">{word}<" in drawn for word in ("0.67", "same", "50% of each target"))
+    short = rankings.rank_targets(rows, {name: nll_N[:11] for name, nll_N in nll.items()}.get)
+    few = answers.answer_agreement(short)
+    assert few.short == "open" and "0 are in the same order" in few.sure and "3 rest on fewer than 12" in few.sure
+    drawn = images.to_svg(heatmaps.plot_agreement(pd.DataFrame(list(few.data))))
+    assert ">(0.67)<" in drawn and ">0.67<" not in drawn
+    limited = [{**r, "winner": "not judged: 12 of 54 windows"} for r in rows]
+    estimates = rankings.rank_targets(limited, nll.get)
+    for said in (answers.answer_agreement(estimates), answers.answer_ranking(estimates)):
+        assert said.short.endswith(" (an estimate, not judged)") and said.about.endswith(
+            "; not judged: 12 of 54 windows"
+        )
     two = rankings.rank_targets([r for r in rows if r["target"] in "wx"], nll.get)
     assert "4 targets" in answers.answer_agreement(two).sentence
 
 
 def test_eight_bits_are_compared_with_the_same_ticket() -> None:
-    nll = {"whole": np.array([3.0, 3.2, 2.9, 3.1]), "eight": np.array([3.01, 3.22, 2.92, 3.12]), "other": np.ones(4)}
+    nll = {
+        "whole": np.array([3.0, 3.2, 2.9, 3.1] * 3),
+        "eight": np.array([3.01, 3.22, 2.92, 3.12] * 3),
+        "other": np.ones(12),
+    }
     rows = [ticket(0.5, 1.1, run_id="whole"), ticket(0.5, 1.12, quantize="int8", run_id="eight"),
             ticket(0.7, 1.12, quantize="int8", run_id="other")]  # fmt: skip
     answer = answers.answer_quantization(rows, nll.get)
     (pair,) = answer.data
     assert pair["ratio"] == pytest.approx(math.exp(0.0175)) and 1 < pair["lo"] < pair["ratio"] < pair["hi"]
     assert answer.short == "under 1.8%" and "1 pair of tickets 1 are certainly worse" in answer.sure
+    few = answers.answer_quantization(rows, {name: nll_N[:11] for name, nll_N in nll.items()}.get)
+    assert few.data[0]["lo"] > 1 and "0 are certainly worse" in few.sure and "1 rest on fewer than 12" in few.sure
+    limited = [{**r, "winner": "not judged: 12 of 54 windows", "limited": "12"} for r in rows]
+    answer = answers.answer_quantization(limited, nll.get)
+    assert answer.short == "under 1.8% (an estimate, not judged)" and "1 are certainly worse" in answer.sure
+    assert answer.about == "more perplexity at most; not judged: 12 of 54 windows"
 
 
 @settings(max_examples=60, deadline=None)

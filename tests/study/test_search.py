@@ -67,6 +67,15 @@ def test_the_line_of_a_cliff_names_the_sparsest_winner(
     )
 
 
+def test_the_line_of_a_cliff_that_was_not_reached(cli: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+    """Of a random model every ratio is about 1: up to the highest sparsity that was measured nothing crosses."""
+    grid = [{"target": "all", "sparsity": ["0.3", "0.6"], "refine": "0.3"}]
+    path = write(tmp_path, "flat", models=[str(tiny)], grid=grid)
+    said = cli("study", path, *QUICK).stdout
+    about = "cliff of all, tiny: not judged: 3 of 218 windows, an estimate; the ratio to dense does not reach 1.1 up to 90.00%"
+    assert about in said and "beyond" not in said
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0.0, 1.0), st.sampled_from([0.01, 0.02, 0.05, 0.003]), st.sets(st.integers(0, 99), max_size=8))
 def test_bisection_against_a_scan(true: float, width: float, grid: set[int]) -> None:
