@@ -7,6 +7,7 @@ import click
 
 from lottery.cli.options import base_option, json_option, spec_options, ticket_argument, ticket_or_base_argument
 from lottery.errors import InputError
+from lottery.progress import say
 from lottery.spec import Spec
 
 
@@ -88,6 +89,8 @@ def generate(
     if tokenizer is None:
         raise InputError(f"ticket={ticket}: it has no tokenizer, so it cannot read a prompt")
     text = decoding.generate(model, tokenizer, [prompt], tokens, temperature, seed, top_p, top_k)[0]
+    if text.strip() == prompt.strip():
+        say("the model ended the text at once; the prompt is given as it is, without a chat template")
     click.echo(json.dumps({"ticket": ticket, "prompt": prompt, "text": text}) if as_json else text)
 
 

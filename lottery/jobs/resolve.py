@@ -1,5 +1,7 @@
 """Resolves a spec on this machine: the model that it names, the tensors that it chooses, and the dense base."""
 
+import re
+
 from lottery.errors import InputError, MachineError, without_subject
 from lottery.files.home import resolve_path
 from lottery.measuring.cache import Cache
@@ -73,7 +75,8 @@ def find_dense(ticket: str, base: str = "auto") -> Base | None:
     try:
         dense = open_base(ticket)
     except (InputError, MachineError) as e:
-        raise type(e)(f"ticket={ticket}: {without_subject(e)}") from e
+        registered = f"; a registered ticket is models:/{ticket}" if re.fullmatch(r"[^/]+/\d+", ticket) else ""
+        raise type(e)(f"ticket={ticket}: {without_subject(e)}{registered}") from e
     say(f"{ticket} is a dense base, not a ticket")
     if base != "auto":
         say(f"warning: base={base} is ignored: {ticket} is a dense base itself")

@@ -118,9 +118,7 @@ def verdict_line(found: Measurement) -> str:
         else ""
     )
     if verdict.startswith(NOT_JUDGED):
-        way_out = (
-            "limit=none measures them all" if "limited" in found.tags else "give a longer text or a smaller window"
-        )
+        way_out = "limit=none measures them all" if "limited" in found.tags else "give a longer text"
         return f"{verdict} ({f'{upper}; ' if upper else ''}{way_out})"
     return f"winner: {verdict} ({upper})"
 

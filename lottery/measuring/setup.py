@@ -97,10 +97,7 @@ def warn_of_few_windows(protocol: EvalProtocol, spec: Spec, dataset: str) -> Non
         if protocol.windows == 1:
             say("warning: limit=1: a single window gives no interval; give a larger limit")
     elif reason := reason_not_judged(protocol):
-        say(
-            f"warning: dataset={dataset}: its windows are too few for a verdict ({reason}); give a longer text or a "
-            f"smaller window"
-        )
+        say(f"warning: dataset={dataset}: its windows are too few for a verdict ({reason}); give a longer text")
 
 
 def measures_that_fit(measures: tuple[str, ...], tokenizer: Any, context: int) -> tuple[str, ...]:

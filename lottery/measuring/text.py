@@ -33,7 +33,8 @@ def read_dataset(dataset: str) -> tuple[str, str]:
     path = resolve_path(dataset, "dataset")
     name = printable(path.name)
     if not path.is_file():
-        raise InputError(f"dataset={dataset}: not builtin, wikitext2 or a file; give one of them")
+        problem = "it is a folder" if path.is_dir() else "there is no such file"
+        raise InputError(f"dataset={dataset}: {problem}; give builtin, wikitext2 or a file")
     try:
         ending = path.suffix.lower()
         if ending == ".txt":

@@ -23,9 +23,8 @@ def open_base(model: str, *, local_only: bool = False, config_only: bool = False
     folder = BUILTIN if model == "builtin" else local_folder(model)
     if folder is None:
         if not hub.is_id(model):
-            raise InputError(
-                f"model={model}: there is no such folder; give builtin, a local folder or a hub id (ORG/NAME)"
-            )
+            problem = "it is a file, and not a model's folder" if Path(model).is_file() else "there is no such folder"
+            raise InputError(f"model={model}: {problem}; give builtin, a local folder or a hub id (ORG/NAME)")
         small = (*SMALL_FILES, hub.CARD, *hub.LICENCES)
         snapshot = hub.fetch_snapshot(model, small, check, local_only, weights=not config_only)
         folder, name, revision = snapshot.folder, snapshot.id, snapshot.revision

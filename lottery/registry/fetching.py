@@ -96,7 +96,10 @@ def suggest_known(client: MlflowClient, where: str) -> str:
     name, names = re.split("[/@]", where)[0], [m.name for m in client.search_registered_models(max_results=50)]
     if name in names:
         has = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
-        return f"it has the versions {', '.join(map(str, has))}"
+        versions = f"it has the versions {', '.join(map(str, has))}"
+        if where == f"{name}@winner":
+            versions += "; none of them won on the whole default text with the default window and tolerance"
+        return versions
     return did_you_mean(name, names) if names else "no model is registered there"
 
 

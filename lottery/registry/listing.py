@@ -73,7 +73,10 @@ def search_versions(client: Client, filter: str, name: str | None, order: str) -
     try:
         models = every_page(partial(client.search_logged_models, experiments, filter or None))
     except MlflowException as e:
-        raise InputError(f"filter={filter}: {' '.join(str(e).split())[:300]}") from e
+        reason = " ".join(str(e).split())[:300]
+        if "has no attribute" in reason:
+            reason = "a name of it is not known; write params.target = 'late', metrics.perplexity_ratio < 1.1 or tags.winner = 'yes'"
+        raise InputError(f"filter={filter}: {reason}") from e
     found = [
         version_row(client, version, model, tuple(sorted(aliases[version.name, str(version.version)])))
         for model in models

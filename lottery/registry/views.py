@@ -23,11 +23,11 @@ FIRST_TABLE = "table by perplexity"  # what the descriptions of edition 1 call t
 NOTE_TAG = "mlflow.note.content"
 COLUMNS = {  # the columns of the runs table -> their widths in pixels; a window of 1,400 pixels shows all of them
     "metrics.`perplexity_ratio`": 118,
-    "metrics.`sparsity_model`": 116,
-    "metrics.`perplexity`": 88,
     "tags.`winner`": 96,
+    "metrics.`sparsity_model`": 116,
     "tags.`base`": 90,
     "attributes.`Dataset`": 176,
+    "metrics.`perplexity`": 88,
 }
 PINNED = {"attributes.`Run Name`": 246, "runDateAndNestInfo": 140}  # the columns that every table has, "Created" is one
 # The charts, as (x, y). MLflow's charts of points have no logarithmic axis, and one ticket with a perplexity of millions

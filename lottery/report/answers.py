@@ -276,6 +276,10 @@ def answer_model_size(rows: Sequence[Row]) -> Answer:
         f"{f'A cliff of fewer than {LEAST_WINDOWS} windows decides nothing. ' if any(few) else ''}Models differ in more "
         f"than their size, for example in what they were trained on and how long."
     )
+    if len({c.protocol for c in known}) > 1:
+        sure += (
+            " They were not measured under one protocol (text, window, arithmetic), so these cliffs compare roughly."
+        )
     data = tuple(c.__dict__ for c in known)
     rests, why = (
         f"over {pluralize(len(known), 'model')} of {pluralize(len(families), 'family')}",

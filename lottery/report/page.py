@@ -85,7 +85,8 @@ def size_drawings(found: results.Results, drawn: dict[str, Figure]) -> list[draw
     caption = (
         "Perplexity against bytes on disk; the line joins the tickets that no other is both smaller and better than."
     )
-    parts = split_by_model("size", found.tickets)
+    rows = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.tickets)))
+    parts = split_by_model("size", pd.DataFrame(rows).reindex(columns=found.tickets.columns))
     made = [draw(drawn, name, efficiency.plot_pareto, part, caption) for name, part in parts]
     return [d for d in made if d]
 

@@ -60,7 +60,11 @@ def test_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., 
     refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "x.parquet", code=2), "x.parquet")
     (tmp_path / "half.jsonl").write_text(json.dumps({"text": "\ud83d word " * 2000}))
     refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "half.jsonl", code=2), "half.jsonl", "UTF-8")
-    refused(cli("prune", "--model", tiny, "--dataset", tmp_path, code=2), "not builtin, wikitext2 or a file")
+    refused(
+        cli("prune", "--model", tiny, "--dataset", tmp_path, code=2),
+        "it is a folder; give builtin, wikitext2 or a file",
+    )
+    refused(cli("prune", "--model", tiny, "--dataset", tmp_path / "mytxt.txt", code=2), "there is no such file")
 
 
 def test_tickets_that_are_not_there(cli: Callable[..., Result], tmp_path: Path) -> None:
@@ -131,3 +135,13 @@ def test_a_model_s_folder_may_have_both_quotes_in_its_name(cli: Callable[..., Re
     how = ("--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "both-quotes")
     cli("prune", "--model", model, "--target", "late", *how)
     assert "both-quotes" in cli("list").stdout
+
+
+def test_hints_for_what_a_newcomer_types(tiny: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    refused(cli("plan", "--model", tiny / "model.safetensors", code=2), "it is a file, and not a model's folder")
+    refused(cli("list", "--filter", "target = late", code=2), "filter=target = late", "write params.target = 'late'")
+    cli("prune", "--model", tiny, "--measure", "none", "--register", "hints", "--sparsity", "0.23")
+    refused(
+        cli("generate", "models:/hints@winner", code=2), "it has the versions 1; none of them won on the whole default"
+    )
+    refused(cli("generate", "hints/1", code=1), "a registered ticket is models:/hints/1")

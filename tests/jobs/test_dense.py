@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 
 import lottery
 from tests.support.families import logits
@@ -101,3 +102,13 @@ def test_a_base_that_cannot_be_used_is_named_once(tmp_path: Path, tiny: Path, cl
     refused(cli("evaluate", copy, code=2), f"ticket={copy}: it has no model.safetensors")
     (copy / "config.json").write_text('{"model_type": "mamba"}')
     refused(cli("evaluate", copy, code=2), f"ticket={copy}: its architecture 'mamba' is not known here")
+
+
+def test_a_model_that_ends_at_once_says_so(tmp_path: Path, cli: Cli) -> None:
+    """Weights of zeros make token 0 the likeliest: the end of the text."""
+    model = tiny_model(tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: torch.zeros_like(w) for name, w in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    result = cli("generate", model, "--prompt", "The old man", "--tokens", 5)
+    assert result.stdout == "The old man\n" and "the model ended the text at once" in result.stderr
+    assert "ended the text" not in cli("generate", "builtin", "--prompt", "The old man", "--tokens", 5).stderr

@@ -189,7 +189,7 @@ def test_front_door(
     assert "partition=dgx: this cluster has no such partition; known: batch, urgent" in refused.stderr
     batch = ("study", "locate", "--slurm", "--partition", "batch", "--gpus", 0, "--cpus", 1, "--time", 30)
     refused = cli(*batch, "--dataset", "gone.txt", code=2)
-    assert "dataset=gone.txt: not builtin, wikitext2 or a file" in refused.stderr
+    assert "dataset=gone.txt: there is no such file" in refused.stderr
     refused = cli(*batch, "--register", "a/b", code=2)
     assert "register=a/b" in refused.stderr
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")

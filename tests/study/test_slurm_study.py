@@ -137,7 +137,7 @@ def test_failed_task(ended: Ended) -> None:
     """Its error is in its log and on its run; neither it nor its baseline takes the others along; the report tells."""
     assert ended.states["dense"].count("FAILED") == ended.states["ticket"].count("FAILED") == 1
     for part in ("dense-1", "ticket-7"):
-        assert "gone.txt: not builtin, wikitext2 or a file" in ended.logs[part]
+        assert "gone.txt: there is no such file" in ended.logs[part]
         assert ended.runs[part][0].info.status == "FAILED"
     assert ended.logs["report"].count("gone.txt") == 2
     assert "lm_head 50%" in ended.logs["report"]
