@@ -84,7 +84,7 @@ class Work:
             return
         measure(1)  # the first token waits for the weights to be read
         first, more = measure(1), measure(1 + FIRST_TOKENS)
-        token = max(0.0, more - first) / FIRST_TOKENS
+        token = max(more - first, more / 10) / FIRST_TOKENS  # on a busy machine the longer call may end sooner
         self.rate["samples"] = first + (NEW_TOKENS - 1) * token
         self.rate["speed"] = max(LEAST_SPEED_STEPS * token, min(BUDGET_S, SPEED_STEPS * token))
         self.tell()
@@ -104,7 +104,7 @@ class Work:
         if not (note := self.time_left()):
             return
         spent, left = time.perf_counter() - self.began, self.seconds(list(self.left))
-        self.show_share(spent / (spent + left), note)
+        self.show_share(spent / max(spent + left, 1e-9), note)
         told, self.is_told = self.is_told, True
         if told or left < LONG_S or self.cache.values.get("announced"):
             return

@@ -84,7 +84,7 @@ def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figu
     crossings = [c for c in answer.data if c["chief"]]
     curves = {(c["base"], c["target"]) for c in answer.data}
     rows = select_rows(rows, ((b, t) in curves for b, t in zip(rows["base"], rows["target"], strict=True)))
-    caption = "Ratio to the dense model's perplexity, with the 95% band of each curve; dashed: what a winner may lose."
+    caption = "Ratio to the dense model's perplexity, with the 95% band of each curve; dashed: what a winner may lose; upright band: where the ends of the ratio's interval cross that."
     made: list[Drawing | None] = []
     chief = {(c["base"], c["target"]) for c in crossings}
     one = select_rows(rows, ((b, t) in chief for b, t in zip(rows["base"], rows["target"], strict=True)))

@@ -34,6 +34,8 @@ from lottery.report.style import (
     ticks,
 )
 
+LOW = 0.35  # sparsity below which a crossing is labelled at its right
+
 
 def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = ()) -> Figure:
     """Draws the ratio to dense against sparsity, with the 95% band of each curve: one panel per model (`by` target), or
@@ -45,7 +47,7 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
         looks = colours(rows[by].unique())
         figure, all_axes = panels([3.5] * len(parts))
         # the numbers of many curves would overlap, so they stand in the legend
-        crowd = by == "base" and len(crossings) > 2
+        crowd = by == "base" and len(crossings) > 1
         at = {c["base"]: c["at"] for c in crossings if c.get("at") is not None} if crowd else {}
         for axes, (base, part) in zip(all_axes, parts, strict=True):
             tolerance = float(part["tolerance"].max()) if part["tolerance"].notna().any() else 0.1
@@ -70,8 +72,10 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
                 axes.axvspan(lo, hi, ymax=0.5, color=colour, alpha=0.25, linewidth=0)
                 if at:
                     continue
-                axes.annotate(f"crosses at {c['at']:.1%}", (c["at"], 1 + c["tolerance"]), xytext=(-8, 16), textcoords="offset points",
-                              ha="right", color=colour, fontweight="bold",
+                # Left of a low crossing the label would cover the axis; at its right there is room below the curve.
+                beside, side = ((26, 3), "left") if c["at"] < LOW else ((-8, 16), "right")
+                axes.annotate(f"crosses at {c['at']:.1%}", (c["at"], 1 + c["tolerance"]), xytext=beside, textcoords="offset points",
+                              ha=side, color=colour, fontweight="bold",
                               arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1})  # fmt: skip
             ratio_axis(axes, values)
             axes.xaxis.set_major_formatter(PercentFormatter(1, 0))

@@ -95,6 +95,18 @@ def test_a_slow_model_is_announced_by_what_it_must_take(clock: Any, capsys: pyte
     assert "takes about 4 min more: ticket 4 min (speed 4 min)" in capsys.readouterr().err
 
 
+def test_a_busy_machine_may_time_more_tokens_sooner(clock: Any) -> None:
+    doing = Work()
+    doing.add("ticket", setup_of("speed"))
+    seconds = iter([5.0, 3.0, 1.0])
+    with doing.shown():
+        doing.learn_token_seconds(lambda tokens: next(seconds))
+        with doing.stage("ticket", "speed", "ticket: speed") as advance:
+            clock.seconds += 1
+            advance()
+    assert doing.left == {("ticket", "load"): 1.0}
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 8, 99, 180, 5000, 6000)] == ["0 s", "8 s", "99 s", "3 min", "83 min", "1.7 h"]
 
