@@ -5,7 +5,6 @@ import gc
 import io
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ import click
 from lottery import __version__
 from lottery.cli.options import json_option
 from lottery.cli.runs import label, list_tickets, publish, report
+from lottery.cli.signals import end_at_signals
 from lottery.cli.study import study
 from lottery.cli.tickets import evaluate, export, generate, plan, prune, verify
 from lottery.errors import known_failure
@@ -67,7 +67,7 @@ def main() -> None:
     """Prune a causal language model, keep the ticket in MLflow, and measure what is left of it."""
     check_working_folder()
     ensure_user()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run is closed and no partial file stays
+    end_at_signals()
 
 
 @main.command()
