@@ -16,6 +16,7 @@ class Destroyed:
         os.kill(os.getpid(), signal.{name})
         time.sleep(1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 end_at_signals()
 try:
     thing = Destroyed()
