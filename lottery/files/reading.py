@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise InputError(f"{path}: there is no such file") from e
-    except (ValueError, OSError, RecursionError) as e:  # lists within lists
+    except (ValueError, OSError) as e:
         raise InputError(f"{path}: it is not readable as JSON ({e})") from e
     if not isinstance(content, dict):
         raise InputError(f"{path}: it does not hold a JSON object")

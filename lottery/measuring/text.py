@@ -57,7 +57,7 @@ def read_dataset(dataset: str) -> tuple[str, str]:
         return name, text
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, OSError) as e:
         reason = f"no column {e}" if isinstance(e, KeyError) else str(e).splitlines()[0]
         raise InputError(
             f"dataset={dataset}: not readable ({reason}); rows need a string column `text`, in UTF-8"
