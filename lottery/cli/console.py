@@ -1,7 +1,8 @@
-"""Renders plans, exports and the checks of the machine as text for the console."""
+"""Renders plans, exports, imports and the checks of the machine as text for the console."""
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,19 @@ def export_text(found: dict[str, Any]) -> str:
             f"{found['quantized']} matrices are in 8 bits; {found['rounding_zeros']:,} more weights became zero by rounding"
         )
     return render(*lines, *found["notes"], f"folder: {found['path']}", f"to load it: {found['load']}")
+
+
+def import_text(found: dict[str, Any]) -> str:
+    types = ", ".join(f"{name} {of['weights']:,}" for name, of in found["types"].items())
+    return render(
+        f"{found['model_type']}, {found['parameters']:,} parameters, {megabytes(found['disk_bytes'])} MB, "
+        f"licence: {found.get('license', 'not stated')}",
+        f"weights of each type in the file: {types}",
+        f"the weights were {found['weights']}",
+        *found["notes"],
+        f"folder: {found['path']}",
+        f"to prune it: lottery prune --model {shlex.quote(found['path'])}",
+    )
 
 
 def doctor_table(checks: Sequence[Any]) -> str:

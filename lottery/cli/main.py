@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from lottery import __version__
+from lottery.cli.import_gguf import import_model
 from lottery.cli.options import json_option
 from lottery.cli.runs import label, list_tickets, publish, report
 from lottery.cli.signals import end_at_signals
@@ -85,5 +86,18 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-for command in (prune, evaluate, generate, plan, verify, export, study, list_tickets, report, label, publish):
+for command in (
+    prune,
+    evaluate,
+    generate,
+    plan,
+    verify,
+    export,
+    import_model,
+    study,
+    list_tickets,
+    report,
+    label,
+    publish,
+):
     main.add_command(command)

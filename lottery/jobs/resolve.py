@@ -3,12 +3,14 @@
 import re
 
 from lottery.errors import InputError, MachineError, without_subject
-from lottery.files.home import resolve_path
+from lottery.files.home import printable, resolve_path
+from lottery.files.reading import read_json
 from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import read_raw_measurements
 from lottery.models import hub
 from lottery.models.checkpoint import Base
 from lottery.models.families import Place
+from lottery.models.gguf import PROVENANCE
 from lottery.models.hub import read_licence
 from lottery.models.sources import open_base
 from lottery.models.targets import resolve_target
@@ -112,3 +114,17 @@ def licence_of(source: Base | StoredTicket) -> str | None:
         return read_licence(source.base.folder)
     stated = read_raw_measurements(source.folder).get("licence")
     return stated[:100] if isinstance(stated, str) else None
+
+
+def origin_tags(source: Base | StoredTicket) -> dict[str, str]:
+    """Returns the tag `origin`, which says what `lottery import` did to the weights of a base, or of the base that a
+    ticket was made of; no tag for any other base."""
+    dense = source if isinstance(source, Base) else source.base
+    try:
+        if dense is None:
+            stated = (read_raw_measurements(source.folder).get("tags") or {}).get("origin")
+        else:
+            stated = read_json(dense.folder / PROVENANCE).get("weights")
+    except (InputError, AttributeError):  # a note in a file that anybody may have edited, or none
+        return {}
+    return {"origin": printable(stated)[:200]} if isinstance(stated, str) and stated else {}

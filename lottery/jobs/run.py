@@ -12,7 +12,7 @@ from lottery.files.atomic import atomic_folder
 from lottery.files.home import home, make_folder, resolve_path
 from lottery.files.locks import process_lock
 from lottery.jobs.job import Job, prepare_job
-from lottery.jobs.resolve import licence_of
+from lottery.jobs.resolve import licence_of, origin_tags
 from lottery.jobs.result import Ticket, verdict_tags, with_sizes
 from lottery.measuring.baseline import measure_pair, plan_pair
 from lottery.measuring.control import control_metrics, measure_controls, plan_controls
@@ -198,7 +198,7 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
         name=job.run_name,
         title=spec.title,
         params=params,
-        tags=job.tags | verdict_tags(ticket, spec, setup),
+        tags=job.tags | origin_tags(job.source) | verdict_tags(ticket, spec, setup),
         metrics=ticket.metrics,
         dense=dense.metrics,
         protocol=setup.protocol,

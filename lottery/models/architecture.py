@@ -29,7 +29,14 @@ NO_ATTENTION = "remove that key from config.json, and transformers chooses what 
 
 @contextmanager
 def transformers_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that.
+    """Turns whatever transformers raises over a file of the user into InputError, as it has no class for that."""
+    with library_errors(f"model={folder}: {what} is not usable"):
+        yield
+
+
+@contextmanager
+def library_errors(problem: str) -> Iterator[None]:
+    """Turns whatever transformers raises within the block into InputError: the problem, and its reason in parentheses.
 
     Before it raises, transformers may log a dump of the whole config, which is silenced.
     """
@@ -43,7 +50,7 @@ def transformers_errors(folder: Path, what: str) -> Iterator[None]:
         if is_out_of_memory(e) or is_gpu_error(e):
             raise
         reason = " ".join(str(e).split())[:200]
-        raise InputError(f"model={folder}: {what} is not usable ({type(e).__name__}: {reason})") from e
+        raise InputError(f"{problem} ({type(e).__name__}: {reason})") from e
     finally:
         transformers.logging.set_verbosity(level)
 

@@ -142,6 +142,7 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
         f"- {escape_markdown(base['id'])}{revision}; sha256 of its files: {shown}",
         f"- licence, as the base states it: {licence}; it also holds for this ticket",
     ]
+    lines += [f"- its weights were {escape_markdown(found.tags['origin'])}"] if "origin" in found.tags else []
     lines += ["", "### Use it", "", "```python", *use, "```", "", "### Limits", "", LIMITS, *samples(found, 1)]
     return "\n".join(lines)
 
