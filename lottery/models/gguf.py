@@ -25,6 +25,7 @@ LONGEST_NAME = 2**14  # bytes of a key, of a tensor's name, and of a token
 MOST_DIMENSIONS = 4
 FLOATS = ("F32", "F16", "BF16")  # the types that are not quantized
 AGAIN = "fetch it again"
+ALL = "or, if it is one piece of a file, give all pieces in their order"
 PROVENANCE = "provenance.json"  # in a folder that `lottery import` made
 
 
@@ -161,8 +162,7 @@ class Reader:
         end = data + max((t.offset + t.nbytes for t in tensors), default=0)
         if end > self.size:
             raise InputError(
-                f"file={self.path}: it is cut or damaged: it has {self.size:,} bytes, its tensors end at {end:,}; {AGAIN}, "
-                f"or, if it is one piece of a file, give all pieces in their order"
+                f"file={self.path}: it is cut or damaged: it has {self.size:,} bytes, its tensors end at {end:,}; {AGAIN}, {ALL}"
             )
         if sum(t.nbytes for t in tensors) > self.size - data:
             raise self.bad("its tensors overlap")
@@ -171,13 +171,13 @@ class Reader:
         """Returns a count of things that take at least `least` bytes each."""
         self.entries += number
         if number * least > self.size - self.at or self.entries > MOST_ENTRIES:
-            raise self.bad(f"its header says {number:,} {what}")
+            raise self.bad(f"its header says {number:,} {what}", ALL)
         return number
 
     def length(self, most: int) -> int:
         length = self.number("Q")
         if length > min(most, self.size - self.at):
-            raise self.bad(f"its header says a text of {length:,} bytes")
+            raise self.bad(f"its header says a text of {length:,} bytes", ALL)
         return length
 
     def text(self, most: int) -> str:
@@ -194,10 +194,7 @@ class Reader:
         raw = self.file.read(count)
         self.at += count
         if len(raw) < count:
-            raise InputError(
-                f"file={self.path}: it is cut: it ends within its header; {AGAIN}, or, if it is one piece of a file, "
-                f"give all pieces in their order"
-            )
+            raise InputError(f"file={self.path}: it is cut: it ends within its header; {AGAIN}, {ALL}")
         return raw
 
     def skip(self, count: int) -> None:
@@ -205,4 +202,4 @@ class Reader:
         self.at += count
 
     def bad(self, problem: str, *more: str) -> InputError:
-        return InputError(f"file={self.path}: it is damaged: {problem}; {', '.join([AGAIN, *more])}")
+        return InputError(f"file={self.path}: it is cut or damaged: {problem}; {', '.join([AGAIN, *more])}")
