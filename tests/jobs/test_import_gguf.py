@@ -266,9 +266,7 @@ def test_bad_places(file: Path, tmp_path: Path, cli: Callable[..., Result], monk
     untouched(tmp_path, "tiny.gguf", "full")
 
 
-def test_a_disk_that_becomes_full(
-    file: Path, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_becomes_full(file: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
