@@ -190,9 +190,23 @@ def unpack(bitmask_OB: np.ndarray, values_K: np.ndarray, columns: int, wide: boo
         return np.zeros((rows, columns), values_K.dtype)
     start_O = np.cumsum(kept_O) - kept_O
     out_OI = np.empty((rows, columns), values_K.dtype)
-    kernel = _unpack_wide if wide else _unpack
-    parallel_for(rows, lambda a, b: kernel(bitmask_OB, a, b, start_O, values_K, out_OI), out_OI.size)
+    parallel_for(rows, lambda a, b: unpack_rows(bitmask_OB, a, b, start_O, values_K, out_OI, wide), out_OI.size)
     return out_OI
+
+
+def unpack_rows(
+    bitmask_OB: np.ndarray,
+    first: int,
+    last: int,
+    start_O: np.ndarray,
+    values_K: np.ndarray,
+    out_OI: np.ndarray,
+    wide: bool = avx512.AVAILABLE,
+) -> None:
+    """Writes the rows from `first` to `last` of the dense bits into `out_OI`. `start_O` says where the survivors of
+    each row begin. Nothing is checked."""
+    kernel = _unpack_wide if wide else _unpack
+    kernel(bitmask_OB, first, last, start_O, values_K, out_OI)
 
 
 def apply_mask(bits_OI: np.ndarray, bitmask_OB: np.ndarray, out_OI: np.ndarray | None = None) -> np.ndarray:

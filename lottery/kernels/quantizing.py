@@ -14,7 +14,7 @@ from numba import njit
 
 from lottery.kernels import avx512
 from lottery.kernels.avx512 import compress, expand
-from lottery.kernels.bitmask import _bit, avx512_lanes, survivors_per_row, unpack_row
+from lottery.kernels.bitmask import _bit, avx512_lanes, survivors_per_row, unpack_row, unpack_rows
 from lottery.kernels.parallel import CAN_CACHE, parallel_for
 
 # value of quantize= -> safetensors' name of the codes' type, and the code of the greatest weight of a row
@@ -260,8 +260,13 @@ def unpack_weights(
     start_O = start_O if start_O is not None else np.zeros(1, np.int64)
     step_O = step_O if step_O is not None else np.zeros(1, np.float32)
     bfloat = out_OI.dtype == np.uint16
+    unchanged = form == ("BF16" if bfloat else "F32")
 
     def work(first: int, last: int) -> None:
+        if unchanged and masked:
+            return unpack_rows(mask_OB, first, last, start_O, values_K, out_OI, wide)
+        if unchanged:
+            return np.copyto(out_OI[first:last], values_K.reshape(out_OI.shape)[first:last])
         row_I = np.empty(columns, values_K.dtype)
         _unpack_weights(
             mask_OB, masked, first, last, start_O, values_K, FORMS[form], step_O, wide, bfloat, row_I, out_OI
