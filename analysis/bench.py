@@ -8,6 +8,8 @@ packed    one linear layer, 14336 x 4096 at 50%, whose weights stay packed in me
 model     the same checkpoint (one layer of it; --full: all 32), dense, pruned to 50%, and in 8 bits, in both runtimes: bytes
           of the weights, peak memory, prefill, and decoding against the dense model and against what memory allows; on the
           GPU if there is one
+product   on a GPU, the product of one token with packed weights, against cuBLAS: the matrices of Mistral 7B at 0, 50, 70 and
+          90%, in 16 bits, int8 and fp8
 evaluate  the embedded model's perplexity, against a bare forward loop over the same windows
 study     `lottery study locate` on the embedded model with every measurement, against its tickets as so many main jobs, each
           a process of its own; six of them are timed, three before and three after the study (10 minutes)
@@ -27,12 +29,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import click
+import torch
 
 from benchmarks.evaluate import bench_evaluate
 from benchmarks.files import bench_files
 from benchmarks.kernels import bench_kernels
 from benchmarks.model import bench_model
 from benchmarks.packed import bench_packed
+from benchmarks.product import bench_product
 from benchmarks.study import bench_study
 from benchmarks.timing import free_memory, touch_memory
 from benchmarks.work import WORK
@@ -51,7 +55,9 @@ SLICE_LAYERS, FULL_LAYERS = 6, 32
 )
 @click.option("--rounds", default=3, show_default=True, help="How many times each task on the disk is measured.")
 @click.option("--work", nargs=3, hidden=True)
-@click.argument("parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "evaluate", "study"]))
+@click.argument(
+    "parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "product", "evaluate", "study"])
+)
 def main(
     full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
 ) -> None:
@@ -65,6 +71,12 @@ def main(
             found[part] = bench_kernels()
         elif part == "packed":
             found[part] = bench_packed()
+        elif part == "product":
+            if not torch.cuda.is_available():
+                raise click.UsageError(
+                    "product: torch finds no GPU; run this on a machine with one (nvidia-smi lists it)"
+                )
+            found[part] = bench_product()
         elif part == "evaluate":
             found[part] = bench_evaluate()
         elif part == "study":

@@ -1,7 +1,7 @@
 """Checks a GPU in ten minutes: `make gpu-check`. It needs torch, transformers and Triton, but no MLflow and no network.
 
 It runs the tests marked `cuda`; times the kernel that unpacks weights against torch's operations and the memory's
-bandwidth; says whether decoding runs as CUDA graphs; and compares whole models in the shape of Mistral 7B: dense, packed,
+bandwidth, and the one that multiplies a token by packed weights against cuBLAS; says whether decoding runs as CUDA graphs; and compares whole models in the shape of Mistral 7B: dense, packed,
 int8 and fp8. It prints tables and writes gpu-check.json after each part, so that an interrupted check keeps its figures.
 What is not installed is named and left out. Exit code 1 says that a test failed, or that a part broke.
 """
@@ -28,6 +28,7 @@ import click
 import torch
 
 from benchmarks.model import bench_model
+from benchmarks.product import bench_product
 from lottery.errors import InputError, MachineError
 from lottery.files.atomic import atomic_write
 
@@ -50,6 +51,7 @@ def main(out: Path, minutes: float, layers: int) -> None:
         "machine": describe_machine,
         "tests": run_tests,
         "kernel": lambda: time_kernel("cuda"),
+        "product": bench_product,
         "graphs": lambda: find_graphs("cuda"),
         "model": lambda: bench_models(layers, deadline),
     }

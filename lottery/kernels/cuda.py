@@ -5,7 +5,9 @@ K survivors.
 """
 
 import functools
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,20 +39,29 @@ def can_use_triton(index: int, stored: torch.dtype, masked: bool, dtype: torch.d
     are unpacked to `dtype`. It is tried once for each combination; a failure prints a warning."""
     if torch.cuda.get_device_capability(index) < LEAST or not is_triton_available():
         return False
+    attempt = partial(kernel_matches_torch, torch.device("cuda", index), stored, masked, dtype)
+    return succeeds(attempt, "torch unpacks packed layers instead, which is slow")
+
+
+def succeeds(attempt: Callable[[], bool], instead: str) -> bool:
+    """Returns whether an attempt to use Triton gives what torch gives. A failure prints a warning, which ends with what is
+    done `instead`."""
     try:
-        if kernel_matches_torch(torch.device("cuda", index), stored, masked, dtype):
+        if attempt():
             return True
         reason = "its results differ from torch's"
     except Exception as e:  # Triton raises many classes when its C compiler or Python's headers are missing
         if is_out_of_memory(e):
             raise
         reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-    say(f"warning: Triton does not work here ({reason}); torch unpacks packed layers instead, which is slow")
+    say(f"warning: Triton does not work here ({reason}); {instead}")
     return False
 
 
-def kernel_matches_torch(device: torch.device, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
-    """Returns whether the kernel and torch's own operations agree to the bit, for two rows of 1,100 columns."""
+def example_matrix(
+    device: torch.device, stored: torch.dtype, masked: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """Returns bitmask_OB, start_OC, values_K and step_O of two rows of 1,100 columns."""
     bitmask_OB = (torch.arange(2 * 138) * 37 % 256).to(torch.uint8).view(2, 138)
     bitmask_OB[:, -1] &= 0x0F
     start_OC = torch.from_numpy(quantizing.chunk_offsets(bitmask_OB.numpy(), CHUNK)).to(device)
@@ -59,9 +70,14 @@ def kernel_matches_torch(device: torch.device, stored: torch.dtype, masked: bool
     eight = stored.itemsize == 1
     values_K = codes.to(torch.uint8).view(stored) if eight else codes.to(stored)
     step_O = torch.tensor([1 / 3, -0.7], device=device) if eight else None
-    mask_OB, mask_start_OC = (bitmask_OB.to(device), start_OC) if masked else (None, None)
+    return (bitmask_OB.to(device), start_OC, values_K, step_O) if masked else (None, None, values_K, step_O)
+
+
+def kernel_matches_torch(device: torch.device, stored: torch.dtype, masked: bool, dtype: torch.dtype) -> bool:
+    """Returns whether the kernel and torch's own operations agree to the bit, for a small matrix."""
+    mask_OB, start_OC, values_K, step_O = example_matrix(device, stored, masked)
     out_OI, expected_OI = (torch.empty(2, 1100, dtype=dtype, device=device) for _ in range(2))
-    unpack_weights(mask_OB, mask_start_OC, values_K, step_O, out_OI)
+    unpack_weights(mask_OB, start_OC, values_K, step_O, out_OI)
     return torch.equal(out_OI, unpack_weights_with_torch(mask_OB, values_K, step_O, expected_OI))
 
 

@@ -46,3 +46,14 @@ def test_its_figures(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert graphs["in_use"] is False and "CUDA graph" in graphs["error"]
     shown = capsys.readouterr().out
     assert "unpacking 64 x 512 at 50%" in shown and "CUDA graphs in use: no" in shown
+
+
+def test_the_figures_of_the_product(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here Triton's interpreter and torch's own product stand for a GPU: the figures say nothing of speed."""
+    pytest.importorskip("triton")
+    found = gpu_check.bench_product("cpu", {"small": (8, 300)}, 3)["small"]
+    assert len(found) == 12 and {"16 bits 0%", "int8 50%", "fp8 90%"} < set(found)
+    for figures in found.values():
+        low, median, high = figures["ratio"]
+        assert 0 < low <= median <= high and figures["seconds"] > 0
+    assert "int8      50%" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_chunk_starts_equal_their_twin() -> None:
     assert np.array_equal(found, before.reshape(7, 1030)[:, ::256])
 
 
-def run_script(name: str, *arguments: Path, folder: Path) -> Any:
+def run_script(name: str, *arguments: Path | str, folder: Path) -> Any:
     """What a script of tests/support prints, run by itself: here Triton interprets, there it compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "triton"), "PYTHONPATH": str(ROOT)}
@@ -91,12 +91,22 @@ def run_script(name: str, *arguments: Path, folder: Path) -> Any:
 
 
 def test_compiled_for_every_gpu_within_its_registers(tmp_path: Path) -> None:
-    found = run_script("compiled.py", folder=tmp_path)
+    found = run_script("compiled.py", "unpack", folder=tmp_path)
     assert {capability for capability, *_ in found} == {70, 75, 80, 86, 90, 100, 120}
     for kernel in found:
         capability, *_, registers, stack = kernel
         threads = {75: 1024, 86: 1536, 120: 1536}.get(capability, 2048)  # as many as a multiprocessor holds
         assert registers * threads <= 65536 and stack == 0, kernel
+
+
+def test_the_product_is_compiled_for_every_gpu_without_spills(tmp_path: Path) -> None:
+    """One token takes so few registers that a multiprocessor holds at least 24 warps, eight tokens at least 16."""
+    found = run_script("compiled.py", "product", folder=tmp_path)
+    assert {capability for capability, *_ in found} == {70, 75, 80, 86, 90, 100, 120}
+    assert {tokens for *_, tokens, _, _ in found} == {1, 8}
+    for kernel in found:
+        *_, tokens, registers, stack = kernel
+        assert registers * 32 * (24 if tokens == 1 else 16) <= 65536 and stack == 0, kernel
 
 
 @pytest.mark.parametrize("labels", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])

@@ -1,11 +1,13 @@
-"""Compiles the GPU's kernel for the GPUs that there are, none of which is needed for it: python tests/support/compiled.py
+"""Compiles a kernel for the GPUs that there are, none of which is needed for it: python tests/support/compiled.py unpack
 
-A JSON list of what each takes: [capability, type of the values, masked, registers, bytes of stack].
+A JSON list of what each takes: [capability, type of the values, masked, registers, bytes of stack]; of `product`, before the
+registers, also the number of tokens.
 """
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,33 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import mangle_type
 
-from lottery.kernels import cuda
+from lottery.kernels import cuda, cuda_product
 
 CAPABILITIES = (70, 75, 80, 86, 90, 100, 120)  # V100, T4, A100, RTX 30, H100 and H200, B200, RTX 50
 FORMS = {"BF16": torch.bfloat16, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
 
 
-def resources(dtype: torch.dtype, masked: bool, capability: int) -> tuple[int, int]:
-    """(registers, bytes of stack) of a thread, for the arguments that the kernel gets for such a matrix."""
-    assert cuda.is_triton_available()
-    kernel: Any = cuda.kernel
+def matrix(dtype: torch.dtype, masked: bool) -> tuple[Any, Any, Any, Any]:
+    """bitmask_OB, start_OC, values_K and step_O of 16 rows of 512 columns."""
     mask = torch.zeros(16, 64, dtype=torch.uint8) if masked else None
     start = torch.zeros(16, 2, dtype=torch.int32) if masked else None
     step = None if dtype == torch.bfloat16 else torch.ones(16)
-    out = torch.zeros(16, 512, dtype=torch.bfloat16 if capability >= 80 else torch.float16)
-    _, given = cuda.launch_arguments(mask, start, torch.zeros(16 * 512, dtype=dtype), step, out)
+    return mask, start, torch.zeros(16 * 512, dtype=dtype), step
+
+
+def resources(tokens: int, dtype: torch.dtype, masked: bool, capability: int) -> tuple[int, int]:
+    """(registers, bytes of stack) of a thread, for the arguments that the kernel gets for such a matrix. It is the product
+    with so many tokens, or, of none, the kernel that unpacks."""
+    of: Any = cuda_product if tokens else cuda
+    assert of.is_triton_available()
+    kernel = of.kernel
+    own = torch.bfloat16 if capability >= 80 else torch.float16
+    parts = matrix(dtype, masked)
+    if tokens:
+        x, bias = torch.zeros(tokens, 512, dtype=own), torch.zeros(16, dtype=own)
+        _, given = cuda_product.launch_arguments(x, *parts, bias_O=bias, out_TO=torch.zeros(tokens, 16, dtype=own))
+    else:
+        _, given = cuda.launch_arguments(*parts, out_OI=torch.zeros(16, 512, dtype=own))
     types = {name: "constexpr" if name.isupper() else mangle_type(value) for name, value in given.items()}
     at = kernel.arg_names.index
     source = ASTSource(
@@ -43,7 +57,7 @@ def resources(dtype: torch.dtype, masked: bool, capability: int) -> tuple[int, i
             if is_even(value) and not name.isupper()
         },
     )
-    built = compile(source, GPUTarget("cuda", capability, 32), {"num_warps": cuda.WARPS})
+    built = compile(source, GPUTarget("cuda", capability, 32), {"num_warps": of.WARPS})
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])
@@ -59,12 +73,26 @@ def is_even(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0)
 
 
-if __name__ == "__main__":
-    found = [
-        (capability, name, masked, *resources(dtype, masked, capability))
+def unpacking() -> list[tuple[Any, ...]]:
+    return [
+        (capability, name, masked, *resources(0, dtype, masked, capability))
         for capability in CAPABILITIES
         for name, dtype in FORMS.items()
         for masked in (True, False)
-        if masked or dtype != torch.bfloat16  # 16 bits that are not packed are no matter of the kernel
+        if masked or dtype != torch.bfloat16  # 16 bits that are not packed need no unpacking
     ]
-    print(json.dumps(found))
+
+
+def product() -> list[tuple[Any, ...]]:
+    return [
+        (capability, name, masked, tokens, *resources(tokens, dtype, masked, capability))
+        for capability in CAPABILITIES
+        for name, dtype in FORMS.items()
+        for masked in (True, False)
+        for tokens in (1, cuda_product.MOST_TOKENS)
+        if name == "BF16" or (masked and tokens == 1)
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps({"unpack": unpacking, "product": product}[sys.argv[1]]()))
