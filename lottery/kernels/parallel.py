@@ -16,7 +16,13 @@ from lottery.progress import say
 
 # The name of the folder depends on the files whose code is inlined into kernels of other files, because numba does not
 # notice when these change.
-INLINED = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("avx512.py", "bitmask.py"))
+INLINED = b"".join(
+    Path(__file__).with_name(name).read_bytes()
+    for name in (
+        "avx512.py", "bitmask.py", "product_avx2.py", "product_avx512.py", "product_plain.py", "product_rows.py",
+        "simd.py", "threads.py",
+    )
+)  # fmt: skip
 
 
 def can_cache() -> bool:
