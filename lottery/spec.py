@@ -130,8 +130,8 @@ class Spec:
     )
     runtime: str = parameter(
         "dense",
-        "How weights lie in memory; packed: as in the file, unpacked layer by layer.",
-        **one_of("dense", "packed"),
+        "How weights lie in memory; packed: as in the file, unpacked layer by layer; sparse: packed, and few tokens are multiplied without unpacking.",
+        **one_of("dense", "packed", "sparse"),
     )
     measure: str = parameter(
         "all", "What to measure.", parse=parse_measure, values=f"all, none, or some of {','.join(MEASURES)}"

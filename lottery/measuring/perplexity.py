@@ -14,6 +14,7 @@ from lottery.measuring.intervals import bootstrap_interval
 from lottery.measuring.numbers import format_perplexity
 from lottery.models import devices
 from lottery.progress import Advance
+from lottery.runtime.layers import as_packed
 
 LOGIT_BYTES = 2**25  # of logits in memory: larger ones get new memory from the system each time, which is slow
 CACHE_BYTES = 2**21
@@ -57,7 +58,8 @@ def nll_per_window(model: Any, ids_NT: np.ndarray, advance: Advance) -> np.ndarr
     nll_N = np.empty(count)
     for first in range(0, count, batch):
         ids = torch.from_numpy(ids_NT[first : first + batch]).to(model.device)
-        nll_N[first : first + batch] = nll_of_tokens(model, ids).double().mean(1).cpu().numpy()
+        with as_packed():
+            nll_N[first : first + batch] = nll_of_tokens(model, ids).double().mean(1).cpu().numpy()
         mean = nll_N[: first + len(ids)].mean()
         advance(len(ids), f"perplexity {format_perplexity(exp(mean))}")
     return nll_N

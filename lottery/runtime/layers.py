@@ -3,9 +3,11 @@
 Legend: O outputs, I inputs, B = ceil(I/8) bytes of a row's bitmask, K survivors.
 """
 
+import contextlib
 import functools
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,23 @@ from lottery.ticket.matrix import StoredMatrix
 THRESHOLD = 6.0  # bitsandbytes keeps activations from here on in 16 bits (LLM.int8(), section 3.2)
 
 
+class PackedOnly(threading.local):
+    now = False
+
+
+PACKED_ONLY = PackedOnly()
+
+
+@contextlib.contextmanager
+def as_packed() -> Iterator[None]:
+    """Lets sparse layers compute as packed ones do, in this thread, however few the tokens are."""
+    before, PACKED_ONLY.now = PACKED_ONLY.now, True
+    try:
+        yield
+    finally:
+        PACKED_ONLY.now = before
+
+
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
     """Returns a CPU tensor as the kernels take it: 8-bit codes as uint8, other types as unsigned bits."""
     return tensor.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[tensor.itemsize]).numpy()
@@ -34,12 +53,25 @@ def starts(bitmask_OB: np.ndarray, device: str) -> np.ndarray:
 
 
 class Workspace:
-    """The one buffer of a model into which each packed layer unpacks its weights before it multiplies."""
+    """The one buffer of a model into which each packed layer unpacks its weights before it multiplies. It is allocated
+    when a layer first needs it."""
 
-    def __init__(self, numel: int, dtype: torch.dtype, device: str) -> None:
-        self.buffer = torch.empty(numel, dtype=dtype, device=device)
+    def __init__(self, numel: int, dtype: torch.dtype, device: str | torch.device) -> None:
+        self.numel, self.dtype, self.device = numel, dtype, torch.device(device)
+        self.held: torch.Tensor | None = None
         self.transposed_buffer: torch.Tensor | None = None  # a Conv1D needs its matrix transposed
         self.lock = threading.Lock()
+
+    @property
+    def buffer(self) -> torch.Tensor:
+        if self.held is None:
+            with torch.inference_mode(False):  # otherwise code outside of that mode could not use the buffer again
+                self.held = torch.empty(self.numel, dtype=self.dtype, device=self.device)
+        return self.held
+
+    def move(self, device: torch.device) -> None:
+        if self.device != device:
+            self.device, self.held, self.transposed_buffer = device, None, None
 
     def view(self, rows: int, columns: int) -> torch.Tensor:
         return self.buffer[: rows * columns].view(rows, columns)
@@ -48,7 +80,7 @@ class Workspace:
         if torch.compiler.is_compiling():
             return weight_OI.T.contiguous()
         if self.transposed_buffer is None:
-            with torch.inference_mode(False):  # otherwise code outside of that mode could not use the buffer again
+            with torch.inference_mode(False):
                 self.transposed_buffer = torch.empty_like(self.buffer)
         return self.transposed_buffer[: weight_OI.numel()].view(weight_OI.shape[::-1]).copy_(weight_OI.T)
 
@@ -81,7 +113,7 @@ class PackedLinear(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
 
         def keep(name: str, array: np.ndarray | None, dtype: torch.dtype | None = None) -> None:
-            tensor = None if array is None else torch.from_numpy(array.copy())
+            tensor = None if array is None else torch.from_numpy(self.hold(array))
             tensor = tensor if tensor is None or dtype is None else tensor.view(dtype)
             self.register_buffer(name, tensor if tensor is None else tensor.to(device), persistent=False)
 
@@ -95,18 +127,22 @@ class PackedLinear(nn.Module):
         )
         self.fused = self.can_fuse()
 
+    def hold(self, array: np.ndarray) -> np.ndarray:
+        """Returns a copy of what is stored, which the layer keeps."""
+        return array.copy()
+
     def can_fuse(self) -> bool:
         """Returns whether a single kernel can unpack the weights on the device where they lie now."""
         if not self.values_K.is_cuda:
             return False
         index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
-        return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.buffer.dtype)
+        return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.dtype)
 
     def unpack_weight(self) -> torch.Tensor:
         """Returns the dense matrix. It lies in the workspace, and is valid until the next layer unpacks its weights."""
         if torch.compiler.is_compiling():
             # The compiler would copy the whole buffer, since several layers write to it; and a CUDA graph its inputs.
-            like = self.workspace.buffer
+            like = self.workspace
             out_OI = torch.empty(self.out_features, self.in_features, dtype=like.dtype, device=like.device)
         else:
             out_OI = self.workspace.view(self.out_features, self.in_features)
@@ -133,10 +169,7 @@ class PackedLinear(nn.Module):
         return out_OI
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise InputError(
-                "runtime: packed and 8-bit layers have no gradients; load a ticket of 16 bits, runtime=dense"
-            )
+        refuse_gradients(x)
         if torch.compiler.is_compiling():
             return self.multiply(x)
         with self.workspace.lock:  # a layer of another thread would unpack into the same memory
@@ -154,7 +187,7 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves the layer to a device. Raises InputError for a change of type."""
-        own = self.workspace.buffer.dtype
+        own = self.workspace.dtype
         if fn(torch.empty(0, dtype=own)).dtype != own:
             raise InputError(f"dtype: this ticket was loaded to compute in {own}; load it again with another dtype")
         device = fn(torch.empty(0, dtype=torch.uint8)).device
@@ -164,8 +197,7 @@ class PackedLinear(nn.Module):
             self._buffers[name] = None if buffer is None else buffer.to(device)
         if self.bias is not None:
             self.bias = nn.Parameter(self.bias.to(device), requires_grad=False)
-        if self.workspace.buffer.device != self.values_K.device:
-            self.workspace.buffer, self.workspace.transposed_buffer = self.workspace.buffer.to(device), None
+        self.workspace.move(self.values_K.device)
         self.fused = self.can_fuse()
         return self
 
@@ -177,6 +209,14 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         packed = "whole" if self.bitmask_OB is None else "packed"
         return f"in_features={self.in_features}, out_features={self.out_features}, {packed} {self.values_dtype}"
+
+
+def refuse_gradients(x: torch.Tensor) -> None:
+    """Raises InputError if a gradient is asked for."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise InputError(
+            "runtime: packed, sparse and 8-bit layers have no gradients; load a ticket of 16 bits, runtime=dense"
+        )
 
 
 def check_int8(device: str) -> None:
@@ -260,7 +300,8 @@ def resident_tensors(model: Any) -> dict[int, torch.Tensor]:
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, PackedLinear):
-            tensors += [t for t in (module.workspace.buffer, module.workspace.transposed_buffer) if t is not None]
+            workspace = module.workspace
+            tensors += [t for t in (workspace.buffer, workspace.transposed_buffer) if t is not None]
         elif state := getattr(module, "state", None):
             tensors += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
     return {tensor.data_ptr(): tensor for tensor in tensors if tensor.numel()}

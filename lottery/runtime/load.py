@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from lottery.errors import InputError
+from lottery.kernels.parallel import THREADS
 from lottery.models.architecture import model_class, read_config, transformers_errors
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import DTYPES
@@ -72,7 +73,7 @@ def check_loadable(source: TensorSource, names: Iterable[str]) -> None:
 def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
     """Returns the model with exactly the named tensors, in evaluation mode.
 
-    `runtime` is dense or packed: it says how the matrices lie in memory. Raises InputError where a tensor is missing,
+    `runtime` is dense, packed or sparse: it says how the matrices lie in memory. Raises InputError where a tensor is missing,
     left over or damaged; transformers itself would fill a missing tensor with random numbers.
     """
     small = packed_or_8_bit_matrices(source, runtime)
@@ -86,7 +87,7 @@ def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: s
 
 
 def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
-    """Returns the tensors that will lie in layers of ours: 8-bit ones, and with `runtime=packed` those packed on disk.
+    """Returns the tensors that will lie in layers of ours: 8-bit ones, and with `runtime` packed or sparse those packed on disk.
 
     Each is the weight of one linear layer. Embeddings are looked up, and transformers holds all experts of a layer in
     one tensor, so both are unpacked at loading. Warns where that is the case.
@@ -96,18 +97,18 @@ def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
     small: list[str] = []
     unpacked: list[str] = []
     for name, entry in source.entries.items():
-        packed = runtime == "packed" and (entry.get("packed") or (source.is_mask_only and "kept" in entry))
+        packed = runtime != "dense" and (entry.get("packed") or (source.is_mask_only and "kept" in entry))
         if not packed and "quantized" not in entry:
             continue
-        linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime == "packed")
+        linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime != "dense")
         linear = linear and len(entry["shape"]) == 2 and ".experts." not in name
         (small if linear else unpacked).append(name)
     if unpacked:
         say(
             f"warning: {len(unpacked)} matrices ({unpacked[0]}, ...) are not linear layers of their own and lie dense in memory"
         )
-    elif runtime == "packed" and not small:
-        say("warning: runtime=packed: this ticket has no packed matrix, so that it runs as with runtime=dense")
+    elif runtime != "dense" and not small:
+        say(f"warning: runtime={runtime}: this ticket has no packed matrix, so that it runs as with runtime=dense")
     return small
 
 
@@ -124,6 +125,12 @@ def replace_linear_layers(
     assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
     largest = max(source.info(name).numel for _, _, name in layers)
     workspace = None
+    layer_class = PackedLinear
+    if runtime == "sparse":
+        from lottery.kernels.product import pick_kernel  # these load compiled kernels
+        from lottery.runtime.sparse import SparseLinear, use_products
+
+        layer_class = SparseLinear
     if runtime == "dense" and any(source.entries[name].get("quantized") == "int8" for name in placeholders):
         check_int8(device)
     for path, module, name in layers:
@@ -134,13 +141,25 @@ def replace_linear_layers(
             layer = int8_linear(matrix, bias, device)
         else:
             workspace = workspace or Workspace(largest, model.dtype, device)
-            layer = PackedLinear(matrix, bias, workspace, device, PRODUCTS.get(type(module).__name__, "linear"))
+            layer = layer_class(matrix, bias, workspace, device, PRODUCTS.get(type(module).__name__, "linear"))
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
     model.requires_grad_(False)
+    if runtime == "sparse":
+        use_products(model, product_threads(), pick_kernel(), device)
     if isinstance(head := model.get_output_embeddings(), torch.nn.Linear | PackedLinear):
         head.register_forward_pre_hook(make_input_contiguous)
     model.save_pretrained = cannot_save
+
+
+def product_threads() -> int:
+    """Returns how many threads multiply few tokens: as many as torch uses, and no more than the job has processors."""
+    asked, there = torch.get_num_threads(), THREADS
+    if asked > there:
+        say(
+            f"warning: {asked} threads are asked for (OMP_NUM_THREADS), and this job has {there} processors: products of few tokens use {there}"
+        )
+    return min(asked, there)
 
 
 def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -59,7 +59,7 @@ def test_a_gpu_measures_what_a_cpu_measures(tmp_path: Path) -> None:
     np.testing.assert_allclose(there, here, rtol=2e-4)
 
 
-@pytest.mark.parametrize("runtime", ["dense", "packed"])
+@pytest.mark.parametrize("runtime", ["dense", "packed", "sparse"])
 def test_a_graph_decodes_what_single_steps_decode(runtime: str, tmp_path: Path, capsys: Any) -> None:
     model = loaded(ticket_of(tmp_path, "fp8"), DEVICE, runtime)
     ids_1T = torch.arange(5, 37, device=DEVICE)[None]
