@@ -10,7 +10,6 @@ import torch
 from lottery.measuring.perplexity import token_nll
 from lottery.models.architecture import context_length, encode, encode_prompt
 from lottery.progress import Advance
-from lottery.runtime.decoding import generate
 
 PROMPTS = (
     "The meaning of life is",
@@ -23,6 +22,8 @@ NEW_TOKENS = 50
 
 def time_tokens(model: Any, tokenizer: Any, tokens: int) -> float:
     """Returns the seconds that a fixed prompt and so many new tokens after it take."""
+    from lottery.runtime.decoding import generate  # imports transformers, which pruning does not need
+
     begin = time.perf_counter()
     generate(model, tokenizer, PROMPTS[:1], tokens, fixed_length=True)
     return time.perf_counter() - begin
@@ -35,6 +36,8 @@ def tokens_of_samples(tokenizer: Any) -> int:
 
 def generate_samples(model: Any, tokenizer: Any, advance: Advance) -> list[dict[str, str]]:
     """Continues each fixed prompt greedily by 50 tokens."""
+    from lottery.runtime.decoding import generate  # imports transformers, which pruning does not need
+
     texts = []
     for prompt in PROMPTS:
         texts.append({"prompt": prompt, "text": generate(model, tokenizer, [prompt], NEW_TOKENS, fixed_length=True)[0]})

@@ -1,11 +1,13 @@
 """Decides how the models of one run are measured: tokenizer, text, arithmetic, device. Refuses what cannot be used."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lottery.errors import InputError
+from lottery.files.facts import find_fact
 from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
 from lottery.measuring.protocol import EvalProtocol
@@ -13,7 +15,7 @@ from lottery.measuring.samples import NEW_TOKENS, tokens_of_samples
 from lottery.measuring.text import pick_window, tokenize_windows
 from lottery.measuring.verdict import reason_not_judged
 from lottery.models import architecture, devices
-from lottery.models.checkpoint import Base
+from lottery.models.checkpoint import TOKENIZER_FILES, Base
 from lottery.progress import say
 from lottery.runtime import load
 from lottery.runtime.layers import check_int8
@@ -53,12 +55,17 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
     """
     device = devices.pick_device(spec.device)
     dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, device)
+    if not spec.measures:
+        family = check_unmeasured(source.folder, spec.window)
+        return Setup(
+            (), None, dtype, device, None, None, spec.runtime, family=family, hardware=devices.hardware(device)
+        )
     tokenizer = cache.get_or_compute(("tokenizer", source.folder), lambda: architecture.read_tokenizer(source.folder))
     config = architecture.read_config(source.folder)
     window = pick_window(spec.window, architecture.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
-    if spec.measures and quantize == "int8" and spec.runtime == "dense":
+    if quantize == "int8" and spec.runtime == "dense":
         check_int8(device)
     measures = cache.get_or_compute(  # a study says once what it leaves out
         ("measures", source.folder, spec.measures),
@@ -89,6 +96,19 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         family=config.model_type,
         hardware=devices.hardware(device),
     )
+
+
+def check_unmeasured(folder: Path, window: int | str) -> str:
+    """Returns the model_type of a model that is not measured. Its tokenizer and the window must be usable even so."""
+
+    def find() -> str:
+        architecture.read_tokenizer(folder)
+        config = architecture.read_config(folder)
+        pick_window(window, architecture.context_length(config))
+        return str(config.model_type)
+
+    files = [folder / name for name in ("config.json", *TOKENIZER_FILES)]
+    return str(find_fact("unmeasured", files, str(window), find))
 
 
 def warn_of_few_windows(protocol: EvalProtocol, spec: Spec, dataset: str) -> None:

@@ -12,7 +12,6 @@ import torch
 from lottery.measuring.memory import weights_bytes
 from lottery.measuring.samples import NEW_TOKENS, PROMPTS
 from lottery.models.architecture import context_length, encode_prompt
-from lottery.runtime.decoding import Decoder, generate
 
 PROMPT_TOKENS = 256
 CHUNK, CHUNKS = 7, 7  # decoding is timed seven tokens at a time, seven times a prompt: 49 tokens follow its first
@@ -66,6 +65,8 @@ def time_decoding(
     model: Any, prompt: list[int], eager: bool, deadline: float, advance: Callable[[], None]
 ) -> tuple[list[float], list[float]]:
     """Returns the seconds of each prefill, and the tokens per second of each chunk of decoded tokens."""
+    from lottery.runtime.decoding import Decoder  # imports transformers, which pruning does not need
+
     ids_1T = torch.tensor([prompt], device=model.device)
     decoder = Decoder(model, len(prompt) + NEW_TOKENS, graphs=False if eager else None)
     token_11 = decoder.begin(ids_1T)
@@ -100,6 +101,8 @@ def spread_is_known(samples: Sequence[float]) -> bool:
 
 def time_generate(model: Any, tokenizer: Any, deadline: float, advance: Callable[[], None]) -> list[float]:
     """Returns the seconds of whole `generate` calls of 50 new tokens. The first is a warm-up if others follow."""
+    from lottery.runtime.decoding import generate  # imports transformers, which pruning does not need
+
     whole: list[float] = []
     while not whole or (len(whole) <= LEAST_REPEATS and clock(model) < deadline):
         advance()

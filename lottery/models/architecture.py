@@ -1,4 +1,6 @@
-"""config.json and the tokenizer files of a model are read here with transformers, without its weights."""
+"""config.json and the tokenizer files of a model are read here with transformers, without its weights.
+
+transformers is imported when it is needed: pruning alone needs it only for a model that it has not seen yet."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -7,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from lottery.errors import InputError, MachineError, is_gpu_error, is_out_of_memory
+from lottery.files.facts import find_fact
 from lottery.files.reading import read_json
 from lottery.models.checkpoint import TOKENIZER_FILES
 from lottery.models.headers import TensorInfo
@@ -40,6 +42,8 @@ def library_errors(problem: str) -> Iterator[None]:
 
     Before it raises, transformers may log a dump of the whole config, which is silenced.
     """
+    import transformers
+
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:
@@ -61,6 +65,8 @@ def read_config(folder: Path) -> Any:
     Its switches for what a forward pass returns are set to what the code here expects. A `quantization_config` is left
     out: lottery reads only weights that are not quantized, and transformers would quantize them at loading.
     """
+    import transformers
+
     with transformers_errors(folder, "config.json"):
         check_attention(read_json(folder / "config.json"), f"model={folder}")
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **RETURNS)
@@ -108,8 +114,11 @@ def attention_names(config: Mapping[str, Any], inside: str = "") -> Iterator[tup
 def is_tied(folder: Path) -> bool:
     """Returns whether the head is the embedding matrix itself. The default of the config class applies when config.json
     does not say."""
-    config = read_config(folder)
-    return bool(getattr(config, "tie_word_embeddings", False))
+
+    def find() -> bool:
+        return bool(getattr(read_config(folder), "tie_word_embeddings", False))
+
+    return find_fact("tied", [folder / "config.json"], None, find)
 
 
 def build_meta_model(config: Any, folder: Path) -> Any:
@@ -156,6 +165,8 @@ def read_tokenizer(folder: Path) -> Any | None:
             raise InputError(f"{what} tokenizer.json; {way_out}")
         if not (folder / "tokenizer_config.json").is_file():  # transformers would leave out BOS and the leading space
             raise InputError(f"{what} tokenizer_config.json, which says how it splits texts; put the model's beside it")
+    import transformers
+
     with transformers_errors(folder, "its tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
@@ -177,6 +188,8 @@ def model_class(config: Any, folder: Path) -> Any:
 
     Raises InputError when there is no such class.
     """
+    import transformers
+
     if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     architecture = (config.architectures or [None])[0]

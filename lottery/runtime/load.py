@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 
 from lottery.errors import InputError
+from lottery.files.facts import find_fact
 from lottery.kernels.parallel import THREADS
 from lottery.models.architecture import model_class, read_config, transformers_errors
 from lottery.models.headers import TensorInfo
@@ -66,8 +66,17 @@ class MetaTensor(LazyTensor):
 
 
 def check_loadable(source: TensorSource, names: Iterable[str]) -> None:
-    """Checks that the files make a model, without reading a weight. Raises InputError as `load_model` does."""
-    assemble(source, {name: MetaTensor(source, name) for name in names}, "float32", "meta")
+    """Checks that the files make a model, without reading a weight. Raises InputError as `load_model` does.
+
+    transformers takes a second for it, so what was found in order once is not checked again.
+    """
+    tensors = {name: [source.info(name).dtype, *source.info(name).shape] for name in names}
+
+    def check() -> bool:
+        assemble(source, {name: MetaTensor(source, name) for name in tensors}, "float32", "meta")
+        return True
+
+    find_fact("loadable", [source.folder / "config.json", source.folder / "generation_config.json"], tensors, check)
 
 
 def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: str, runtime: str = "dense") -> Any:
@@ -173,6 +182,8 @@ def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torc
 
 def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str) -> Any:
     """Builds the transformers model from `state`. Raises InputError where its tensors are not those of the model."""
+    import transformers
+
     config = read_config(source.folder)
     cls = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the progress line of the caller says that it loads
