@@ -1,6 +1,6 @@
 """Measures how fast and how small things are, each against a peer or a floor of the same run: python analysis/bench.py
 
-files     a Mistral-7B-shaped bfloat16 checkpoint of random weights (a slice of 3 GB; --full: all 7.24 B parameters), pruned
+files     a Mistral-7B-shaped bfloat16 checkpoint of random weights (a slice of 4.9 GB; --full: all 7.24 B parameters), pruned
           to 50% in all targets, against cp and fsync of the same files; then the ticket loaded, against the dense files
 kernels   one 14336 x 4096 bfloat16 matrix at 50%, against torch's own pruning, a k-th value and a plain copy
 packed    one linear layer, 14336 x 4096 at 50%, whose weights stay packed in memory, against a dense layer in the type that
@@ -41,7 +41,7 @@ from benchmarks.study import bench_study
 from benchmarks.timing import free_memory, touch_memory
 from benchmarks.work import WORK
 
-SLICE_LAYERS, FULL_LAYERS = 6, 32
+SLICE_LAYERS, FULL_LAYERS = 10, 32
 
 
 @click.command()

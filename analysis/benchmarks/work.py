@@ -5,6 +5,7 @@ Imports of lottery and safetensors stay inside the functions: a process's peak m
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -80,6 +81,26 @@ def work_prune(model: Path, ticket: Path) -> dict[str, float]:
     }
 
 
+def work_command(model: Path, ticket: Path) -> dict[str, float]:
+    """The whole command `lottery prune --measure none`, from the start of its process to its end, with a store of its
+    own."""
+    store = f"sqlite:///{ticket.parent / 'bench.db'}"
+    command = [sys.executable, "-m", "lottery", "prune", "--model", str(model), "--measure", "none"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.perf_counter()
+    subprocess.run(
+        [*command, "--register", "none", "--out", str(ticket)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"MLFLOW_TRACKING_URI": store},
+    )
+    seconds = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_s": cpu}
+
+
 def work_hash(model: Path, _: Path) -> dict[str, float]:
     """The sha256 of the weight files: a local folder costs this once more, as its file names do not hold the hash."""
     from lottery.files.hashes import compute_hashes
@@ -132,6 +153,7 @@ def work_load_ticket(_: Path, ticket: Path) -> dict[str, float]:
 
 WORK: dict[str, Callable[[Path, Path], dict[str, float]]] = {
     "prune": work_prune,
+    "command": work_command,
     "hash": work_hash,
     "copy": work_copy,
     "load_dense": work_load_dense,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from lottery.measuring import speed, work
 from lottery.measuring.work import Work, duration
 from lottery.models.architecture import read_tokenizer
+from lottery.runtime import decoding
 
 
 def setup_of(*measures: str, windows: int = 0) -> Any:
@@ -133,8 +134,8 @@ def timings(monkeypatch: pytest.MonkeyPatch, model: Any, seconds_of_token: Calla
         now.seconds += 50 * seconds_of_token(0)
 
     monkeypatch.setattr(speed, "clock", lambda model: now.seconds)
-    monkeypatch.setattr(speed, "Decoder", Decoding)
-    monkeypatch.setattr(speed, "generate", whole)
+    monkeypatch.setattr(decoding, "Decoder", Decoding)
+    monkeypatch.setattr(decoding, "generate", whole)
     metrics = speed.speed_metrics(model, read_tokenizer(Path(model.name_or_path)))
     return {**metrics, **counts, "seconds": now.seconds}
 
