@@ -138,9 +138,11 @@ class PackedLinear(nn.Module):
         index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
         return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.dtype)
 
-    def unpack_weight(self) -> torch.Tensor:
-        """Returns the dense matrix. It lies in the workspace, and is valid until the next layer unpacks its weights."""
-        if torch.compiler.is_compiling():
+    def unpack_weight(self, out_OI: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the dense matrix. It lies in `out_OI`, or in the workspace until the next layer unpacks its weights."""
+        if out_OI is not None:
+            pass
+        elif torch.compiler.is_compiling():
             # The compiler would copy the whole buffer, since several layers write to it; and a CUDA graph its inputs.
             like = self.workspace
             out_OI = torch.empty(self.out_features, self.in_features, dtype=like.dtype, device=like.device)

@@ -1,6 +1,6 @@
 """Loads a base or a ticket from disk as a transformers model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,21 +85,27 @@ def load_model(source: TensorSource, names: Iterable[str], dtype: str, device: s
     `runtime` is dense, packed or sparse: it says how the matrices lie in memory. Raises InputError where a tensor is missing,
     left over or damaged; transformers itself would fill a missing tensor with random numbers.
     """
-    small = packed_or_8_bit_matrices(source, runtime)
+    experts: dict[str, list[str]] = {}  # the tensors of each module of experts that stays packed
+    if runtime == "sparse" and device == "cpu" and isinstance(source, StoredTicket):
+        from lottery.runtime.experts import packed_experts  # loads compiled kernels
+
+        experts = packed_experts(source)
+    apart = {name for layer in experts.values() for name in layer}
+    small = packed_or_8_bit_matrices(source, runtime, apart)
     placeholders = {name: PlaceholderTensor(source, name, getattr(torch, dtype)) for name in small}
-    state = {name: placeholders.get(name) or LazyTensor(source, name) for name in names}
-    if not placeholders or not isinstance(source, StoredTicket):
+    state = {name: placeholders.get(name) or LazyTensor(source, name) for name in names if name not in apart}
+    if not (placeholders or experts) or not isinstance(source, StoredTicket):
         return assemble(source, state, dtype, device)
-    model = assemble(source, state, dtype, "cpu")
-    replace_linear_layers(model, source, placeholders, device, runtime)
+    model = assemble(source, state, dtype, "cpu", list(experts))
+    replace_layers(model, source, placeholders, experts, device, runtime)
     return model.to(device)
 
 
-def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
+def packed_or_8_bit_matrices(source: TensorSource, runtime: str, apart: Collection[str] = ()) -> list[str]:
     """Returns the tensors that will lie in layers of ours: 8-bit ones, and with `runtime` packed or sparse those packed on disk.
 
     Each is the weight of one linear layer. Embeddings are looked up, and transformers holds all experts of a layer in
-    one tensor, so both are unpacked at loading. Warns where that is the case.
+    one tensor, so both are unpacked at loading, but for the experts `apart`. Warns where that is the case.
     """
     if not isinstance(source, StoredTicket):
         return []
@@ -107,7 +113,7 @@ def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
     unpacked: list[str] = []
     for name, entry in source.entries.items():
         packed = runtime != "dense" and (entry.get("packed") or (source.is_mask_only and "kept" in entry))
-        if not packed and "quantized" not in entry:
+        if name in apart or (not packed and "quantized" not in entry):
             continue
         linear = entry["role"] in ("attention", "mlp") or (entry["role"] == "lm_head" and runtime != "dense")
         linear = linear and len(entry["shape"]) == 2 and ".experts." not in name
@@ -116,15 +122,20 @@ def packed_or_8_bit_matrices(source: TensorSource, runtime: str) -> list[str]:
         say(
             f"warning: {len(unpacked)} matrices ({unpacked[0]}, ...) are not linear layers of their own and lie dense in memory"
         )
-    elif runtime != "dense" and not small:
+    elif runtime != "dense" and not small and not apart:
         say(f"warning: runtime={runtime}: this ticket has no packed matrix, so that it runs as with runtime=dense")
     return small
 
 
-def replace_linear_layers(
-    model: Any, source: StoredTicket, placeholders: Mapping[str, PlaceholderTensor], device: str, runtime: str
+def replace_layers(
+    model: Any,
+    source: StoredTicket,
+    placeholders: Mapping[str, PlaceholderTensor],
+    experts: Mapping[str, list[str]],
+    device: str,
+    runtime: str,
 ) -> None:
-    """Replaces the layer of each placeholder by a layer over the stored matrix."""
+    """Replaces the layer of each placeholder by a layer over the stored matrix, and fills the empty experts."""
     waiting = {placeholder.one.data_ptr(): name for name, placeholder in placeholders.items()}
     layers = [
         (path, module, waiting.pop(weight.data_ptr()))
@@ -132,7 +143,8 @@ def replace_linear_layers(
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.data_ptr() in waiting
     ]
     assert not waiting, f"no layer took {sorted(waiting.values())[:3]}"
-    largest = max(source.info(name).numel for _, _, name in layers)
+    empty = [(model.get_submodule(path), names) for path, names in experts.items()]
+    largest = max([source.info(name).numel for _, _, name in layers] + [module.numel for module, _ in empty])
     workspace = None
     layer_class = PackedLinear
     if runtime == "sparse":
@@ -153,6 +165,9 @@ def replace_linear_layers(
             layer = layer_class(matrix, bias, workspace, device, PRODUCTS.get(type(module).__name__, "linear"))
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.eval())
+    for module, names in empty:
+        workspace = workspace or Workspace(largest, model.dtype, device)
+        module.fill(source, names, workspace)
     model.requires_grad_(False)
     if runtime == "sparse":
         use_products(model, product_threads(), pick_kernel(), device)
@@ -180,15 +195,34 @@ def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torc
     return (given[0].clone(memory_format=torch.contiguous_format), *given[1:])
 
 
-def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str) -> Any:
-    """Builds the transformers model from `state`. Raises InputError where its tensors are not those of the model."""
+def without_experts(cls: Any, paths: list[str]) -> Any:
+    """Returns a class of the same models whose modules at `paths` are empty experts of ours.
+
+    transformers builds and loads a model in one call, and would fill dense experts with random numbers.
+    """
+    from lottery.runtime.experts import leave_out
+
+    def init(self: Any, *given: Any, **named: Any) -> None:
+        cls.__init__(self, *given, **named)
+        leave_out(self, paths)
+
+    return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
+
+
+def assemble(
+    source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, device: str, experts: Sequence[str] = ()
+) -> Any:
+    """Builds the transformers model from `state`, without the experts at these paths.
+
+    Raises InputError where the tensors are not those of the model.
+    """
     import transformers
 
     config = read_config(source.folder)
     cls = model_class(config, source.folder)
     transformers.logging.disable_progress_bar()  # the progress line of the caller says that it loads
     with transformers_errors(source.folder, "config.json"):
-        model, loading_info = cls.from_pretrained(
+        model, loading_info = (without_experts(cls, list(experts)) if experts else cls).from_pretrained(
             None,
             config=config,
             state_dict=dict(state),
@@ -197,6 +231,7 @@ def assemble(source: TensorSource, state: Mapping[str, LazyTensor], dtype: str, 
             ignore_mismatched_sizes=True,  # they are reported below, by name
             **({"device_map": {"": device}} if device != "cpu" else {}),
         )
+    model.__class__ = cls  # again
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if loading_info[kind]:
             problem = kind.replace("_", " ")
@@ -216,7 +251,8 @@ def choose_experts(model: Any, folder: Path) -> None:
 
     transformers multiplies all experts of a layer in one product. That product needs rows of whole 16 bytes.
     """
-    odd = [p for p in model.parameters() if p.dim() == 3 and p.shape[-1] * p.itemsize % 16]
+    tensors = [*model.parameters(), *(p for m in model.modules() for p in getattr(m, "left_out", ()))]
+    odd = [p for p in tensors if p.dim() == 3 and p.shape[-1] * p.itemsize % 16]
     if odd and getattr(model.config, "_experts_implementation", None) == "grouped_mm":
         model.set_experts_implementation("eager")
         dtype = str(odd[0].dtype).removeprefix("torch.")
