@@ -23,7 +23,7 @@ from lottery.kernels.threads import run_job, team
 
 KERNELS = ("avx512", "avx2", "plain")
 SPARE_BYTES = 64  # behind the last survivor: a vector is read whole
-GRAIN_BYTES = 1 << 20  # of weights; with fewer for each thread, waking threads takes longer than they save
+GRAIN_BYTES = 2 << 20  # of weights; with fewer for each thread, waking threads takes longer than they save (LOG.md)
 MOST_TOKENS = 8  # LOG.md says from where on a product of whole matrices is faster
 
 
@@ -114,15 +114,14 @@ class Product:
         bytes_R = np.concatenate([m.row_bytes() for m in matrices])
         self.edges = balance(bytes_R, int(min(threads, max(1, bytes_R.sum() // GRAIN_BYTES))))
         self.threads = threads if len(self.edges) > 2 else 1
-        self.plans: dict[bool, Plan] = {}
+        self.plans: dict[int, Plan] = {}  # by the type of the activations
 
     def __call__(self, x_at: int, x_form: int, tokens: int, out_at: int) -> None:
         """Reads x [T, I] at an address, of type BF16, F16 or F32 (`x_form`), and writes the results in the same type:
         those of the first matrix [T, O], then those of the second, ..."""
-        bfloat = multiplies_bfloat16(self.kernel, x_form, self.matrices[0].form)
-        plan = self.plans.get(bfloat)
+        plan = self.plans.get(x_form)
         if plan is None:
-            plan = self.plans[bfloat] = Plan(self, bfloat)
+            plan = self.plans[x_form] = Plan(self, multiplies_bfloat16(self.kernel, x_form, self.matrices[0].form))
         plan.run(x_at, x_form, tokens, out_at)
 
 

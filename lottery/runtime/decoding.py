@@ -57,7 +57,7 @@ class Decoder:
             self.cache.reset()
         out = self.model(ids_1T, past_key_values=self.cache if self.static else None, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
-        return out.logits[:, -1:].argmax(-1)
+        return likeliest(out.logits[:, -1:])
 
     def can_capture(self, ids_1T: torch.Tensor) -> bool:
         """Tries on the prompt whether a step runs without waiting for the GPU.
@@ -107,7 +107,7 @@ class Decoder:
         if given:
             given["position_ids"] = self.cache.get_seq_length().clone().view(1, 1)
         out = self.step(token_11, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **given)
-        return out.logits[:, -1:].argmax(-1)
+        return likeliest(out.logits[:, -1:])
 
     def capture(self, token_11: torch.Tensor) -> None:
         """Captures one step as a graph. Capturing does not run the step."""
@@ -120,6 +120,15 @@ class Decoder:
             torch.cuda.set_stream(stream)
             raise
         self.graph, self.to_capture = graph, False
+
+
+def likeliest(logits_11W: torch.Tensor) -> torch.Tensor:
+    """Returns the likeliest token [1, 1], of equal ones the first.
+
+    On a CPU the logits become float32: of 49,152 words in bfloat16 torch finds it in 160 microseconds, in float32 in 44
+    with the conversion.
+    """
+    return (logits_11W if logits_11W.is_cuda else logits_11W.float()).argmax(-1)
 
 
 def static_cache(model: Any, tokens: int) -> Any:
