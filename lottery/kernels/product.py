@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from lottery.errors import InputError
-from lottery.kernels import product_avx2, product_avx512, product_plain, product_rows
+from lottery.kernels import pages, product_avx2, product_avx512, product_plain, product_rows
 from lottery.kernels.parallel import CAN_CACHE
 from lottery.kernels.product_rows import C_OUT, C_OUT_FORM, C_TOKENS, C_X, C_X_BYTES, Call, Part
 from lottery.kernels.quantizing import BF16, F8, F32, FORMS, I8
@@ -70,9 +70,7 @@ class Stored:
 
 def spare(values_K: np.ndarray) -> np.ndarray:
     """Returns a copy of the survivors behind which SPARE_BYTES lie."""
-    held = np.zeros(len(values_K) + SPARE_BYTES // values_K.itemsize, values_K.dtype)
-    held[: len(values_K)] = values_K
-    return held[: len(values_K)]
+    return pages.copy(values_K, SPARE_BYTES)
 
 
 def reads_whole(kernel: str, columns: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lottery.kernels import cuda_product, product
+from lottery.kernels import cuda_product, pages, product
 from lottery.kernels.quantizing import FORMS
 from lottery.progress import say
 from lottery.runtime.layers import PACKED_ONLY, PackedLinear, bits_of, refuse_gradients
@@ -106,7 +106,7 @@ class SparseLinear(PackedLinear):
     on_gpu = False
 
     def hold(self, array: np.ndarray) -> np.ndarray:
-        return product.spare(array) if array.ndim == 1 else array.copy()
+        return product.spare(array) if array.ndim == 1 else pages.copy(array)
 
     def stored(self) -> product.Stored:
         """Returns the matrix as the kernels take it, in this layer's own memory; only a bias is copied."""
