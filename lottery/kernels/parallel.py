@@ -19,7 +19,7 @@ from lottery.progress import say
 INLINED = b"".join(
     Path(__file__).with_name(name).read_bytes()
     for name in (
-        "avx512.py", "bitmask.py", "product_avx2.py", "product_avx512.py", "product_plain.py", "product_rows.py",
+        "avx512.py", "bitmask.py", "half.py", "product_avx2.py", "product_avx512.py", "product_plain.py", "product_rows.py",
         "simd.py", "threads.py",
     )
 )  # fmt: skip

@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from lottery.kernels.half import float_of_half
 from lottery.kernels.parallel import CAN_CACHE
 from lottery.kernels.product_rows import (
     C_TOKENS,
@@ -51,7 +52,7 @@ def stored_number(typingctx, form, at, table_at):
         if kind == F32:
             return load(builder, at, FLOAT)
         if kind == F16:
-            return builder.fpext(load(builder, at, ir.HalfType()), FLOAT)
+            return float_of_half(builder, load(builder, at, I16))
         if kind == BF16:
             wide = builder.zext(load(builder, at, I16), I32)
             return builder.bitcast(builder.shl(wide, ir.Constant(I32, 16)), FLOAT)

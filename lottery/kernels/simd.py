@@ -15,6 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from lottery.kernels.half import float_of_half, half_of_float
+
 llvmlite.binding.initialize_native_target()
 llvmlite.binding.initialize_native_asmparser()  # without it LLVM ends the process at the first inline assembly
 
@@ -141,7 +143,7 @@ def half_of_bits(typingctx, bits):
     """Returns the float16 number that has these bits, as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(builder.trunc(arguments[0], I16), ir.HalfType()), FLOAT)
+        return float_of_half(builder, builder.trunc(arguments[0], I16))
 
     return types.float32(types.uint64), codegen
 
@@ -159,7 +161,7 @@ def half_bits_of_float(typingctx, value):
     """Returns the bits of the float16 number that is nearest."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.zext(builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), I16), I64)
+        return builder.zext(half_of_float(builder, arguments[0]), I64)
 
     return types.uint64(types.float32), codegen
 
