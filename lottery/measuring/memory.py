@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 
-from lottery.runtime.layers import resident_tensors
+from lottery.runtime.layers import resident_tensors, workspaces
 
 
 def weights_bytes(model: Any) -> int:
-    """Returns the bytes of parameters, buffers and workspace on the device. A shared tensor counts once."""
+    """Returns the bytes of parameters, buffers and workspace on the device. A shared tensor counts once.
+
+    The workspace counts although it is allocated only when a layer first needs it.
+    """
+    return tensor_bytes(model) + sum(workspace.nbytes for workspace in workspaces(model))
+
+
+def tensor_bytes(model: Any) -> int:
+    """Returns the bytes of parameters and buffers on the device, without the workspace."""
     return sum(tensor.nbytes for tensor in resident_tensors(model).values())
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lottery.measuring.memory import weights_bytes
+from lottery.measuring.memory import tensor_bytes
 from lottery.measuring.samples import NEW_TOKENS, PROMPTS
 from lottery.models.architecture import context_length, encode_prompt
+from lottery.runtime.layers import workspaces
 
 PROMPT_TOKENS = 256
 CHUNK, CHUNKS = 7, 7  # decoding is timed seven tokens at a time, seven times a prompt: 49 tokens follow its first
@@ -113,10 +114,15 @@ def time_generate(model: Any, tokenizer: Any, deadline: float, advance: Callable
 
 
 def bytes_read_per_token(model: Any) -> int:
-    """Returns the bytes of weights that one decoded token reads: all, but not embeddings that are not the head."""
+    """Returns the bytes of weights that one decoded token reads.
+
+    These are all, but not embeddings that are not the head. A packed layer also reads the workspace, into which it has
+    unpacked its weights; a sparse layer does not use it for a single token.
+    """
     table = model.get_input_embeddings().weight
     tied = getattr(model.get_output_embeddings(), "weight", None) is table  # a packed head has no weight
-    return weights_bytes(model) - (0 if tied else table.nbytes)
+    unpacked = sum(workspace.nbytes for workspace in workspaces(model, one_token=True))
+    return tensor_bytes(model) + unpacked - (0 if tied else table.nbytes)
 
 
 @functools.cache

@@ -69,6 +69,11 @@ class Workspace:
                 self.held = torch.empty(self.numel, dtype=self.dtype, device=self.device)
         return self.held
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes, also before it is allocated."""
+        return self.numel * self.dtype.itemsize * (1 if self.transposed_buffer is None else 2)
+
     def move(self, device: torch.device) -> None:
         if self.device != device:
             self.device, self.held, self.transposed_buffer = device, None, None
@@ -137,6 +142,11 @@ class PackedLinear(nn.Module):
             return False
         index = torch.cuda.current_device() if self.values_K.device.index is None else self.values_K.device.index
         return cuda.can_use_triton(index, self.values_K.dtype, self.bitmask_OB is not None, self.workspace.dtype)
+
+    @property
+    def unpacks_for_one_token(self) -> bool:
+        """Whether the weights go through the workspace when a single token is decoded."""
+        return True
 
     def unpack_weight(self, out_OI: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the dense matrix. It lies in `out_OI`, or in the workspace until the next layer unpacks its weights."""
@@ -297,13 +307,17 @@ def int8_linear(matrix: StoredMatrix, bias: torch.Tensor | None, device: str) ->
 def resident_tensors(model: Any) -> dict[int, torch.Tensor]:
     """Returns every tensor that the model holds on its device, by address, so that a shared tensor counts once.
 
-    These are parameters, buffers, the workspace, and the scales that bitsandbytes keeps outside of its parameters.
+    These are parameters, buffers, and the scales that bitsandbytes keeps outside of its parameters. The workspace is not
+    among them (`workspaces`).
     """
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, PackedLinear):
-            workspace = module.workspace
-            tensors += [t for t in (workspace.buffer, workspace.transposed_buffer) if t is not None]
-        elif state := getattr(module, "state", None):
+        if state := getattr(module, "state", None):
             tensors += [t for t in (getattr(module.weight, "SCB", None), getattr(state, "SCB", None)) if t is not None]
     return {tensor.data_ptr(): tensor for tensor in tensors if tensor.numel()}
+
+
+def workspaces(model: Any, one_token: bool = False) -> list[Workspace]:
+    """Returns the workspaces of a model's packed layers, each once; with `one_token` those that decoding a token uses."""
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear) and (m.unpacks_for_one_token or not one_token)]
+    return list({id(layer.workspace): layer.workspace for layer in layers}.values())

@@ -1,5 +1,6 @@
 """Loads a base or a ticket from disk as a transformers model."""
 
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,12 +179,17 @@ def replace_layers(
 
 def product_threads() -> int:
     """Returns how many threads multiply few tokens: as many as torch uses, and no more than the job has processors."""
-    asked, there = torch.get_num_threads(), THREADS
-    if asked > there:
-        say(
-            f"warning: {asked} threads are asked for (OMP_NUM_THREADS), and this job has {there} processors: products of few tokens use {there}"
-        )
-    return min(asked, there)
+    asked = torch.get_num_threads()
+    if asked > THREADS:
+        warn_of_threads(asked)
+    return min(asked, THREADS)
+
+
+@functools.cache  # a run loads several models, and says this once
+def warn_of_threads(asked: int) -> None:
+    say(
+        f"warning: OMP_NUM_THREADS={asked}: this job has {THREADS} processors; products of few tokens use {THREADS} threads"
+    )
 
 
 def make_input_contiguous(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

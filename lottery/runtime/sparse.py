@@ -108,6 +108,10 @@ class SparseLinear(PackedLinear):
     def hold(self, array: np.ndarray) -> np.ndarray:
         return product.spare(array) if array.ndim == 1 else pages.copy(array)
 
+    @property
+    def unpacks_for_one_token(self) -> bool:
+        return self.group is None
+
     def stored(self) -> product.Stored:
         """Returns the matrix as the kernels take it, in this layer's own memory; only a bias is copied."""
         mask_OB, start_O, step_O = (
@@ -171,6 +175,7 @@ class WholeLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if (
             not self.way.few
+            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or x.dtype != self.weight.dtype
             or not 0 < x.numel() <= product.MOST_TOKENS * self.in_features
         ):
