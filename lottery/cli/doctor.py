@@ -1,4 +1,4 @@
-"""Checks whether this machine can do the work: versions, GPU, CPU, int8, tracking store, disk.
+"""Checks whether this machine can do the work: versions, GPU, CPU, kernels, int8, tracking store, disk.
 
 Each check says what it found and, if that is not fine, what to do.
 """
@@ -28,7 +28,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    return [versions(), gpu(), cpu(), int8(), store(), disk()]
+    return [versions(), gpu(), cpu(), kernel(), int8(), store(), disk()]
 
 
 def versions() -> Check:
@@ -59,6 +59,23 @@ def cpu() -> Check:
         "native bfloat16" if computes_bfloat16("cpu") else "bfloat16 is emulated, so 16-bit models compute in float32"
     )
     return Check("CPU", True, f"{torch.get_num_threads()} threads, {arithmetic}")
+
+
+def kernel() -> Check:
+    """Says which kernel multiplies few tokens with runtime=sparse on this CPU, and which others it can run."""
+    from lottery.kernels.product import available_kernels, pick_kernel
+
+    try:
+        chosen = pick_kernel()
+    except InputError as e:
+        return Check("kernel", False, str(e))
+    others = [name for name in available_kernels() if name != chosen]
+    rest = (
+        f"; LOTTERY_KERNEL can also name {', '.join(others)}"
+        if others
+        else ", the only one that this processor can run"
+    )
+    return Check("kernel", True, f"runtime=sparse multiplies few tokens with {chosen}{rest}")
 
 
 def int8() -> Check:

@@ -6,6 +6,7 @@ from functools import partial
 
 from lottery.errors import MachineError
 from lottery.jobs.job import Job
+from lottery.jobs.resolve import warn_of_runtime
 from lottery.jobs.result import Ticket
 from lottery.measuring.baseline import REUSED_MEASURES, dense_measurement, measure_base, measure_dense
 from lottery.measuring.cache import Cache
@@ -43,6 +44,7 @@ def evaluate_dense(base: Base, spec: Spec, asked: dict[str, str]) -> Ticket:
 
     `asked` are the parameters that the user gave to the run. Raises InputError and MachineError as `prune` does.
     """
+    warn_of_runtime(spec.runtime)
     load.check_loadable(base, base.tensors)
     setup = make_setup(base, spec, base.id, "none", Cache())
     client = store.connect()

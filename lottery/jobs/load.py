@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lottery.jobs.resolve import find_dense, find_ticket
+from lottery.jobs.resolve import find_dense, find_ticket, warn_of_runtime
+from lottery.measuring.setup import describe_hardware
 from lottery.models import architecture, devices
 from lottery.models.checkpoint import Base
-from lottery.progress import say
 from lottery.runtime.load import load_model
 from lottery.spec import Spec
 from lottery.ticket.opening import open_ticket
@@ -23,12 +23,10 @@ def load(
     where its files are not those that were measured.
     """
     spec = Spec.parse(device=device, dtype=dtype, runtime=runtime)
-    name = str(uri_or_path)
+    where, name = devices.pick_device(spec.device), str(uri_or_path)
+    describe_hardware(where, spec.runtime)  # refuses a kernel that cannot run before a ticket is fetched and read
     source: Base | StoredTicket = find_dense(name, base) or open_ticket(find_ticket(name).folder, base)
-    if isinstance(source, Base) and spec.runtime != "dense":
-        say(
-            f"warning: runtime={spec.runtime}: a dense base has no packed matrix, so that it runs as with runtime=dense"
-        )
-    where = devices.pick_device(spec.device)
+    if isinstance(source, Base):
+        warn_of_runtime(spec.runtime)
     dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, where)
     return load_model(source, source.tensors, dtype, where, spec.runtime), architecture.read_tokenizer(source.folder)

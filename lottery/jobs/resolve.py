@@ -85,6 +85,12 @@ def find_dense(ticket: str, base: str = "auto") -> Base | None:
     return dense
 
 
+def warn_of_runtime(runtime: str) -> None:
+    """Warns that a dense base runs as with runtime=dense, if another runtime was asked for."""
+    if runtime != "dense":
+        say(f"warning: runtime={runtime}: a dense base has no packed matrix, so that it runs as with runtime=dense")
+
+
 def find_ticket(ticket: str) -> LocalTicket:
     """Finds a ticket by its folder or its registry URI. The parameters of a folder come from its measurements.json."""
     if ticket.startswith("models:/"):

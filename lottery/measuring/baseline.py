@@ -7,6 +7,7 @@ from typing import Any
 
 from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
+from lottery.measuring.hardware import machine_of
 from lottery.measuring.measurement import Measurement, ModelResult
 from lottery.measuring.model import measure_model
 from lottery.measuring.setup import Setup
@@ -170,7 +171,7 @@ def dense_measurement(base: Base, dense: ModelResult, setup: Setup, params: Mapp
         "protocol": setup.protocol_id,
         "measured": ",".join(setup.measures),
         "device": setup.device,
-        "hardware": setup.hardware,
+        "hardware": machine_of(setup.hardware),  # torch multiplies, and none of our kernels
         "family": setup.family,
         **({"outcome": dense.outcome} if dense.outcome else {}),
     }

@@ -59,13 +59,18 @@ def runtime_note(quantize: str, runtime: str) -> str:
     """Returns a line that says what the figures of speed and memory apply to."""
     if runtime == "packed":
         return "stored packed, runs packed: each matrix is unpacked for its product; that saves memory and costs time"
-    if quantize == "int8":
+    if runtime == "sparse":
         return (
-            "stored sparse, runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
+            "stored sparse, runs sparse: a decoded token is multiplied straight from bitmask and values; for a prompt "
+            "each matrix is unpacked"
         )
-    if quantize == "fp8":
-        return "stored sparse, held as float8 and dequantized for each product: the zeros save disk alone"
-    return "stored sparse, runs dense: the zeros save disk, not time or memory"
+    if quantize == "int8":
+        how = "runs in bitsandbytes' int8 layers (activations are rounded too): the zeros save disk alone"
+    elif quantize == "fp8":
+        how = "held as float8 and dequantized for each product: the zeros save disk alone"
+    else:
+        how = "runs dense: the zeros save disk, not time or memory"
+    return f"stored sparse, {how} (runtime=sparse computes with what is stored)"
 
 
 def summary_lines(found: Measurement) -> list[str]:

@@ -55,9 +55,10 @@ class EvalProtocol:
         """Returns the protocol as one line for people."""
         counted = count_windows(self.windows, self.all_windows)
         int8 = f", int8 as {self.int8_arithmetic}" if self.int8_arithmetic != "none" else ""
+        runtime = f", runtime {self.runtime}" if self.runtime != "dense" else ""
         return (
             f"{self.dataset}: {self.tokens:,} tokens, {counted} of {self.window}, BOS {self.bos}, "
-            f"{self.dtype} on {self.device}{int8}"
+            f"{self.dtype} on {self.device}{runtime}{int8}"
         )
 
 

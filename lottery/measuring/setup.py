@@ -10,6 +10,7 @@ from lottery.errors import InputError
 from lottery.files.facts import find_fact
 from lottery.measuring import perplexity
 from lottery.measuring.cache import Cache
+from lottery.measuring.hardware import with_kernel
 from lottery.measuring.protocol import EvalProtocol
 from lottery.measuring.samples import NEW_TOKENS, tokens_of_samples
 from lottery.measuring.text import pick_window, tokenize_windows
@@ -51,15 +52,15 @@ def resolve_dataset(spec: Spec, base_id: str) -> str:
 def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: str, cache: Cache) -> Setup:
     """Returns how the models of one run are measured; reads and tokenizes the text once. `quantize` is the ticket's.
 
-    Raises InputError for a device, window, data set or tokenizer that cannot be used, and where memory is too small.
+    Raises InputError for a device, kernel, window, data set or tokenizer that cannot be used, and where memory is too
+    small.
     """
     device = devices.pick_device(spec.device)
+    hardware = describe_hardware(device, spec.runtime)
     dtype = devices.pick_compute_dtype(spec.dtype, source.dtype, device)
     if not spec.measures:
         family = check_unmeasured(source.folder, spec.window)
-        return Setup(
-            (), None, dtype, device, None, None, spec.runtime, family=family, hardware=devices.hardware(device)
-        )
+        return Setup((), None, dtype, device, None, None, spec.runtime, family=family, hardware=hardware)
     tokenizer = cache.get_or_compute(("tokenizer", source.folder), lambda: architecture.read_tokenizer(source.folder))
     config = architecture.read_config(source.folder)
     window = pick_window(spec.window, architecture.context_length(config))
@@ -82,7 +83,7 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
             ("windows", source.folder, *how), lambda: tokenize_windows(dataset, tokenizer, *how[1:])
         )
         if quantize == "int8":
-            protocol = replace(protocol, int8_arithmetic="w8a16" if spec.runtime == "packed" else "w8a8")
+            protocol = replace(protocol, int8_arithmetic="w8a8" if spec.runtime == "dense" else "w8a16")
         warn_of_few_windows(protocol, spec, dataset)
     return Setup(
         measures=measures,
@@ -94,7 +95,7 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         runtime=spec.runtime,
         eager=quantize == "int8" and spec.runtime == "dense",  # bitsandbytes reads activations, which no graph allows
         family=config.model_type,
-        hardware=devices.hardware(device),
+        hardware=hardware,
     )
 
 
@@ -109,6 +110,19 @@ def check_unmeasured(folder: Path, window: int | str) -> str:
 
     files = [folder / name for name in ("config.json", *TOKENIZER_FILES)]
     return str(find_fact("unmeasured", files, str(window), find))
+
+
+def describe_hardware(device: str, runtime: str) -> str:
+    """Returns the name of the machine, with the kernel that runtime=sparse multiplies few tokens with on a CPU.
+
+    Raises InputError if LOTTERY_KERNEL names a kernel that cannot run here.
+    """
+    name = devices.hardware(device)
+    if runtime != "sparse" or device != "cpu":
+        return name
+    from lottery.kernels.product import pick_kernel  # it loads compiled kernels
+
+    return with_kernel(name, pick_kernel())
 
 
 def warn_of_few_windows(protocol: EvalProtocol, spec: Spec, dataset: str) -> None:
@@ -144,7 +158,7 @@ def check_memory(
 ) -> None:
     """Raises InputError where the weights, or a window, certainly exceed the memory; names a value that would fit."""
     free = devices.free_bytes(device)
-    small = quantize != "none" or spec.runtime == "packed"
+    small = quantize != "none" or spec.runtime != "dense"
     weights = estimate_weights_bytes(source, dtype, device, small)
     if weights > free:
         ways = ways_to_fit(source, spec, dtype, device, small, free)

@@ -37,7 +37,8 @@ def test_int8_where_bitsandbytes_is_not_usable(
     generate = ("generate", "--ticket", tmp_path / "t", "--tokens", 3)
     refused(cli(*generate, code=2), "quantize=int8", "runtime=packed")
     assert cli(*generate, "--runtime", "packed").stdout.startswith("The meaning of life is")
-    refused(cli(*generate, "--runtime", "sparse", code=2), "runtime=sparse")
+    assert cli(*generate, "--runtime", "sparse").stdout.startswith("The meaning of life is")
+    refused(cli(*generate, "--runtime", "spares", code=2), "runtime=spares", "known: dense, packed, sparse")
 
 
 def test_doctor_tries_bitsandbytes(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +81,7 @@ def test_memory_is_estimated_first(tmp_path: Path, cli: Callable[..., Result], m
         (("--dtype", "float32"), 3, "dtype=source, or measure=none"),
         (("--dtype", "float32"), 1.5, "dtype=source with runtime=packed, or measure=none"),
         (("--dtype", "float32", "--runtime", "packed"), 1.5, "dtype=source, or measure=none"),
+        (("--dtype", "float32", "--runtime", "sparse"), 1.5, "dtype=source, or measure=none"),
         (("--dtype", "source"), 1.5, "runtime=packed, or quantize=int8 or fp8, or measure=none"),
         (("--dtype", "source", "--storage", "mask"), 1.5, "runtime=packed, or measure=none"),
         (("--dtype", "source"), 0.5, "measure=none"),

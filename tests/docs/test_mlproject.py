@@ -39,7 +39,7 @@ def test_mlproject_s_studies() -> None:
     for name in ("cliff", "locate", "map", "compare"):
         said, command = dict(points[name]["parameters"]), points[name]["command"]
         model = "models" if name == "compare" else "model"
-        assert list(said) == [model, "budget", "method", "quantize", "dataset", "seed"]
+        assert list(said) == [model, "budget", "method", "quantize", "dataset", "runtime", "seed"]
         assert command.startswith(f"python -m lottery study {name} --models {{{model}}} ")
         assert said.pop(model)["default"] == ",".join(read_study(name).models)
         for parameter, about in said.items():
