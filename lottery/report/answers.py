@@ -243,7 +243,7 @@ def quantization_scheme(r: Row) -> str:
     """Returns the scheme's name. int8 has two: bitsandbytes (runtime `dense`) also rounds activations to 8 bits."""
     if r["quantize"] != "int8":
         return str(r["quantize"])
-    return "int8 (w8a16)" if r.get("runtime") == "packed" else "int8 (w8a8)"
+    return "int8 (w8a8)" if r.get("runtime", "dense") == "dense" else "int8 (w8a16)"
 
 
 def answer_model_size(rows: Sequence[Row]) -> Answer:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from lottery.measuring.hardware import machine_of
 from lottery.report.style import (
     COLOURS,
     INK,
@@ -27,6 +28,8 @@ from lottery.report.style import (
     styled,
     ticks,
 )
+
+RUNTIME_LOOKS = {"dense": ("o", COLOURS[0]), "packed": ("s", COLOURS[3]), "sparse": ("D", COLOURS[2])}
 
 
 def plot_pareto(rows: Rows) -> Figure:
@@ -78,13 +81,14 @@ def frontier(rows: Rows) -> Rows:
 
 
 def plot_speed(rows: Rows) -> Figure:
-    """Draws decoding speed and memory of the tickets of ONE machine: for each ticket a point with its quartiles, the
-    dense model of the same process (`beside_tok_s`, `beside_bytes`), and the speed that memory alone would allow.
+    """Draws decoding speed and memory of the tickets of ONE machine: for each ticket a point with its quartiles, whose
+    marker shows the runtime, the dense model of the same process (`beside_tok_s`, `beside_bytes`), and the speed that
+    memory alone would allow.
 
     Raises ValueError for rows of two machines: their speeds do not compare.
     """
     rows = of_tickets(rows, "decode_tok_s")
-    machines = list(dict.fromkeys(rows["hardware"].fillna(rows["device"])))
+    machines = list(dict.fromkeys(rows["hardware"].fillna(rows["device"]).map(machine_of)))
     if len(machines) != 1:
         raise ValueError(f"speeds of {len(machines)} machines: {', '.join(map(str, machines))}")
     rows = rows.reset_index(drop=True)
@@ -108,12 +112,16 @@ def draw_decoding(axes: Axes, rows: Rows, title: str) -> None:
     place = np.arange(len(rows))
     speed = rows["decode_tok_s"]
     low, high = rows["decode_tok_s_lo"].fillna(speed), rows["decode_tok_s_hi"].fillna(speed)
-    handles: list[Any] = [
-        axes.errorbar(speed, place, xerr=[speed - low, high - speed], linestyle="",
-                      marker="o", color=COLOURS[0], capsize=3, label="ticket [quartiles]")
-    ]  # fmt: skip
+    runtimes = rows["runtime"].fillna("dense")
+    handles: list[Any] = []
+    for runtime in dict.fromkeys(runtimes):
+        of = (runtimes == runtime).to_numpy()
+        marker, colour = RUNTIME_LOOKS.get(runtime, ("X", INK))
+        label = "ticket [quartiles]" if runtimes.nunique() == 1 else f"ticket, {clean_label(runtime)} [quartiles]"
+        handles.append(axes.errorbar(speed[of], place[of], xerr=[(speed - low)[of], (high - speed)[of]], linestyle="",
+                                     marker=marker, color=colour, capsize=3, label=label))  # fmt: skip
     for column, label, marker, colour in (
-        ("beside_tok_s", "dense, beside", "|", COLOURS[1]),
+        ("beside_tok_s", "dense model, beside", "|", COLOURS[1]),
         ("decode_floor_tok_s", "memory's limit", ">", PALE),
     ):
         if column in rows and rows[column].notna().any():
@@ -139,5 +147,5 @@ def draw_memory(axes: Axes, rows: Rows) -> None:
     axes.barh(place, rows["weights_bytes"] / 1e6, color=COLOURS[5], height=0.6, edgecolor=COLOURS[0], label="ticket")
     if "beside_bytes" in rows and rows["beside_bytes"].notna().any():
         axes.plot(rows["beside_bytes"] / 1e6, place, linestyle="", marker="|", markersize=11, markeredgewidth=2, color=COLOURS[1],
-                  label="dense, beside")  # fmt: skip
+                  label="dense model, beside")  # fmt: skip
     axes.set_title("Weights in memory, MB")

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lottery import __version__
+from lottery.measuring.hardware import machine_of
 from lottery.measuring.numbers import format_ratio
 from lottery.measuring.verdict import LEAST_WINDOWS
 from lottery.report import (
@@ -196,8 +197,8 @@ def protocols_note(found: results.Results) -> str:
 
 
 def speeds_by_machine(found: results.Results) -> dict[str, pd.DataFrame]:
-    """Returns machine -> the tickets whose speed was measured on it. The columns `beside_tok_s` and `beside_bytes` hold
-    what the same process measured of the dense model."""
+    """Returns machine -> the tickets whose speed was measured on it, those next to each other that differ in their runtime
+    alone. The columns `beside_tok_s` and `beside_bytes` hold what the same process measured of the dense model."""
     timed = found.tickets.dropna(subset=["decode_tok_s"])
     dense = [found.dense_metrics(run_id) for run_id in timed["run_id"]]
     timed = timed.assign(
@@ -206,7 +207,9 @@ def speeds_by_machine(found: results.Results) -> dict[str, pd.DataFrame]:
         hardware=[h if isinstance(h, str) else f"{d} (its model is not recorded)"
                   for h, d in zip(timed["hardware"], timed["device"], strict=True)],
     )  # fmt: skip
-    return {str(machine): part for machine, part in timed.groupby("hardware", sort=False)}
+    first = {ticket: i for i, ticket in reversed(list(enumerate(timed["ticket"])))}
+    timed = timed.sort_values("ticket", key=lambda tickets: tickets.map(first), kind="stable")
+    return {str(machine): part for machine, part in timed.groupby(timed["hardware"].map(machine_of), sort=False)}
 
 
 def samples(found: results.Results) -> list[dict[str, Any]]:
@@ -273,7 +276,7 @@ def facts(found: results.Results, rows: Sequence[grouping.Row]) -> list[tuple[st
             pairs.append(("commit", commit[:12]))
         if study.plan is None:
             pairs.append(("plan", f"that of {study.name} cannot be read: what is missing is not known"))
-    return [*pairs, ("machines", natural_list(sorted({str(h) for h in found.rows["hardware"].dropna()})) or "not recorded"),
+    return [*pairs, ("machines", natural_list(sorted({machine_of(str(h)) for h in found.rows["hardware"].dropna()})) or "not recorded"),
             ("report by", f"lottery {__version__}, Python {sys.version.split()[0]}, pandas {pd.__version__}")]  # fmt: skip
 
 

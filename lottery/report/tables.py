@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from lottery.measuring.hardware import kernel_of
 from lottery.measuring.numbers import format_ends, format_interval, format_perplexity, format_ratio, format_speed
 from lottery.report.answers import Answer
 from lottery.report.grouping import Row, number
@@ -145,23 +146,38 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
     """Returns the table of one machine. Each ticket's speed is compared with the dense model's in the same process."""
     several = len({r["base"] for r in rows}) > 1
 
-    def share_of_dense(r: Row) -> str:
-        mine, dense = number(r, "decode_tok_s"), number(r, "beside_tok_s")
-        return f"{mine / dense:.2f}" if mine and dense else ""
-
     columns: Columns = {
         "ticket": (False, lambda r: f"{r['base']}: {r['title']}" if several else text_cell(r, "title")),
         "decode tok/s [quartiles]": (True, lambda r: format_speed(known(r, "decode_tok_s"), "decode_tok_s", 1)),
         "dense, same process": (True, lambda r: format_number(r, "beside_tok_s", 1)),
-        "of dense": (True, share_of_dense),
+        "of dense": (True, lambda r: "" if (share := share_of_dense(r)) is None else f"{share:.2f}"),
         "memory's limit": (True, lambda r: format_number(r, "decode_floor_tok_s", 0)),
         "prefill tok/s": (True, lambda r: format_number(r, "prefill_tok_s", 0)),
         "in memory MB": (True, lambda r: format_number(r, "weights_bytes", 2, 1e-6)),
         "peak MB": (True, lambda r: format_number(r, "peak_bytes", 0, 1e-6)),
+        "kernel": (False, lambda r: kernel_of(text_cell(r, "hardware"))),
     }
     data = [{k: r.get(k) for k in (*ABOUT, *METRIC_COLUMNS)} for r in rows]
-    note = "At batch 1, the median of five. Zeros that are stored sparse but computed dense save disk space, not time."
-    return make_table(name, machine, rows, columns, note, data=data)
+    return make_table(name, machine, rows, columns, f"Medians at batch 1. {speeds_note(rows)}", data=data)
+
+
+def speeds_note(rows: Sequence[Row]) -> str:
+    """Returns what the runtimes of these tickets make of their zeros, and how fast the sparse ones decode."""
+    runtimes = {r.get("runtime", "dense") for r in rows}
+    notes = ["Zeros that are stored sparse and computed dense save disk space, not time."] * ("dense" in runtimes)
+    if "sparse" in runtimes:
+        notes.append("With runtime=sparse a token is multiplied straight from bitmask and values, without unpacking.")
+        shares = [s for r in rows if r.get("runtime") == "sparse" and (s := share_of_dense(r)) is not None]
+        if shares:
+            between = " to ".join(dict.fromkeys(f"{end(shares):.2f}" for end in (min, max)))
+            notes.append(f"These tickets decode at {between} times the speed of the dense model.")
+    return " ".join(notes)
+
+
+def share_of_dense(r: Row) -> float | None:
+    """Returns a ticket's decoding speed divided by that of the dense model in the same process, None if one is missing."""
+    mine, dense = number(r, "decode_tok_s"), number(r, "beside_tok_s")
+    return mine / dense if mine and dense else None
 
 
 def absences(rows: Sequence[Row]) -> Table:

@@ -24,11 +24,20 @@ def study_table(result: Any, markdown: bool = False) -> str:
     tables = [rows_table(result.rows, models)]
     if len(protocols) > 1:  # one table for each protocol; rows without a measurement go to the first
         of_protocol = {p: [r for r in result.rows if r.tags.get("protocol", protocols[0]) == p] for p in protocols}
-        tables = [f"protocol {protocol}:\n{rows_table(rows, models)}\n" for protocol, rows in of_protocol.items()]
+        tables = [
+            f"protocol {protocol}:{other_runtime(rows)}\n{rows_table(rows, models)}\n"
+            for protocol, rows in of_protocol.items()
+        ]
         lines.append(f"{len(protocols)} protocols: perplexities compare within one of them only")
     if markdown:
         return "\n".join([*tables, "", *(f"- {line}" for line in lines)])
     return render(*tables, *lines)
+
+
+def other_runtime(rows: Sequence[Any]) -> str:
+    """Returns the runtime of these rows for the title of their table, "" for the default."""
+    runtimes = {row.params.get("runtime", "dense") for row in rows} - {"dense"}
+    return f" runtime {', '.join(sorted(runtimes))}" if runtimes else ""
 
 
 def rows_of_search(result: Any, cliff: Any) -> list[Any]:

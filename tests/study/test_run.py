@@ -127,9 +127,34 @@ def test_each_protocol_has_a_table_of_its_own(cli: Callable[..., Result], tiny: 
     measured = ("--dataset", "builtin", "--limit", "2", "--measure", "perplexity", "--register", "none")
     said = cli("study", path, *measured).stdout
     first, second = (part.splitlines() for part in re.split("protocol [0-9a-f]{12}:", said)[1:])
+    assert (first[0], second[0]) == ("", " runtime packed")
     for part in (first, second):
         assert [line.split("|")[1].strip() for line in part if line.startswith("| ")][1:] == ["dense", "mlp 50% int8"]
     assert "2 protocols: perplexities compare within one of them only" in said
+
+
+def test_a_study_takes_a_runtime_as_any_parameter(
+    lottery_json: Callable[..., dict[str, Any]], cli: Callable[..., Result], tiny: Path
+) -> None:
+    """The search for the cliff too; sparse tickets have the perplexity of packed ones, to the bit."""
+    usual = lottery_json("study", "cliff", "--model", tiny, "--dry-run")
+    plan = lottery_json("study", "cliff", "--model", tiny, "--dry-run", "--runtime", "sparse")
+    assert plan["study_id"] != usual["study_id"]
+    assert (
+        lottery_json("study", "cliff", "--model", tiny, "--dry-run", "--runtime", "dense")["study_id"]
+        == usual["study_id"]
+    )
+    for name in ("tickets", "baselines", "refined"):
+        assert {part["params"]["runtime"] for part in plan[name]} == {"sparse"}
+    assert "runtime: sparse" in cli("study", "cliff", "--show", "--runtime", "sparse").stdout
+    found = {}
+    for runtime in ("packed", "sparse"):
+        how = ("--model", tiny, "--runtime", runtime, "--device", "cpu", *QUICK)
+        made = lottery_json("study", "cliff", *how)
+        assert {row["params"]["runtime"] for row in made["tickets"]} == {runtime}
+        found[runtime] = [(row["title"], row["metrics"]["perplexity"]) for row in made["tickets"]]
+        assert mlflow.get_run(made["run_id"]).data.params["runtime"] == runtime
+    assert found["packed"] == found["sparse"] and len(found["packed"]) >= 8
 
 
 def test_what_was_asked_otherwise_is_not_found(
