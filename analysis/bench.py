@@ -10,6 +10,10 @@ model     the same checkpoint (one layer of it; --full: all 32), dense, pruned t
           GPU if there is one
 product   on a GPU, the product of one token with packed weights, against cuBLAS: the matrices of Mistral 7B at 0, 50, 70 and
           90%, in 16 bits, int8 and fp8
+decode    one token through a layer of Mistral 7B and of SmolLM2-135M, at several sparsities and in 16 and 8 bits, against
+          torch's dense product, against the sparse kernel's own loop over a dense matrix, and against what memory allows; then
+          whole models (four layers of Mistral 7B; SmolLM2-135M, where analysis/real_models.py has made it), and llama.cpp,
+          where llama-cpp-python is installed. LOTTERY_KERNEL forces a kernel
 evaluate  the embedded model's perplexity, against a bare forward loop over the same windows
 study     `lottery study locate` on the embedded model with every measurement, against its tickets as so many main jobs, each
           a process of its own; six of them are timed, three before and three after the study (10 minutes)
@@ -22,6 +26,7 @@ of `files` is the process's anonymous memory (RssAnon and RssShmem), sampled eve
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import click
 import torch
 
+from benchmarks.decode import KINDS, PARTS, bench_decode
 from benchmarks.evaluate import bench_evaluate
 from benchmarks.files import bench_files
 from benchmarks.kernels import bench_kernels
@@ -53,13 +59,38 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
     type=click.Path(path_type=Path),
     help="The folder for the files, which are kept.  [default: a temporary one]",
 )
-@click.option("--rounds", default=3, show_default=True, help="How many times each task on the disk is measured.")
+@click.option(
+    "--rounds", type=click.IntRange(1), help="How many times each task is measured.  [default: 3; decode: 21]"
+)
+@click.option("--layers", default=4, show_default=True, help="decode: the layers of the model in Mistral 7B's shape.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="decode: this part alone; may be repeated.")
+@click.option(
+    "--sparsity",
+    multiple=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="decode: layers with this share of zeros alone; may be repeated.",
+)
+@click.option(
+    "--quantize", multiple=True, type=click.Choice(KINDS), help="decode: such weights alone; may be repeated."
+)
+@click.option(
+    "--llama",
+    default=sys.executable,
+    envvar="LOTTERY_LLAMA",
+    help="decode: a Python that has llama-cpp-python and gguf.  [default: this one]",
+)
+@click.option("--copies", type=click.IntRange(1), hidden=True)  # of a layer; with one, a small layer lies in the cache
 @click.option("--work", nargs=3, hidden=True)
 @click.argument(
-    "parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "product", "evaluate", "study"])
+    "parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "study"])
 )
 def main(
-    full: bool, folder: Path | None, rounds: int, work: tuple[str, str, str] | None, parts: tuple[str, ...]
+    full: bool,
+    folder: Path | None,
+    rounds: int | None,
+    work: tuple[str, str, str] | None,
+    parts: tuple[str, ...],
+    **decode: Any,
 ) -> None:
     if work:
         fresh = touch_memory(int(0.75 * free_memory()))
@@ -85,10 +116,12 @@ def main(
             with tempfile.TemporaryDirectory() as temporary:
                 where = (folder or Path(temporary)).absolute()
                 where.mkdir(parents=True, exist_ok=True)
-                if part == "model":
+                if part == "decode":
+                    found[part] = bench_decode(where, rounds or 21, **decode)
+                elif part == "model":
                     found[part] = bench_model(where, FULL_LAYERS if full else 1)
                 else:
-                    found[part] = bench_files(where, FULL_LAYERS if full else SLICE_LAYERS, rounds)
+                    found[part] = bench_files(where, FULL_LAYERS if full else SLICE_LAYERS, rounds or 3)
     click.echo(json.dumps(found))
 
 
