@@ -82,7 +82,9 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
 @click.option("--copies", type=click.IntRange(1), hidden=True)  # of a layer; with one, a small layer lies in the cache
 @click.option("--work", nargs=3, hidden=True)
 @click.argument(
-    "parts", nargs=-1, type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "study"])
+    "parts",
+    nargs=-1,
+    type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "study"]),
 )
 def main(
     full: bool,
