@@ -110,7 +110,7 @@ class SparseLinear(PackedLinear):
 
     @property
     def unpacks_for_one_token(self) -> bool:
-        return self.group is None
+        return self.group is None and not self.on_gpu
 
     def stored(self) -> product.Stored:
         """Returns the matrix as the kernels take it, in this layer's own memory; only a bias is copied."""
