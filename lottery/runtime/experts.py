@@ -117,11 +117,13 @@ class SparseExperts(nn.Module):
     def multiply_few(self, x_TI: torch.Tensor, chosen_TC: torch.Tensor, weight_TC: torch.Tensor) -> torch.Tensor:
         tokens, each = chosen_TC.shape
         chosen = chosen_TC.flatten().tolist()
-        out = x_TI.new_empty(len(chosen), x_TI.shape[1])
-        for expert in dict.fromkeys(chosen):
-            places = [place for place, other in enumerate(chosen) if other == expert]
-            own_tokens = x_TI if tokens == 1 else x_TI[[place // each for place in places]]
-            out[places] = self.experts[expert](own_tokens)
+        if tokens == 1:
+            out = torch.cat([self.experts[expert](x_TI) for expert in chosen])
+        else:
+            out = x_TI.new_empty(len(chosen), x_TI.shape[1])
+            for expert in dict.fromkeys(chosen):
+                places = [place for place, other in enumerate(chosen) if other == expert]
+                out[places] = self.experts[expert](x_TI[[place // each for place in places]])
         return (out.view(tokens, each, -1) * weight_TC.unsqueeze(-1)).sum(1).to(x_TI.dtype)
 
     def unpack_weights(self, chosen_TC: torch.Tensor) -> None:
