@@ -25,7 +25,7 @@ from lottery.ticket.stored import StoredTicket
 
 SPARSITY = 0.5
 PROMPT = 64  # tokens
-CHUNK = 3  # tokens that are timed together
+CHUNK = 2  # tokens that are timed together
 
 
 def smollm2_folder() -> Path:
