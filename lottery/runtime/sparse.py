@@ -26,14 +26,22 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class CallTokens(threading.local):
+    """What is known of the call of the model that is running in a thread."""
+
     few = False
+    torch_threads = 0  # how many torch had before, while it has one
 
 
 class Way:
-    """Watches the calls of a model, and tells its layers which way to take."""
+    """Watches the calls of a model, and tells its layers which way to take.
+
+    Where products use several threads, torch uses one meanwhile: its threads spin for milliseconds after each of their
+    jobs, on the processors that the next product needs.
+    """
 
     def __init__(self, model: nn.Module, threads: int, kernel: str) -> None:
         self.calls, self.threads, self.kernel = CallTokens(), threads, kernel
+        self.several = False  # whether any product uses several threads
         model.register_forward_pre_hook(self.begin, with_kwargs=True)
         model.register_forward_hook(self.end, always_call=True)
 
@@ -46,6 +54,9 @@ class Way:
         elif isinstance(embedded, torch.Tensor):
             count = embedded.numel() // embedded.shape[-1]
         self.calls.few = 0 < count <= product.MOST_TOKENS
+        if self.few and self.several and not self.calls.torch_threads:
+            self.calls.torch_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
 
     @property
     def few(self) -> bool:
@@ -54,6 +65,9 @@ class Way:
 
     def end(self, *_: Any) -> None:
         self.calls.few = False
+        if self.calls.torch_threads:
+            torch.set_num_threads(self.calls.torch_threads)
+            self.calls.torch_threads = 0
 
 
 class Group:
@@ -209,6 +223,7 @@ def use_products(model: nn.Module, threads: int, kernel: str, device: str) -> No
         together = [[layers.pop(name) for name in names if name in layers] for names in TOGETHER]
         for members in [group for named in together for group in alike(named, kernel)] + [[m] for m in layers.values()]:
             shared = Group(members)
+            way.several |= shared.product.threads > 1
             for layer in members:
                 layer.group = shared
         for name, child in list(parent.named_children()):

@@ -15,8 +15,10 @@ from torch import nn
 
 import lottery
 from lottery.errors import InputError
+from lottery.kernels import product
 from lottery.measuring.memory import weights_bytes
 from lottery.measuring.perplexity import nll_per_window
+from lottery.runtime import load
 from lottery.runtime.layers import PackedLinear
 from lottery.runtime.sparse import SparseLinear, WholeLinear
 from tests.support.families import LABELS, logits, make
@@ -142,6 +144,29 @@ def test_layers_that_share_activations_are_multiplied_once(tmp_path: Path, cli: 
     assert all(len(layer.group.members) == 1 for layer in (q, k, v))  # they go their own ways from now on
     assert torch.allclose(v(other).double(), reference(v, other)[0], rtol=1e-4, atol=1e-6)
     way.calls.few = False
+
+
+def test_torch_has_one_thread_while_products_use_several(
+    tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads would spin on the processors that the products need."""
+    cli("prune", "--model", tiny_model(tmp_path / "model"), "--out", tmp_path / "t", *QUICK)
+    before, seen = torch.get_num_threads(), []
+    for grain in (256, 1 << 30):
+        monkeypatch.setattr(product, "GRAIN_BYTES", grain)
+        monkeypatch.setattr(load, "product_threads", lambda: 2)
+        model, _ = lottery.load(tmp_path / "t", runtime="sparse")
+        model.model.norm.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            for ids in (ONE, MANY):
+                model(ids)
+                assert torch.get_num_threads() == 2
+            with pytest.raises(IndexError):
+                model(torch.tensor([[5000]]))  # no such word
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 2, 2]
 
 
 def test_several_threads_use_one_model(tmp_path: Path, cli: Callable[..., Result]) -> None:
