@@ -158,7 +158,7 @@ def speeds(name: str, machine: str, rows: Sequence[Row]) -> Table:
         "kernel": (False, lambda r: kernel_of(text_cell(r, "hardware"))),
     }
     data = [{k: r.get(k) for k in (*ABOUT, *METRIC_COLUMNS)} for r in rows]
-    return make_table(name, machine, rows, columns, f"Medians at batch 1. {speeds_note(rows)}", data=data)
+    return make_table(name, machine, rows, columns, f"At batch 1, medians. {speeds_note(rows)}", data=data)
 
 
 def speeds_note(rows: Sequence[Row]) -> str:
