@@ -183,7 +183,7 @@ def test_front_door(
     assert all("--partition=dgx --gpus=1 --cpus-per-gpu=8 --time=0-4:0" in line for line in lines)
     assert "--array=0-18 " in lines[1]
     assert "only this machine has this disk" in said.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["facts"]  # what is known of the model, and no study
     begun = {run.info.run_id for run in mlflow.search_runs(search_all_experiments=True, output_format="list")}
     refused = cli("study", "locate", "--slurm", code=2)
     assert "partition=dgx: this cluster has no such partition; known: batch, urgent" in refused.stderr
