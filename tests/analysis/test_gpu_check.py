@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lottery.kernels import cuda_product
 from tests.support.paths import ROOT
 
 
@@ -51,6 +52,7 @@ def test_its_figures(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_figures_of_the_product(gpu_check: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Here Triton's interpreter and torch's own product stand for a GPU: the figures say nothing of speed."""
     pytest.importorskip("triton")
+    assert cuda_product.is_triton_available()
     found = gpu_check.bench_product("cpu", {"small": (8, 300)}, 3)["small"]
     assert len(found) == 12 and {"16 bits 0%", "int8 50%", "fp8 90%"} < set(found)
     for figures in found.values():
