@@ -93,7 +93,7 @@ def main(folder: Path, only: str | None) -> None:
     for name in [only] if only else MODELS:
         try:
             print(make(MODELS[name], folder / name, folder / ".downloads" / name))
-        except Exception as e:
+        except Exception as e:  # one that is not known to have a line of its own is raised again
             if (known := known_failure(e)) is None:
                 raise
             click.echo(f"Error: {known[0]}", err=True)

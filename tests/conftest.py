@@ -154,3 +154,16 @@ def forks() -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets LOTTERY_KERNEL, which a process reads once."""
+    from lottery.kernels import product  # it loads compiled kernels
+
+    def kernel(name: str) -> None:
+        monkeypatch.setenv("LOTTERY_KERNEL", name)
+        product.pick_kernel.cache_clear()
+
+    yield kernel
+    product.pick_kernel.cache_clear()

@@ -77,7 +77,7 @@ def torch_products(weights: Groups) -> dict[str, Products]:
         held = [weight_OI.to(dtype) for group in weights for weight_OI in group]
         x = activations(weights, dtype)
         found[name] = Products(
-            lambda held=held, x=x: [functional.linear(x[w.shape[1]], w) for w in held],  # type: ignore[misc]
+            lambda held=held, x=x: [functional.linear(x[w.shape[1]], w) for w in held],  # type: ignore[misc]  # mypy cannot type defaults
             sum(w.nbytes for w in held),
         )
     return found

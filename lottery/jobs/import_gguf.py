@@ -67,7 +67,7 @@ def explain_errors(dest: Path, parts: Sequence[Path]) -> Iterator[None]:
         raise path_error(e, f"dir={dest}: {e.strerror}; make room, or give another folder") from e
     except SafetensorError as e:  # it has no error of its own for a full disk
         raise MachineError(f"dir={dest}: the weights cannot be written ({e}); make room, or give another folder") from e
-    except Exception as e:
+    except Exception as e:  # exhausted memory has many classes; anything else is raised again
         if is_out_of_memory(e):
             raise MachineError(f"file={parts[0]}: the memory is exhausted; use a machine with more of it") from e
         raise

@@ -93,7 +93,9 @@ class SparseExperts(nn.Module):
         """Reads the matrices of all experts from the ticket."""
         self.workspace = workspace
         for name in names:
-            _, expert, matrix_name = NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+            found = NAME.fullmatch(name)
+            assert found, "packed_experts found these names by the same expression"
+            _, expert, matrix_name = found.groups()
             matrix = read_matrix(source, name)
             parts = [(int(expert), matrix)] if expert else enumerate(split(matrix, len(self.experts)))
             for number, part in parts:

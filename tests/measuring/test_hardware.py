@@ -1,11 +1,10 @@
 """What a run says of the machine that its speeds were measured on, and of the kernel, through the command."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import pytest
 
 from lottery.kernels import product
 from lottery.measuring.hardware import kernel_of, machine_of, with_kernel
@@ -13,18 +12,6 @@ from lottery.models import devices
 from tests.support.studies import runs, write
 
 HOW = ("--dataset", "builtin", "--limit", 2, "--register", "none", "--out", "none", "--device", "cpu")
-
-
-@pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets LOTTERY_KERNEL, which a process reads once."""
-
-    def kernel(name: str) -> None:
-        monkeypatch.setenv("LOTTERY_KERNEL", name)
-        product.pick_kernel.cache_clear()
-
-    yield kernel
-    product.pick_kernel.cache_clear()
 
 
 def test_a_name_of_hardware_comes_apart_again() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,6 @@ from tests.support.refused import refused
 Cli = Callable[..., Result]
 QUICK = ("--measure", "none", "--register", "none")
 SPARSE = ("--runtime", "sparse", "--device", "cpu")
-
-
-@pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets LOTTERY_KERNEL, which a process reads once."""
-
-    def kernel(name: str) -> None:
-        monkeypatch.setenv("LOTTERY_KERNEL", name)
-        product.pick_kernel.cache_clear()
-
-    yield kernel
-    product.pick_kernel.cache_clear()
 
 
 def test_an_unknown_kernel_is_refused_before_any_work(
