@@ -19,8 +19,8 @@ from lottery.progress import say
 INLINED = b"".join(
     Path(__file__).with_name(name).read_bytes()
     for name in (
-        "avx512.py", "bitmask.py", "half.py", "product_avx2.py", "product_avx512.py", "product_plain.py", "product_rows.py",
-        "simd.py", "threads.py",
+        "avx512.py", "bitmask.py", "half.py", "keys.py", "product_avx2.py", "product_avx512.py", "product_plain.py",
+        "product_rows.py", "simd.py", "threads.py",
     )
 )  # fmt: skip
 

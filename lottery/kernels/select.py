@@ -2,11 +2,9 @@
 
 Legend: O outputs (rows), I inputs (columns), B = ceil(I/8) bytes of a row's bitmask, K survivors.
 
-Weights come as their bits (uint16 for bfloat16 and float16, uint32 for float32). Without the sign bit, the bits of
-floating-point numbers have the order of their magnitudes, so an integer histogram finds the exact k-th smallest
-magnitude. The kernels compare *keys*: a key is that magnitude, or 31 random bits. They first make the keys of a row, in
-the narrowest type that holds them, so that the loops over the keys vectorize. They release the GIL and run over blocks
-of rows in plain threads; the result does not depend on the number of threads.
+Keys (keys.py) are integers, so an integer histogram finds the exact k-th smallest one. The kernels first make the keys
+of a row, in the narrowest type that holds them, so that the loops over the keys vectorize. They release the GIL and run
+over blocks of rows in plain threads; the result does not depend on the number of threads.
 
 Further letters: J = 8B flags of a row, one for each bit of its bitmask.
 """
@@ -17,30 +15,11 @@ import numpy as np
 from numba import njit
 
 from lottery.kernels.bitmask import apply_mask, compact, unpack
+from lottery.kernels.keys import MAGNITUDE, Keys, row_keys
 from lottery.kernels.parallel import CAN_CACHE, THREADS, parallel_for
+from lottery.kernels.rows import count_ties, flags, select_up_to
 
-MAGNITUDE = {np.dtype(np.uint16): 0x7FFF, np.dtype(np.uint32): 0x7FFFFFFF}  # every bit but the sign
 BINS = 1 << 16
-
-
-@njit(nogil=True, cache=CAN_CACHE, inline="always")
-def _row_keys(row_I, index, magnitude, draw, seed, keys_I):
-    """Writes the keys of one row: magnitudes, or with `draw` 31 random bits that depend on the seed and the weight's
-    index.
-
-    A zero weight has the key 0 and is removed first. The random bits come from splitmix64 (Steele, Lea and Flood,
-    OOPSLA 2014), used as a hash of a counter.
-    """
-    if not draw:
-        for c in range(row_I.size):
-            keys_I[c] = row_I[c] & magnitude
-        return
-    for c in range(row_I.size):
-        z = seed + np.uint64(index + c + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-        keys_I[c] = 0 if (row_I[c] & magnitude) == 0 else (z >> np.uint64(33)) | np.uint64(1)
 
 
 @njit(nogil=True, cache=CAN_CACHE)
@@ -57,7 +36,7 @@ def _count_zeros_and_nonfinite(flat, magnitude, infinity, out):
 def _histogram_high(bits_OI, first, last, magnitude, draw, seed, keys_I, shift, out):
     shift = np.uint32(shift)
     for r in range(first, last):
-        _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
+        row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
         for c in range(keys_I.size):
             out[np.uint32(keys_I[c]) >> shift] += 1
 
@@ -66,43 +45,11 @@ def _histogram_high(bits_OI, first, last, magnitude, draw, seed, keys_I, shift, 
 def _histogram_low(bits_OI, first, last, magnitude, draw, seed, keys_I, high, out):
     high = np.uint32(high)
     for r in range(first, last):
-        _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
+        row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
         for c in range(keys_I.size):
             key = np.uint32(keys_I[c])
             if key >> np.uint32(16) == high:
                 out[key & np.uint32(0xFFFF)] += 1
-
-
-@njit(nogil=True, cache=CAN_CACHE)
-def _count_ties(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, equal_O):
-    limit = keys_I.dtype.type(limit)
-    for r in range(first, last):
-        _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
-        equal = np.uint32(0)
-        for c in range(keys_I.size):
-            equal += np.uint32(keys_I[c] == limit)
-        equal_O[r] = equal
-
-
-@njit(nogil=True, cache=CAN_CACHE)
-def _select(bits_OI, first, last, magnitude, draw, seed, keys_I, limit, ties_O, equal_O, flags_J, bitmask_OB):
-    """Removes, in each row, all keys below the limit and the first `ties_O` of the `equal_O` keys that equal it."""
-    limit = keys_I.dtype.type(limit)
-    above = keys_I.dtype.type(limit + 1)
-    flags_B = flags_J.view(np.uint64)  # eight flags at once; flags beyond the last column stay 0
-    for r in range(first, last):
-        _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
-        least = limit if ties_O[r] == 0 else above
-        for c in range(keys_I.size):
-            flags_J[c] = keys_I[c] >= least
-        if 0 < ties_O[r] < equal_O[r]:  # only part of the ties of this row is removed
-            ties = ties_O[r]
-            for c in range(keys_I.size):
-                if keys_I[c] == limit:
-                    flags_J[c] = ties <= 0
-                    ties -= 1
-        for b in range(bitmask_OB.shape[1]):  # byte j of the word becomes bit j
-            bitmask_OB[r, b] = (flags_B[b] * np.uint64(0x0102040810204080)) >> np.uint64(56)
 
 
 @njit(nogil=True, cache=CAN_CACHE)
@@ -116,7 +63,7 @@ def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, gr
     )  # first members, second members, ...: all groups are compared at once
     losses = np.empty((group, groups), np.uint8)
     for r in range(first, last):
-        _row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
+        row_keys(bits_OI[r], r * bits_OI.shape[1], magnitude, draw, seed, keys_I)
         for i in range(group):
             for g in range(groups):
                 lanes[i, g] = keys_I[g * group + i]
@@ -132,6 +79,20 @@ def _select_groups(bits_OI, first, last, magnitude, draw, seed, keys_I, keep, gr
                 flags_J[g * group + i] = (losses[i, g] < keep) & (lanes[i, g] != 0)
         for b in range(bitmask_OB.shape[1]):
             bitmask_OB[r, b] = (flags_B[b] * np.uint64(0x0102040810204080)) >> np.uint64(56)
+
+
+def histogram(keys: Keys, kernel: Callable[..., None], which: int) -> np.ndarray:
+    """Returns the sum of the histograms of blocks of rows, int64 [BINS]. `which` is the last argument of the kernel."""
+    parts: list[np.ndarray] = []
+
+    def work(first: int, last: int) -> None:
+        counts = np.zeros(BINS, np.uint32 if keys.size < 2**32 else np.int64)
+        columns = keys.bits_OI.shape[1]
+        kernel(keys.bits_OI, first, last, *keys.arguments, np.empty(columns, keys.dtype), which, counts)
+        parts.append(counts)
+
+    parallel_for(len(keys.bits_OI), work, keys.size)
+    return np.stack(parts).sum(0, dtype=np.int64)
 
 
 def compile_kernels(dtype: np.dtype) -> None:
@@ -159,40 +120,6 @@ def count_zeros_and_nonfinite(bits: np.ndarray, infinity: int) -> tuple[int, int
     return int(zeros), int(broken)
 
 
-class Keys:
-    """The keys of one matrix: magnitudes when `seed` is None, or else random bits drawn from `seed`."""
-
-    def __init__(self, bits_OI: np.ndarray, seed: int | None) -> None:
-        self.bits_OI, self.size = bits_OI, bits_OI.size
-        self.draw = seed is not None
-        self.dtype = np.dtype(np.uint32) if self.draw else bits_OI.dtype
-        self.wide = self.dtype == np.uint32
-        magnitude = bits_OI.dtype.type(MAGNITUDE[bits_OI.dtype])
-        self.arguments = (magnitude, self.draw, np.uint64(seed or 0))
-
-    def run(self, kernel: Callable[..., None], *more: object) -> None:
-        """Runs a kernel over blocks of rows."""
-        columns = self.bits_OI.shape[1]
-        parallel_for(
-            len(self.bits_OI),
-            lambda a, b: kernel(self.bits_OI, a, b, *self.arguments, np.empty(columns, self.dtype), *more),
-            self.size,
-        )
-
-    def histogram(self, kernel: Callable[..., None], which: int) -> np.ndarray:
-        """Returns the sum of the blocks' histograms, int64 [BINS]. `which` is the last argument of the kernel."""
-        parts: list[np.ndarray] = []
-
-        def work(first: int, last: int) -> None:
-            counts = np.zeros(BINS, np.uint32 if self.size < 2**32 else np.int64)
-            columns = self.bits_OI.shape[1]
-            kernel(self.bits_OI, first, last, *self.arguments, np.empty(columns, self.dtype), which, counts)
-            parts.append(counts)
-
-        parallel_for(len(self.bits_OI), work, self.size)
-        return np.stack(parts).sum(0, dtype=np.int64)
-
-
 class ThresholdSearch:
     """Finds the exact threshold of the k smallest keys of any number of matrices, one in memory at a time.
 
@@ -210,11 +137,11 @@ class ThresholdSearch:
     def add(self, bits_OI: np.ndarray, seed: int | None = None) -> None:
         """Counts the keys of one matrix."""
         keys = Keys(bits_OI, seed)
-        self.wide = keys.wide
+        self.wide = keys.dtype == np.uint32
         if self.high is None:
-            self.counts += keys.histogram(_histogram_high, 16 if keys.wide else 0)
+            self.counts += histogram(keys, _histogram_high, 16 if self.wide else 0)
         else:
-            self.counts += keys.histogram(_histogram_low, self.high)
+            self.counts += histogram(keys, _histogram_low, self.high)
 
     def step(self) -> bool:
         """Ends a pass, in which every matrix was added once. Returns whether another pass is needed."""
@@ -233,32 +160,13 @@ class ThresholdSearch:
         return False
 
 
-def count_ties(bits_OI: np.ndarray, limit: int, seed: int | None = None) -> np.ndarray:
-    """Returns how many keys of each row equal the limit, int64 [O]."""
-    equal_O = np.empty(len(bits_OI), np.int64)
-    Keys(bits_OI, seed).run(_count_ties, limit, equal_O)
-    return equal_O
-
-
-def flags(columns: int) -> np.ndarray:
-    """Returns the flags of one row, all 0, uint8 [J]."""
-    return np.zeros(-(-columns // 8) * 8, np.uint8)
-
-
 def select_below(bits_OI: np.ndarray, limit: int, ties: int, seed: int | None = None) -> np.ndarray:
     """Returns bitmask_OB of the weights that survive when all keys below the limit are removed, and of the keys that
     equal it the first `ties` in row-major order."""
-    keys = Keys(bits_OI, seed)
     equal_O = count_ties(bits_OI, limit, seed)
     ties_O = np.clip(ties - (np.cumsum(equal_O) - equal_O), 0, equal_O)
-    rows, columns = bits_OI.shape
-    bitmask_OB = np.empty((rows, -(-columns // 8)), np.uint8)
-
-    def kernel(*arguments: object) -> None:
-        _select(*arguments, limit, ties_O, equal_O, flags(columns), bitmask_OB)
-
-    keys.run(kernel)
-    return bitmask_OB
+    limit_O = np.full(len(bits_OI), limit, Keys(bits_OI, seed).dtype)
+    return select_up_to(bits_OI, limit_O, ties_O, equal_O, seed)
 
 
 def select(bits_OI: np.ndarray, k: int, seed: int | None = None) -> np.ndarray:
