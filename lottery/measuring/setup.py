@@ -13,10 +13,11 @@ from lottery.measuring.cache import Cache
 from lottery.measuring.hardware import with_kernel
 from lottery.measuring.protocol import EvalProtocol
 from lottery.measuring.samples import NEW_TOKENS, tokens_of_samples
-from lottery.measuring.text import pick_window, tokenize_windows
+from lottery.measuring.text import tokenize_windows
 from lottery.measuring.verdict import reason_not_judged
 from lottery.models import architecture, devices
 from lottery.models.checkpoint import TOKENIZER_FILES, Base
+from lottery.models.texts import pick_length
 from lottery.progress import say
 from lottery.runtime import load
 from lottery.runtime.layers import check_int8
@@ -63,7 +64,7 @@ def make_setup(source: load.TensorSource, spec: Spec, base_id: str, quantize: st
         return Setup((), None, dtype, device, None, None, spec.runtime, family=family, hardware=hardware)
     tokenizer = cache.get_or_compute(("tokenizer", source.folder), lambda: architecture.read_tokenizer(source.folder))
     config = architecture.read_config(source.folder)
-    window = pick_window(spec.window, architecture.context_length(config))
+    window = pick_length("window", spec.window, architecture.context_length(config))
     if tokenizer is None and set(spec.measures) - {"memory"}:
         raise InputError(f"measure={spec.measure}: the base has no tokenizer files; give measure=none or memory")
     if quantize == "int8" and spec.runtime == "dense":
@@ -105,7 +106,7 @@ def check_unmeasured(folder: Path, window: int | str) -> str:
     def find() -> str:
         architecture.read_tokenizer(folder)
         config = architecture.read_config(folder)
-        pick_window(window, architecture.context_length(config))
+        pick_length("window", window, architecture.context_length(config))
         return str(config.model_type)
 
     files = [folder / name for name in ("config.json", *TOKENIZER_FILES)]

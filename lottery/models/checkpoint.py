@@ -55,6 +55,8 @@ class Source(Protocol):
     def tied_head(self) -> str | None: ...
     @property
     def small_files(self) -> list[str]: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
     def info(self, name: str) -> TensorInfo: ...
     def tensor(self, name: str) -> torch.Tensor: ...
     def original_name(self, name: str) -> str:
@@ -69,8 +71,8 @@ class Source(Protocol):
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
         """Yields (tensor, function that gives its memory back) of each name in turn.
 
-        A base reads the next tensors while the caller works on one, as many as fit into `budget` bytes. Until the
-        caller gives the memory back, it may overwrite it: nobody else uses it.
+        A base reads the next tensors while the caller works on one, as many as fit into `budget` bytes, and none ahead
+        where that is 0. Until the caller gives the memory back, it may overwrite it: nobody else uses it.
         """
 
 
@@ -221,6 +223,9 @@ class Base:
         return None
 
     def stream(self, names: Sequence[str], budget: int) -> Generator[tuple[torch.Tensor, Callable[[], None]]]:
+        if not budget:
+            yield from ((self.tensor(name).clone(), lambda: None) for name in names)
+            return
         infos = [self.tensors[name] for name in names]
         parts = [disk.ByteRange(self.folder / info.shard, info.offset, info.nbytes) for info in infos]
         try:

@@ -1,4 +1,4 @@
-"""Fetches models and data sets from the Hugging Face hub into its own cache. Only this file imports huggingface_hub.
+"""Fetches models from the Hugging Face hub into its own cache. Only this file and hub_datasets.py import huggingface_hub.
 
 The functions import it themselves, because it reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and its time-outs on import.
 """
@@ -158,27 +158,32 @@ def download_file(what: str, repo: str, revision: str, name: str, **settings: An
     """Returns what `hf_hub_download` returns. Raises InputError or MachineError, as `hub_errors` does."""
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(what, repo, revision):
+    with hub_errors(what, repo, revision, settings.get("repo_type", "model")):
         return hf_hub_download(repo, name, revision=revision, **settings)
 
 
 def download_files(what: str, repo: str, folder: Path, names: Sequence[str]) -> None:
     """Downloads the files that a snapshot's folder lacks. Raises MachineError when the disk has no room for them."""
-    from huggingface_hub import constants
-
     commit = folder.name
     files = [download_file(what, repo, commit, name, dry_run=True) for name in names]
     new = [file for file in files if not Path(file.local_path).exists()]
     download_bytes = sum(file.file_size or 0 for file in new if file.will_download)
+    check_room(what, download_bytes, folder)
+    if new:
+        with progress_bar(f"download {repo}", download_bytes, "bytes") as advance:
+            for file in new:  # one after the other: Ctrl-C ends it at once, and hf_xet is parallel within a file
+                download_file(what, repo, commit, file.filename, tqdm_class=tqdm_class_for(advance))
+
+
+def check_room(what: str, download_bytes: int, folder: Path) -> None:
+    """Raises MachineError when the disk of a folder in the hub's cache has no room for a download."""
+    from huggingface_hub import constants
+
     if download_bytes > (free := shutil.disk_usage(folder).free):
         raise MachineError(
             f"{what}: {download_bytes / 1e9:.2f} GB to download, {free / 1e9:.2f} GB free in {constants.HF_HUB_CACHE}; "
             f"make room, or set HF_HOME to a larger disk"
         )
-    if new:
-        with progress_bar(f"download {repo}", download_bytes, "bytes") as advance:
-            for file in new:  # one after the other: Ctrl-C ends it at once, and hf_xet is parallel within a file
-                download_file(what, repo, commit, file.filename, tqdm_class=tqdm_class_for(advance))
 
 
 def read_json(what: str, path: Path) -> dict[str, Any]:
@@ -319,48 +324,3 @@ def read_licence(folder: Path) -> str | None:
             stated = next((line.strip() for line in lines if line.strip()), None)
     words = "".join(c if c.isprintable() else " " for c in str(stated or "")).split()
     return " ".join(words)[:100] or None
-
-
-def load_dataset_column(what: str, repo: str, config: str, split: str, column: str) -> list[str]:
-    """Returns one column of a data set on the hub, or of its cached copy when the hub cannot be reached.
-
-    Raises InputError when the hub refuses it or, offline, the cache does not have it, and MachineError when the hub
-    cannot be reached and the cache does not have it.
-    """
-    import datasets
-    from huggingface_hub import HfApi, constants
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-
-    def load() -> list[str]:
-        return list(datasets.load_dataset(repo, config, split=split)[column])
-
-    unreached = None
-    if not (offline := datasets.config.HF_HUB_OFFLINE):
-        try:
-            # load_dataset would try for half a minute, and would not say why it failed.
-            with hub_errors(what, repo, repo_type="dataset"):
-                HfApi().dataset_info(repo, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        except MachineError as e:
-            unreached = e
-        else:
-            with hub_errors(what, repo, repo_type="dataset"):
-                return load()
-
-    instead = f"give dataset=builtin, or its {split} parquet file as dataset=FILE"
-    try:
-        datasets.config.HF_HUB_OFFLINE = True  # load_dataset reads it in every call and has no argument for it
-        rows = load()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        if unreached:
-            raise MachineError(f"{unreached}; or {instead}") from e
-        cache = datasets.config.HF_DATASETS_CACHE
-        raise InputError(
-            f"{what}: offline, and the cache {cache} has no {repo} {config}; unset HF_HUB_OFFLINE, or {instead}"
-        ) from e
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-    if unreached:
-        say(f"warning: {unreached}; meanwhile the cached {repo} is used")
-    return rows

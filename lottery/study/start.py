@@ -8,7 +8,7 @@ from pathlib import Path
 from lottery.errors import InputError
 from lottery.files.home import home
 from lottery.measuring.setup import resolve_dataset
-from lottery.measuring.text import read_dataset
+from lottery.models.texts import read_text
 from lottery.registry import parts, recovery, runs, store, versions
 from lottery.spec import json_sha256
 from lottery.study.planning import Plan
@@ -43,7 +43,7 @@ def check_texts_and_names(plan: Plan) -> None:
         if part.spec.register != "none":
             versions.model_name(part.spec.register, part.base_id)
     for dataset in {resolve_dataset(p.spec, p.base_id) for p in plan.baselines if "perplexity" in p.spec.measures}:
-        read_dataset(dataset)
+        read_text("dataset", dataset)
 
 
 def unschedule_run(plan: Plan, before: str | None, reason: str) -> None:

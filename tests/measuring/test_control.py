@@ -26,6 +26,7 @@ SHORT = ("--dataset", "builtin", "--limit", 12, "--measure", "perplexity", "--re
     "arguments",
     [
         ("--scope", "global"),
+        ("--scope", "row"),
         ("--quantize", "int8"),
         ("--pattern", "2:4"),
         ("--storage", "mask"),

@@ -11,7 +11,7 @@ import pytest
 import transformers
 from click.testing import Result
 
-from lottery.measuring.text import BUILTIN_TEXT
+from lottery.models.texts import BUILTIN_TEXT
 from tests.support.models import tiny_model
 from tests.support.paths import STORIES, WIKITEXT, needs_data
 from tests.support.refused import refused
@@ -30,12 +30,12 @@ def test_gpt2_counts_the_tokens_of_wikitext2() -> None:
 
 
 def test_rows_of_json_lines_split_at_newlines_alone(tmp_path: Path) -> None:
-    from lottery.measuring.text import read_dataset
+    from lottery.models.texts import read_text
 
     texts = ["one\u2028two\u0085", "three"]
     rows = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
     (tmp_path / "x.jsonl").write_bytes(rows.encode())
-    assert read_dataset(str(tmp_path / "x.jsonl")) == ("x.jsonl", "\n\n".join(texts))
+    assert read_text("dataset", str(tmp_path / "x.jsonl")) == ("x.jsonl", "\n\n".join(texts))
 
 
 HOW = ("--window", 64, "--limit", 2, "--measure", "perplexity", "--register", "none")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from lottery.measuring.intervals import difference_interval
-from lottery.measuring.text import BUILTIN_TEXT
 from lottery.measuring.verdict import LEAST_WINDOWS, describe_verdict, is_judged
+from lottery.models.texts import BUILTIN_TEXT
 
 QUICK = ("--measure", "perplexity", "--sparsity", "0.01")
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lottery.measuring.text import BUILTIN_TEXT, tokenize_windows
+from lottery.measuring.text import tokenize_windows
 from lottery.models.architecture import read_tokenizer
 from lottery.models.checkpoint import BUILTIN
 from lottery.models.sources import open_base
+from lottery.models.texts import BUILTIN_TEXT
 from tests.support.paths import DATA, needs_data
 
 

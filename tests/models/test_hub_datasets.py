@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 
 from lottery.errors import InputError, MachineError
-from lottery.models.hub import load_dataset_column
+from lottery.models.hub_datasets import load_dataset_column
+from lottery.models.texts import read_text
 from tests.support.hub_client import line
 from tests.support.hub_server import Fault, Hub, use
 from tests.support.paths import DATA, needs_data
 from tests.support.servers import free_port
 
-WIKITEXT = ("dataset=wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", "test", "text")
+WIKITEXT = (
+    "dataset=wikitext2",
+    "Salesforce/wikitext",
+    "wikitext-2-raw-v1",
+    "test",
+    "text",
+    "give a text as dataset=FILE",
+)
 
 
 @needs_data
@@ -32,7 +40,7 @@ def test_wikitext2_and_again_without_the_hub(
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "the cached Salesforce/wikitext is used" in warning
 
-    code = f"from lottery.models.hub import load_dataset_column; print(len('\\n\\n'.join(load_dataset_column(*{WIKITEXT}))))"
+    code = f"from lottery.models.hub_datasets import load_dataset_column; print(len('\\n\\n'.join(load_dataset_column(*{WIKITEXT}))))"
     env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1294336\n", "")
@@ -60,22 +68,22 @@ def test_the_hub_fails_for_a_data_set(
 ) -> None:
     use(monkeypatch, server.url, tmp_path / "home", seconds=1)
     server.faults["/api/datasets"] = fault
-    line(error, *says, call=lambda: load_dataset_column(*WIKITEXT))
+    line(error, *says, call=lambda: read_text("dataset", "wikitext2"))
 
 
 @needs_data
 def test_the_hub_fails_in_the_middle_of_a_data_set(server: Hub, hurried: None) -> None:
     server.add("Salesforce/wikitext", DATA / "wikitext", kind="datasets")
     server.faults[".parquet"] = Fault(500, method="GET")
-    line(MachineError, "(500)", call=lambda: load_dataset_column(*WIKITEXT))
+    line(MachineError, "(500)", call=lambda: read_text("dataset", "wikitext2"))
 
 
 def test_a_data_set_without_a_network(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path / "home")
     start = time.monotonic()
-    line(MachineError, "cannot be reached", "dataset=builtin", call=lambda: load_dataset_column(*WIKITEXT))
+    line(MachineError, "cannot be reached", "dataset=builtin", call=lambda: read_text("dataset", "wikitext2"))
     assert time.monotonic() - start < 5  # load_dataset alone: 24 s
     use(monkeypatch, server.url, tmp_path / "home", offline=True)
     says = ("offline", "unset HF_HUB_OFFLINE", "dataset=builtin", "test parquet file as dataset=FILE")
-    line(InputError, *says, call=lambda: load_dataset_column(*WIKITEXT))
+    line(InputError, *says, call=lambda: read_text("dataset", "wikitext2"))
     assert server.asked == []
