@@ -8,7 +8,6 @@ function then computes the bits of the dense model.
 Legend: E experts, O outputs, I inputs, T tokens, C experts chosen for a token.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,14 +16,11 @@ import torch
 from torch import nn
 
 from lottery.kernels import product, quantizing
+from lottery.runtime.block_parts import NAME, PROJECTIONS
 from lottery.runtime.layers import Workspace, bits_of, refuse_gradients
 from lottery.runtime.sparse import SparseLinear
 from lottery.ticket.matrix import StoredMatrix
 from lottery.ticket.stored import StoredTicket
-
-# Published files hold the matrices of each expert; those that transformers saved may hold its own two tensors.
-NAME = re.compile(r"(.*\.layers\.\d+)\.(?:mlp|block_sparse_moe)\.experts\.(?:(\d+)\.)?(\w+?)(?:\.weight)?")
-PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # Mixtral's names
 
 
 def packed_experts(source: StoredTicket) -> dict[str, list[str]]:
