@@ -72,6 +72,28 @@ def int_range(low: int, *, word: str | None = None) -> dict[str, Any]:
 
 
 QUANTIZATIONS = ("fp8", "int8")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What other code must know of a method before it runs: whether it looks at data, whether it changes the weights
+    that stay, what `propagate=auto` means for it, and whether it solves the matrices of a block in the order in which
+    they compute, each on what the pruned ones before it give."""
+
+    calibrated: bool = False
+    updates: bool = False
+    propagate: str = "dense"
+    in_order: bool = False
+
+
+METHODS = {
+    "magnitude": Method(),
+    "random": Method(),
+    "wanda": Method(calibrated=True),
+    "refit": Method(calibrated=True, updates=True),
+    "sparsegpt": Method(calibrated=True, updates=True, propagate="pruned"),
+    "repair": Method(calibrated=True, updates=True, propagate="pruned", in_order=True),
+}
 MEASURES = ("perplexity", "speed", "memory", "samples")
 
 
@@ -103,8 +125,30 @@ class Spec:
         ),
     )
     sparsity: float = parameter(0.5, "Share of the targeted weights to remove.", **float_range(0, 1))
-    method: str = parameter("magnitude", "Which weights are removed first.", **one_of("magnitude", "random"))
-    scope: str = parameter("layer", "Sparsity per tensor, or over all together.", **one_of("layer", "global"))
+    method: str = parameter(
+        "magnitude",
+        "Which weights are removed first: the smallest, random ones, or by a method that looks at data.",
+        **one_of(*METHODS),
+    )
+    scope: str = parameter(
+        "layer", "Sparsity per tensor, per output row, or over all together.", **one_of("layer", "row", "global")
+    )
+    calibration: str = parameter(
+        "auto",
+        "Text that the method looks at; auto: self for the embedded model, else c4.",
+        **nonempty_text(
+            "auto, self (the dense model writes it), c4, wikitext2-train, or a .txt, .jsonl or .parquet file"
+        ),
+    )
+    nsamples: int = parameter(32, "Calibration samples; papers use 128.", **int_range(1))
+    seqlen: int | str = parameter(
+        "auto", "Tokens of a calibration sample; auto: what the model takes, at most 2048.", **int_range(2, word="auto")
+    )
+    propagate: str = parameter(
+        "auto",
+        "What a block sees of the blocks before it: dense or pruned; auto: by the method.",
+        **one_of("auto", "dense", "pruned"),
+    )
     pattern: str = parameter(
         "unstructured",
         "Which weights may become zero: any, or a fixed number in each group.",
@@ -166,6 +210,27 @@ class Spec:
                 raise InputError(
                     f"pattern={spec.pattern}: it selects weights group by group, which scope=global contradicts; give scope=layer"
                 )
+            if spec.scope == "row":
+                raise InputError(
+                    f"pattern={spec.pattern}: its groups lie within a row already, so that scope=row changes nothing; give scope=layer"
+                )
+        method = METHODS[spec.method]
+        if method.calibrated and spec.scope != "layer":
+            raise InputError(
+                f"scope={spec.scope}: method={spec.method} brings its own groups of weights; give scope=layer, or method=magnitude"
+            )
+        if method.calibrated and spec.sparsity == 1:
+            raise InputError(f"sparsity=1: method={spec.method} has no weights left to choose; give a sparsity below 1")
+        if method.in_order and spec.propagate == "dense":
+            raise InputError(
+                f"propagate=dense: method={spec.method} makes up for what earlier blocks lost, so it must see what they give; "
+                f"give propagate=pruned, or method=refit"
+            )
+        if method.updates and spec.storage == "mask":
+            raise InputError(
+                f"storage=mask: it takes the weights that stay from the base, but method={spec.method} changes them; "
+                f"give storage=packed, or method=wanda"
+            )
         if spec.quantize != "none" and spec.storage == "mask":
             raise InputError(
                 f"quantize={spec.quantize}: storage=mask stores masks over a base and no values; give storage=packed, "
@@ -186,13 +251,18 @@ class Spec:
         return tuple(self.measure.split(","))
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether the method looks at data."""
+        return METHODS[self.method].calibrated
+
+    @property
     def title(self) -> str:
         """The shortest text that tells tickets of one base apart: target, sparsity, and what is not the default."""
         words = [self.target, f"{100 * self.sparsity:g}%"]
         default = {f.name: f.default for f in fields(self)}
         for name in ("method", "scope", "pattern", "quantize"):
             words += [getattr(self, name)] if getattr(self, name) != default[name] else []
-        return " ".join(words)
+        return " ".join([*words, *calibration_words(self.params())])
 
     def identity_params(self) -> dict[str, Any]:
         """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes."""
@@ -215,16 +285,39 @@ class Spec:
         return None
 
 
+def calibration_words(params: Mapping[str, Any]) -> list[str]:
+    """Returns what is not the default of a calibration, in words; nothing for a method that looks at no data.
+
+    `params` are parameters of a ticket as they were recorded; one that is missing has its default.
+    """
+    if not METHODS.get(str(params.get("method")), Method()).calibrated:
+        return []
+    default = {f.name: str(f.default) for f in fields(Spec)}
+    words = []
+    for name in ("calibration", "nsamples", "seqlen", "propagate", "seed"):
+        value = re.sub(r"\.0$", "", str(params.get(name)))  # a column of numbers makes 32.0 of 32
+        if value not in (default[name], "None", "nan"):
+            words.append(short_base(value) if name == "calibration" else f"{name}={value}")
+    return words
+
+
 def json_sha256(what: Any) -> str:
     """Returns the sha256 (hex) of the canonical JSON of `what`."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str], source: str | None = None) -> str:
+def ticket_id(
+    spec: Spec,
+    base_files: Mapping[str, str],
+    tensors: Iterable[str],
+    source: str | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> str:
     """Returns the 12 hex digits that name a ticket's bytes.
 
     They are a hash of the base (`base_files`: file name -> sha256), of the chosen tensors, of the parameters that
-    determine the bytes, and of `source`, the ticket that was pruned further, if there was one.
+    determine the bytes, of `source`, the ticket that was pruned further, if there was one, and of `calibration`: what
+    a method that looks at data saw (`Calibration.identity`).
     """
     further = {"source": source} if source else {}
     fixed = {
@@ -233,6 +326,7 @@ def ticket_id(spec: Spec, base_files: Mapping[str, str], tensors: Iterable[str],
         "tensors": sorted(tensors),
         **further,
         **spec.identity_params(),
+        **(calibration or {}),
     }
     return json_sha256(fixed)[:12]
 

@@ -44,9 +44,25 @@ def test_values_as_typed_and_as_python() -> None:
         {"quantize": "int8", "storage": "mask"},
     ]
     + [{"pattern": "2:4", "sparsity": 0.6}, {"pattern": "4:8", "scope": "global"}, {"pattern": "1:4"}]
-    + [{"measure": "perplexity,foo"}, {"method": "wanda"}, {"target": " "}, {"sparcity": 0.5}, {"dtype": "int8"}],
+    + [{"nsamples": "0"}, {"nsamples": "auto"}, {"seqlen": "1"}, {"propagate": "sparse"}, {"calibration": " "}]
+    + [
+        {"sparsity": 1, "method": "sparsegpt"},
+        {"scope": "row", "method": "refit"},
+        {"scope": "global", "method": "wanda"},
+    ]
+    + [{"storage": "mask", "method": method} for method in ("refit", "sparsegpt")]
+    + [{"measure": "perplexity,foo"}, {"method": "wandas"}, {"target": " "}, {"sparcity": 0.5}, {"dtype": "int8"}],
 )
 def test_a_wrong_value_is_named(given: dict[str, object]) -> None:
     with pytest.raises(InputError) as caught:
         Spec.parse(**given)
     assert next(iter(given)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_calibrated_method_s_tickets_are_called() -> None:
+    assert Spec.parse(method="wanda").title == "all 50% wanda"
+    given = {"calibration": "texts/my.txt", "nsamples": 8, "seqlen": 64, "propagate": "pruned", "seed": 1}
+    assert (
+        Spec.parse(method="wanda", **given).title == "all 50% wanda my.txt nsamples=8 seqlen=64 propagate=pruned seed=1"
+    )
+    assert Spec.parse(**given).title == "all 50%"  # magnitude looks at no data

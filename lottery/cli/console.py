@@ -34,17 +34,48 @@ def plan_table(plan: dict[str, Any]) -> str:
     if plan["tied"]:
         shares += " (the head is the embedding matrix itself)"
     dropped = [f"left out, as each is a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
+    no_id = f"(its id is not known yet: {plan.get('no_ticket')})"
     return render(
         table,
         *plan["notes"],
         f"{plan['base']}: {plan['parameters']:,} parameters: {shares}",
-        f"ticket {plan['ticket'] or '(its id is not known yet: the weights of the base are not on this machine)'}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
+        f"ticket {plan['ticket'] or no_id}: {plan['target']} of {plan['base']} to {plan['sparsity']:.2%}; "
         f"{f'{quantized} tensors are stored in 8 bits; ' if quantized else ''}{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",
         f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
         *dropped,
+        *(calibration_lines(plan) if "calibration" in plan else []),
     )
+
+
+def calibration_lines(plan: dict[str, Any]) -> list[str]:
+    """Returns what a method that looks at data takes: the samples, the memory, the time."""
+    text, parts = plan["calibration"], plan["calibration_bytes"]
+    named = {
+        "gram": "Gram matrices",
+        "weights": "weights of a block",
+        "hidden_states": "hidden states",
+        "solving": "buffers",
+        "libraries": "libraries",
+    }
+    shown = ", ".join(f"{name} {megabytes(parts[key])}" for key, name in named.items() if parts[key])
+    written = "; the model writes them first, which takes more" if text["text"] == "self" else ""
+    return [
+        f"calibration: {text['nsamples']} samples of {text['seqlen']:,} tokens of {text['text']}{written}; "
+        f"a block sees what the {text['propagate']} blocks before it give",
+        f"memory: at most about {megabytes(plan['calibration_peak_bytes'])} MB: {shown}",
+        f"time here: {about(plan['calibrate_s'])} for the samples in the blocks, {about(plan['prune_s'])} for the rest "
+        f"(extrapolated from products that were timed now)",
+    ]
+
+
+def about(seconds: float) -> str:
+    """Returns a rough time in words."""
+    for most, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (math.inf, 3600, "h")):
+        if seconds < most:
+            return f"about {max(1, round(seconds / unit))} {name}"
+    raise AssertionError("some time is longer than any")
 
 
 def export_text(found: dict[str, Any]) -> str:

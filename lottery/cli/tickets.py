@@ -10,6 +10,22 @@ from lottery.errors import InputError
 from lottery.progress import say
 from lottery.spec import Spec
 
+PLANNED = (
+    "model",
+    "target",
+    "sparsity",
+    "method",
+    "scope",
+    "calibration",
+    "nsamples",
+    "seqlen",
+    "propagate",
+    "pattern",
+    "quantize",
+    "storage",
+    "seed",
+)  # the parameters that fix a ticket's bytes
+
 
 @click.command()
 @spec_options()
@@ -19,6 +35,8 @@ def prune(out: str | None, as_json: bool, **parameters: str) -> None:
     """Prune a model, measure the ticket, register it.
 
     Example: lottery prune --target late --sparsity 0.5
+
+    By a method that looks at a text: lottery prune --method wanda --calibration my-text.txt
     """
     Spec.parse(**parameters)  # reports a typo before the libraries load, which takes seconds
     from lottery.jobs import run
@@ -95,10 +113,10 @@ def generate(
 
 
 @click.command()
-@spec_options("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "seed")
+@spec_options(*PLANNED)
 @json_option
 def plan(as_json: bool, **parameters: str) -> None:
-    """Show what would be pruned; write nothing.
+    """Show what would be pruned, and what it takes; write nothing.
 
     Example: lottery plan --target attention+mlp@late --sparsity 0.7
     """

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lottery.jobs.calibrate import find_calibration
 from lottery.jobs.resolve import resolve
 from lottery.jobs.result import identity_tags
 from lottery.measuring.cache import Cache
 from lottery.measuring.setup import Setup, make_setup
 from lottery.models.checkpoint import Base
 from lottery.models.families import Place
+from lottery.pruning.calibration import Calibration
 from lottery.registry import lookup, store, versions
 from lottery.spec import Spec, run_name, ticket_id
 from lottery.ticket.stored import StoredTicket
@@ -27,6 +29,12 @@ class Job:
     cache: Cache
     tags: dict[str, str]  # the tags with which its run begins
     name: str | None  # the registered model that will hold it
+    calibration: Calibration | None = None  # what the method looks at, if it looks at data
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of the calibration goes into the ticket's id."""
+        return self.calibration.identity if self.calibration else {}
 
     @property
     def run_name(self) -> str:
@@ -40,8 +48,11 @@ def prepare_job(spec: Spec, cache: Cache | None = None) -> Job:
     about = source.base_record
     name = versions.model_name(spec.register, about["id"]) if spec.register != "none" else None
     setup = make_setup(source, spec, about["id"], spec.quantize, cache)
-    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket)
-    return Job(spec, source, chosen, base, setup, id, cache, identity_tags("ticket", id, about["id"], setup), name)
+    calibration = find_calibration(spec, source, cache)
+    identity = calibration.identity if calibration else {}
+    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket, identity)
+    tags = identity_tags("ticket", id, about["id"], setup)
+    return Job(spec, source, chosen, base, setup, id, cache, tags, name, calibration)
 
 
 def find_existing_run(client: store.Client, job: Job, parent: str | None = None) -> Any | None:

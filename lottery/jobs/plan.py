@@ -1,26 +1,40 @@
 """Says what `prune` would do, without doing it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from lottery.jobs.resolve import resolve
+from lottery.models import devices
+from lottery.models.architecture import read_config
 from lottery.models.checkpoint import Base
-from lottery.models.families import PRUNABLE
+from lottery.models.families import PRUNABLE, Place
 from lottery.models.targets import tied_head_notes
+from lottery.models.texts import WORDS
+from lottery.pruning.calibration import Calibration, resolve_calibration
 from lottery.pruning.plan import plan_ticket
 from lottery.spec import Spec
+from lottery.ticket.stored import StoredTicket
+
+NO_WEIGHTS = "the weights of the base are not on this machine"
+NO_TEXT = "it needs the text of calibration={text}, which a plan does not download"
 
 
 def plan(**parameters: Any) -> dict[str, Any]:
-    """Returns what `prune` would do: the chosen tensors and layers, their counts, bytes before and after.
+    """Returns what `prune` would do: the chosen tensors and layers, their counts, bytes before and after; for a method
+    that looks at data also the memory and the seconds that it takes here.
 
-    It writes nothing. The parameters are those of `lottery plan`. A folder with config.json alone is enough: the shapes
-    then come from the transformers class. Raises InputError and MachineError as `prune` does.
+    It writes nothing and downloads no weights and no text. The parameters are those of `lottery plan`. A folder with
+    config.json alone is enough: the shapes then come from the transformers class. Raises InputError and MachineError as
+    `prune` does.
     """
     spec = Spec.parse(**parameters)
     source, chosen, _ = resolve(spec, config_only=True)
-    bare = isinstance(source, Base) and source.is_config_only
-    result = plan_ticket(source, spec, chosen, with_ticket_id=not bare)
+    calibration, no_id = look(spec, source)
+    if isinstance(source, Base) and source.is_config_only:
+        no_id = NO_WEIGHTS
+    identity = calibration.identity if calibration else None
+    result = plan_ticket(source, spec, chosen, with_ticket_id=not no_id, calibration=identity)
     total = sum(source.info(p.name).numel for p in source.places)
     shares = {
         role: sum(source.info(p.name).numel for p in source.places if p.role == role) / total for role in PRUNABLE
@@ -35,6 +49,36 @@ def plan(**parameters: Any) -> dict[str, Any]:
         "notes": tied_head_notes(chosen, source.tied_head) + sparser_already(result["tensors"]),
         "disk_bytes_before": source.disk_bytes,
         **result,
+        **({"no_ticket": no_id} if no_id else {}),
+        **(cost_of(spec, source, chosen, calibration) if calibration else {}),
+    }
+
+
+def look(spec: Spec, source: Base | StoredTicket) -> tuple[Calibration | None, str]:
+    """Returns what the method of a spec looks at, None if it looks at no data, and why a text of the hub leaves the
+    ticket's id open."""
+    base_id = source.id if isinstance(source, Base) else source.base_record["id"]
+    text = spec.calibration if spec.calibration != "auto" else "self" if base_id == "builtin" else "c4"
+    of_hub = spec.is_calibrated and text in WORDS["calibration"] and text != "self"
+    found = resolve_calibration(replace(spec, calibration="self") if of_hub else spec, source, base_id)
+    return (replace(found, text=text) if found else None), NO_TEXT.format(text=text) if of_hub else ""
+
+
+def cost_of(
+    spec: Spec, source: Base | StoredTicket, chosen: Sequence[Place], calibration: Calibration
+) -> dict[str, Any]:
+    """Returns the memory and the seconds of a calibrated method."""
+    from lottery.pruning import cost, rates  # they load scipy
+
+    config = read_config(source.folder).get_text_config()
+    text = cost.Text(calibration.nsamples, calibration.seqlen, calibration.propagate)
+    asked = (source, spec, chosen, text, config)
+    peak = cost.peak(*asked)
+    return {
+        "calibration": {"text": calibration.text, **asdict(text)},
+        "calibration_bytes": asdict(peak),
+        "calibration_peak_bytes": peak.total,
+        **rates.seconds(*asked, rates.measure(*asked, devices.pick_device("auto"))),
     }
 
 

@@ -69,4 +69,6 @@ def with_sizes(measured: ModelResult, stored: StoredTicket, more: Mapping[str, f
         # of the base: an untied head counts once
         "parameters": sum(math.prod(e["shape"]) for e in stored.record["tensors"].values() if "copy_of" not in e),
     }
-    return replace(measured, metrics={**measured.metrics, **sizes, **more})
+    errors = [entry["layer_error"] for entry in stored.entries.values() if "layer_error" in entry]
+    error = {"layer_error": sum(errors) / len(errors)} if errors else {}
+    return replace(measured, metrics={**measured.metrics, **sizes, **error, **more})

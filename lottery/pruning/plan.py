@@ -1,6 +1,6 @@
 """Says, before a weight is read, what cannot be pruned and what a ticket would hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lottery.errors import InputError
@@ -21,6 +21,10 @@ from lottery.spec import Spec, ticket_id
 from lottery.ticket.record import sparsities
 
 
+class UnfitError(InputError):
+    """A method cannot prune a target that the model has."""
+
+
 def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str) -> None:
     """Raises InputError for what cannot be pruned, as far as it is known before a weight is read.
 
@@ -28,6 +32,11 @@ def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str
     N:M pattern; types that cannot be compared with each other; and a matrix of another type that would be quantized.
     `what` begins the messages about the model.
     """
+    if spec.is_calibrated and any(p.role == "embeddings" for p in chosen):
+        raise UnfitError(
+            f"target={spec.target}: method={spec.method} looks at what a matrix multiplies, and embeddings are looked up; "
+            f"leave them out of the target, or give method=magnitude"
+        )
     types: dict[str, str] = {}
     floats = ", ".join(FLOAT_BITS)
     eight = to_quantize(source, spec, chosen) - {p.name for p in chosen}
@@ -55,11 +64,18 @@ def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str
         say(f"warning: the targeted weights are of mixed types, {mixed}; each tensor keeps its own")
 
 
-def plan_ticket(source: Source, spec: Spec, chosen: Sequence[Place], with_ticket_id: bool = True) -> dict[str, Any]:
+def plan_ticket(
+    source: Source,
+    spec: Spec,
+    chosen: Sequence[Place],
+    with_ticket_id: bool = True,
+    calibration: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Returns what `prune_source` would write, from the headers alone: counts, and the bytes of the tensors.
 
     With `scope=global` the weights decide how much each tensor loses; the plan spreads the loss evenly. With
-    `with_ticket_id` it states the ticket's id, which needs the hashes of the source's files.
+    `with_ticket_id` it states the ticket's id, which needs the hashes of the source's files, and `calibration`, the
+    identity of what the method looks at.
     """
     targeted = {p.name for p in chosen}
     in_8_bits = to_quantize(source, spec, chosen)
@@ -67,7 +83,9 @@ def plan_ticket(source: Source, spec: Spec, chosen: Sequence[Place], with_ticket
         place.name: plan_tensor(source, spec, place, place.name in targeted, place.name in in_8_bits)
         for place in all_places(source, chosen)
     }
-    ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket) if with_ticket_id else None
+    ticket = None
+    if with_ticket_id:
+        ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket, calibration)
     return {
         "ticket": ticket,
         "layers": sorted({p.layer for p in chosen if p.layer is not None}),

@@ -12,15 +12,21 @@ from lottery.models.families import Place
 from lottery.models.tensors import FLOAT_BITS
 from lottery.pruning.tensors import tensor_info
 
+LITTLE = 2**26  # bytes
+
 
 class Budget:
     """How many bytes of tensors may be in memory, measured by the largest tensor.
 
     `ahead` is for tensors that are read ahead, `unfinished` for those between selection and disk. A ticket's tensor and
-    a transposed matrix are in memory in a second form too.
+    a transposed matrix are in memory in a second form too. With a calibrated method a block of the model, read from the
+    same files, and its statistics need the memory: nothing is read ahead then, and little is left unfinished.
     """
 
-    def __init__(self, source: Source, places: Sequence[Place]) -> None:
+    def __init__(self, source: Source, places: Sequence[Place], calibrated: bool = False) -> None:
+        if calibrated:
+            self.ahead, self.unfinished = 0, LITTLE
+            return
         largest = max(tensor_info(source, p).nbytes for p in places)
         twice = source.ticket is not None or any(p.transposed for p in places)
         self.ahead = largest if twice else disk.in_flight(largest)

@@ -1,18 +1,20 @@
-"""Selects the weights that stay: by magnitude or at random; per tensor, in N:M groups, or by one global threshold.
+"""Selects the weights that stay: by magnitude or at random; per tensor, per row, in N:M groups, or by one global threshold.
 
 Legend: O rows, I columns, B = ceil(I/8).
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lottery.kernels import bitmask, select
+from lottery.kernels.rows import select_rows
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
-from lottery.progress import progress_bar
+from lottery.progress import Advance, progress_bar
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
 from lottery.spec import Spec
@@ -39,9 +41,17 @@ class Selection:
         self.spec, self.survivors = spec, survivors
         self.groups = parse_nm_pattern(spec)
         self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
+        self.calibrate_s = 0.0
         self.search: select.ThresholdSearch | None = None
         if spec.scope == "global":
             self._search(source, sorted(chosen, key=lambda p: p.name))
+
+    def show(self, advance: Advance) -> Advance:
+        """Returns the function that counts the bytes of the tensors that were selected."""
+        return advance
+
+    def prepare(self, place: Place) -> None:
+        """A tensor is selected by itself."""
 
     def _search(self, source: Source, chosen: Sequence[Place]) -> None:
         asked = count_to_prune(self.spec, sum(tensor_info(source, p).numel for p in chosen))
@@ -70,8 +80,10 @@ class Selection:
             search.step()
         self.search = search
 
-    def mask(self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int) -> tuple[np.ndarray, int]:
-        """Returns a targeted tensor's bitmask_OB, and how many weights the spec asks to stay.
+    def mask(
+        self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Returns a targeted tensor's bitmask_OB, and what the record says of it: how many weights the spec asks to stay.
 
         With `scope=global` tensors must come in the order of their names: the first ones take what remains of a tie.
         """
@@ -80,16 +92,17 @@ class Selection:
             mask_OB = select.select_below(bits_OI, self.search.limit, self.search.ties, seed)
             ties = select.count_ties(bits_OI, self.search.limit, seed)
             self.search.ties -= min(self.search.ties, int(ties.sum()))
-            return mask_OB, int(bitmask.survivors_per_row(mask_OB).sum())
+            return mask_OB, {"requested": int(bitmask.survivors_per_row(mask_OB).sum())}
         if self.groups:
             mask_OB = select.select_groups(bits_OI, *self.groups, seed)
             self.sparser += (
                 int(bitmask.survivors_per_row(mask_OB).sum()) < info.numel // self.groups[1] * self.groups[0]
             )
-            return mask_OB, info.numel // self.groups[1] * self.groups[0]
+            return mask_OB, {"requested": info.numel // self.groups[1] * self.groups[0]}
         if self.survivors:
             kept = self.survivors[place.name]
-            return select.select(bits_OI, info.numel - kept, seed), kept
+            return select.select(bits_OI, info.numel - kept, seed), {"requested": kept}
         asked = count_to_prune(self.spec, info.numel)
         self.sparser += zeros > asked
-        return select.select(bits_OI, max(asked, zeros), seed), info.numel - asked
+        of_scope = select_rows if self.spec.scope == "row" else select.select
+        return of_scope(bits_OI, max(asked, zeros), seed), {"requested": info.numel - asked}

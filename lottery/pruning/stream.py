@@ -5,15 +5,16 @@ While one tensor is selected, earlier tensors are packed, hashed and written, an
 Legend: O rows, I columns, B = ceil(I/8).
 """
 
+import hashlib
 import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +23,17 @@ from lottery.files.atomic import atomic_write
 from lottery.files.hashes import file_sha256
 from lottery.files.reading import read_json
 from lottery.kernels import quantizing, select
+from lottery.kernels.rows import select_rows
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import FLOAT_BITS
-from lottery.progress import progress_bar, say
+from lottery.progress import Advance, progress_bar, say
 from lottery.pruning.reading import Budget, check_finite, stream_of
-from lottery.pruning.selection import Selection
+from lottery.pruning.samples import Samples
+from lottery.pruning.selection import Selection, draw_seed
 from lottery.pruning.tensors import all_places, columns_of, tensor_entry, tensor_info, to_quantize
-from lottery.spec import FORMAT_VERSION, Spec, ticket_id
+from lottery.spec import FORMAT_VERSION, METHODS, Spec, short_base, ticket_id
 from lottery.ticket.packing import (
     PackedPart,
     Writer,
@@ -55,22 +58,65 @@ def prune_source(
     folder: Path,
     survivors: Mapping[str, int] | None = None,
     title: str | None = None,
-) -> None:
+    samples: Samples | None = None,
+) -> float:
     """Writes the ticket that `spec` makes of `source` into the empty `folder`. The chosen places lose weights.
 
-    `survivors` is that of `Selection`; `title` names the progress bar. Raises InputError where the source holds NaN or
-    infinity.
+    `survivors` is that of `Selection`; `title` names the progress bar; a method that looks at data needs `samples`.
+    Returns the seconds that the samples took to go through the blocks. Raises InputError where the source holds NaN or
+    infinity, and for a model whose blocks cannot be run one by one.
     """
+    title = title or f"prune {spec.target} to {100 * spec.sparsity:g}% by {spec.method}"
+    places, selection, bar = open_selection(source, spec, chosen, survivors, title, samples)
+    groups = group_tensors(source, spec, chosen)
+    writer = Writer(folder, parts_of_all(source, spec, places, groups))
+    entries = write_tensors(source, spec, places, groups, selection, writer, bar)
+    warn_if_sparser(spec, chosen, selection, entries)
+    write_rest(source, spec, chosen, entries, folder, samples)
+    return selection.calibrate_s
+
+
+class Selector(Protocol):
+    """Selects which weights stay, tensor by tensor: a `Selection` or a `CalibratedSelection`."""
+
+    sparser: int  # number of targeted tensors that hold more zeros than the spec asks for
+    calibrate_s: float
+
+    def show(self, advance: Advance) -> Advance:
+        """Takes the function that moves the progress bar. Returns the one that counts the bytes of written tensors."""
+
+    def prepare(self, place: Place) -> None:
+        """Does what takes much memory for a tensor, before the tensor is read."""
+
+    def mask(
+        self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Returns a targeted tensor's bitmask_OB, and what the record says of it. May change the weights in `bits_OI`."""
+
+
+def open_selection(
+    source: Source,
+    spec: Spec,
+    chosen: Sequence[Place],
+    survivors: Mapping[str, int] | None,
+    title: str,
+    samples: Samples | None,
+) -> tuple[list[Place], Selector, AbstractContextManager[Advance]]:
+    """Returns all tensors in the order in which they are written, what selects their weights, and a progress bar."""
     places = all_places(source, chosen)
+    if spec.is_calibrated:
+        from lottery.pruning.calibrated import CalibratedSelection, in_block_order  # these need transformers
+        from lottery.pruning.repairing import InOrderSelection
+
+        assert samples, "a method that looks at data gets samples"
+        with progress_bar(f"compare the blocks of {short_base(source.base_record['id'])} with the whole model"):
+            selection_class = InOrderSelection if METHODS[spec.method].in_order else CalibratedSelection
+            calibrated = selection_class(spec, source, chosen, samples)
+        return in_block_order(source, places), calibrated, progress_bar(title, calibrated.steps)
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
     selection = Selection(spec, source, chosen, survivors)
-    groups = group_tensors(source, spec, chosen)
-    writer = Writer(folder, parts_of_all(source, spec, places, groups))
-    title = title or f"prune {spec.target} to {100 * spec.sparsity:g}% by {spec.method}"
-    entries = write_tensors(source, spec, places, groups, selection, writer, title)
-    warn_if_sparser(spec, chosen, selection, entries)
-    write_rest(source, spec, chosen, entries, folder)
+    return places, selection, progress_bar(title, sum(tensor_info(source, p).nbytes for p in places), "bytes")
 
 
 @dataclass(frozen=True)
@@ -105,19 +151,20 @@ def write_tensors(
     spec: Spec,
     places: Sequence[Place],
     groups: TensorGroups,
-    selection: Selection,
+    selection: Selector,
     writer: Writer,
-    title: str,
+    bar: AbstractContextManager[Advance],
 ) -> dict[str, dict[str, Any]]:
     """Reads, selects, packs and writes one tensor after the other. Returns what the record says of each."""
     entries: dict[str, dict[str, Any]] = {}
-    total = sum(tensor_info(source, p).nbytes for p in places)
     packers, appender = ThreadPoolExecutor(PACKERS, "lottery-pack"), ThreadPoolExecutor(1, "lottery-put")
-    budget = Budget(source, places)
+    budget = Budget(source, places, spec.is_calibrated)
     stream = stream_of(source, places, budget.ahead)
-    with closing(writer), packers, appender, closing(stream), progress_bar(title, total, "bytes") as advance:
+    with closing(writer), packers, appender, closing(stream), bar as advance:
         unfinished: Unfinished = deque()
+        count = selection.show(advance)
         for i, place in enumerate(places):
+            selection.prepare(place)
             info, (tensor, release) = tensor_info(source, place), next(stream)
             remove_finished(unfinished)
             entry = entries[place.name] = new_entry(source, place, info)
@@ -126,7 +173,7 @@ def write_tensors(
             packing = packers.submit(pack, source, spec, place, info, tensor, bits_OI, mask_OB, zeros, kind)
             unfinished.append((info.nbytes, appender.submit(write_packed, writer, packing, entry, release)))
             del tensor, bits_OI, mask_OB, packing  # the threads hold them for as long as they need them
-            advance(info.nbytes)
+            count(info.nbytes)
             next_bytes = tensor_info(source, places[i + 1]).nbytes if i + 1 < len(places) else 0
             wait_for_memory(unfinished, next_bytes, budget.unfinished)
         writer.finish()
@@ -158,27 +205,31 @@ def select_survivors(
     info: TensorInfo,
     tensor: torch.Tensor,
     groups: TensorGroups,
-    selection: Selection,
+    selection: Selector,
     entry: dict[str, Any],
 ) -> tuple[np.ndarray | None, np.ndarray | None, int]:
     """Returns the tensor's bits [O, I] and its bitmask [O, B], each None where it is not needed, and its number of
     zeros.
 
-    For a targeted tensor, `entry` gets the number of weights that the spec asks to stay.
+    For a targeted tensor, `entry` gets what the selection says of it.
     """
     zeros = check_finite(place.name, info.dtype, tensor)
     if place.name not in groups.masked | groups.in_8_bits:
         return None, None, zeros
     bits_OI, mask_OB = matrix_bits(tensor, place.transposed), None
     if place.name in groups.targeted:
-        mask_OB, entry["requested"] = selection.mask(place, info, bits_OI, zeros)
+        mask_OB, more = selection.mask(place, info, bits_OI, zeros)
+        entry |= more
     elif place.name in groups.masked:
         mask_OB = select.select(bits_OI, zeros)  # an earlier ticket removed these weights
     return bits_OI, mask_OB, zeros
 
 
 def warn_if_sparser(
-    spec: Spec, chosen: Sequence[Place], selection: Selection, entries: Mapping[str, Mapping[str, Any]]
+    spec: Spec,
+    chosen: Sequence[Place],
+    selection: Selector,
+    entries: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Warns where the source had more zeros than the sparsity asks for. A sparsity of 0 asks for none: the zeros that
     trained weights happen to hold are then no news."""
@@ -250,21 +301,29 @@ def write_packed(
 
 
 def write_rest(
-    source: Source, spec: Spec, chosen: Sequence[Place], entries: dict[str, dict[str, Any]], folder: Path
+    source: Source,
+    spec: Spec,
+    chosen: Sequence[Place],
+    entries: dict[str, dict[str, Any]],
+    folder: Path,
+    samples: Samples | None = None,
 ) -> None:
     """Writes the small files, and the record last."""
     for name in source.small_files:
         shutil.copyfile(source.folder / name, folder / name)
     if any(p.copy_of for p in chosen):
         atomic_write(folder / "config.json", untied(read_json(folder / "config.json")))
+    calibration = samples.calibration.identity if samples else {}
+    names = [p.name for p in chosen]
     write_record(
         folder,
         {
             "format": FORMAT_VERSION,
-            "ticket": ticket_id(spec, source.base_record["files"], [p.name for p in chosen], source.ticket),
-            "spec": spec.identity_params(),
+            "ticket": ticket_id(spec, source.base_record["files"], names, source.ticket, calibration),
+            "spec": spec.identity_params() | calibration,
             "base": source.base_record,
             **({"source": source.ticket} if source.ticket else {}),
+            **({"samples": hashlib.sha256(samples.ids_NT.tobytes()).hexdigest()} if samples else {}),
             "layers": sorted({p.layer for p in chosen if p.layer is not None}),
             "tensors": entries,
             "dropped": source.dropped,
@@ -287,5 +346,7 @@ def warm_up(source: Source, spec: Spec, chosen: Sequence[Place]) -> None:
     for dtype in {tensor_info(source, p).dtype for p in chosen}:
         integer = np.dtype(str(FLOAT_BITS[dtype][0]).removeprefix("torch."))
         select.compile_kernels(integer)
+        if spec.scope == "row":
+            select_rows(np.zeros((2, 8), integer), 1, draw_seed(spec, ""))
         if spec.quantize != "none":
             quantizing.quantize(np.zeros((2, 8), integer), None, dtype, spec.quantize)

@@ -8,8 +8,10 @@ import pandas as pd
 
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.runs import as_typed
+from lottery.spec import calibration_words
 
-PARAMS = ("model", "target", "sparsity", "method", "scope", "pattern", "quantize", "storage", "dataset", "window", "limit",
+PARAMS = ("model", "target", "sparsity", "method", "scope", "calibration", "nsamples", "seqlen", "propagate",
+          "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
 NUMBERS = ("sparsity", "tolerance", "control", "seed")  # params that are numbers
 TAGS = ("ticket", "protocol", "base", "family", "hardware", "device", "winner", "beats_control", "coherent", "note",
@@ -19,7 +21,8 @@ METRICS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable",
            "sparsity_model", "parameters", "rounding_zeros", "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio",
            "cuda_bytes", "peak_bytes", "generate_tok_s", "prefill_tok_s", "decode_tok_s", "decode_tok_s_lo",
-           "decode_tok_s_hi", "decode_floor_tok_s", "ttft_ms", "repetition", "distinct_2", "dense_nll")  # fmt: skip
+           "decode_tok_s_hi", "decode_floor_tok_s", "ttft_ms", "repetition", "distinct_2", "dense_nll",
+           "layer_error")  # fmt: skip
 RESERVED = (
     "study",
     "part",
@@ -83,7 +86,7 @@ def ticket_title(params: Mapping[str, Any]) -> str:
     words += [
         str(params[name]) for name, usual in DEFAULT_PARAMS.items() if params.get(name, usual) not in (usual, None)
     ]
-    return " ".join(word for word in words if word)
+    return " ".join(word for word in [*words, *calibration_words(params)] if word)
 
 
 def to_number(value: Any) -> float | None:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
+from lottery.spec import calibration_words
+
 Row: TypeAlias = Mapping[str, Any]
 Item = TypeVar("Item")
 SETTING = {"method": "magnitude", "scope": "layer", "pattern": "unstructured", "quantize": "none"}
@@ -22,6 +24,7 @@ def setting(row: Row, *without: str) -> str:
     words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
+    unusual += calibration_words(row)
     unusual += (
         [row["source"]] if isinstance(row.get("source"), str) else []
     )  # it was pruned from another ticket: results.with_source

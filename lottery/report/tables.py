@@ -19,8 +19,9 @@ METRIC_COLUMNS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ra
            "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable", "sparsity_model",
            "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio", "peak_bytes", "prefill_tok_s", "decode_tok_s",
-           "decode_tok_s_lo", "decode_tok_s_hi", "decode_floor_tok_s", "beside_tok_s", "repetition", "distinct_2")  # fmt: skip
-ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "scope", "pattern", "quantize", "storage",
+           "decode_tok_s_lo", "decode_tok_s_hi", "decode_floor_tok_s", "beside_tok_s", "repetition", "distinct_2", "layer_error")  # fmt: skip
+ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "scope", "calibration", "nsamples",
+         "seqlen", "propagate", "pattern", "quantize", "storage",
          "runtime", "protocol", "hardware", "winner", "beats_control", "coherent", "note", "outcome", "run_id")  # fmt: skip
 
 

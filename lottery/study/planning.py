@@ -16,9 +16,9 @@ from lottery.measuring.baseline import REUSED_MEASURES
 from lottery.measuring.cache import Cache
 from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder
-from lottery.pruning.plan import plan_ticket
+from lottery.pruning.plan import UnfitError, plan_ticket
 from lottery.pruning.tensors import tensor_info
-from lottery.spec import Spec
+from lottery.spec import METHODS, Spec
 from lottery.study.design import EACH_LAYER, GridRow, Study, study_from_record
 from lottery.ticket.stored import StoredTicket
 
@@ -122,7 +122,7 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-class TooFewError(InputError):
+class TooFewError(UnfitError):
     """A target has fewer weights than a budget would remove."""
 
 
@@ -151,7 +151,7 @@ def make_plan(study: Study, cache: Cache) -> Plan:
                 spec = spec_for_budget(spec, source, budget, cache)
             _, chosen, _ = resolve(spec, cache, config_only=True)
         except InputError as e:
-            if not isinstance(e, TooFewError):
+            if not isinstance(e, UnfitError):
                 unfit.setdefault(spec.target, {})[model] = e
             left = {"model": model, "target": spec.target, "reason": str(e)}
             left_out += [left] if left not in left_out else []
@@ -213,7 +213,9 @@ def with_absolute_paths(study: Study) -> Study:
         path = Path(value).expanduser()
         if value in ("builtin", "wikitext2", "auto"):
             return value
-        here = (name == "dataset" and path.is_file()) or (name == "model" and local_folder(value) is not None)
+        here = (name in ("dataset", "calibration") and path.is_file()) or (
+            name == "model" and local_folder(value) is not None
+        )
         return os.path.abspath(path) if here else value
 
     def all_absolute(values: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -239,14 +241,15 @@ def specs_of(
 ) -> Iterator[tuple[Spec, float | None]]:
     """Yields (spec, budget) for one combination of a row and one model.
 
-    There is a spec for each layer that `@*` stands for, and for each budget. Unquantized tickets of a hub's model are
-    stored as masks unless the study names a storage.
+    There is a spec for each layer that `@*` stands for, and for each budget. Tickets of a hub's model that keep its values
+    are stored as masks unless the study names a storage.
     """
     target = values.get("target", Spec().target)
     layers = 1 + max((p.layer for p in source.places if p.layer is not None), default=0)
     targets = [target.replace(EACH_LAYER, f"@{i}") for i in range(layers)] if EACH_LAYER in target else [target]
     hub = isinstance(source, Base) and source.revision is not None
-    light = {"storage": "mask"} if hub and values.get("quantize", "none") == "none" else {}
+    updates = METHODS[values.get("method", Spec().method)].updates
+    light = {"storage": "mask"} if hub and not updates and values.get("quantize", "none") == "none" else {}
     for each in targets:
         spec = Spec.parse(**{**light, **values, "target": each, "model": model})
         if study.budget and not row.refine:

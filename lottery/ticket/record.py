@@ -98,6 +98,10 @@ def is_quantization(value: Any) -> bool:
     return is_word(value) and value in QUANTIZATIONS
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
@@ -153,6 +157,8 @@ TENSOR_FIELDS: dict[str, Kind] = {
     "copy_of": is_word,
     "quantized": is_quantization,
     "rounding_zeros": is_count,
+    "layer_error": is_number,
+    "damping": is_number,
 }
 OPTIONAL_TENSOR_FIELDS = TENSOR_FIELDS.keys() - {"role", "shape", "dtype", "sha256"}
 

@@ -8,15 +8,29 @@ import pytest
 import torch
 from click.testing import Result
 
+from lottery.models.texts import BUILTIN_TEXT
+from tests.support.hub_server import Hub, use
 from tests.support.models import tiny_model
 from tests.support.refused import refused
+from tests.support.servers import free_port
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--target", "atention"), ("target=atention", "attention")),
-        (("--method", "wanda"), ("method=wanda", "magnitude", "random")),
+        (("--method", "xyz"), ("method=xyz", "magnitude", "random", "wanda", "refit", "sparsegpt")),
+        (("--method", "wands"), ("method=wands", "did you mean wanda")),
+        (("--method", "wanda", "--sparsity", "1"), ("sparsity=1", "method=wanda", "below 1")),
+        (("--method", "sparsegpt", "--sparsity", "1.0"), ("sparsity=1", "method=sparsegpt")),
+        (("--method", "wanda", "--scope", "global"), ("scope=global", "method=wanda", "scope=layer")),
+        (("--method", "wanda", "--scope", "row"), ("scope=row", "method=wanda", "scope=layer")),
+        (("--method", "refit", "--storage", "mask"), ("storage=mask", "method=refit", "storage=packed")),
+        (("--method", "sparsegpt", "--storage", "mask"), ("storage=mask", "method=sparsegpt", "method=wanda")),
+        (("--nsamples", "0"), ("nsamples=0", "from 1")),
+        (("--seqlen", "1"), ("seqlen=1", "from 2", "auto")),
+        (("--propagate", "both"), ("propagate=both", "auto, dense, pruned")),
+        (("--calibration", " "), ("calibration is empty", "self", "c4")),
         (("--sparsity", "1.2"), ("sparsity=1.2", "from 0 to 1")),
         (("--sparsity", "nan"), ("sparsity=nan",)),
         (("--quantize", "int4"), ("quantize=int4", "int8", "fp8")),
@@ -27,6 +41,8 @@ from tests.support.refused import refused
         (("--target", "mlp@" + "9" * 5000), ("target=mlp@999", "names no layers")),
         (("--model", "x" * 5000), ("File name too long",)),
         (("--scope", "globl"), ("scope=globl", "global")),
+        (("--scope", "rows"), ("scope=rows", "row")),
+        (("--pattern", "2:4", "--scope", "row"), ("pattern=2:4", "scope=row", "scope=layer")),
         (("--pattern", "2:4", "--sparsity", "0.6"), ("pattern=2:4", "sparsity=0.6", "0.5")),
         (("--pattern", "4:8", "--scope", "global"), ("pattern=4:8", "scope=global")),
         (("--pattern", "4:8", "--target", "mlp"), ("pattern=4:8", "down_proj", "100", "groups of 8")),
@@ -145,3 +161,51 @@ def test_hints_for_what_a_newcomer_types(tiny: Path, cli: Callable[..., Result],
         cli("generate", "models:/hints@winner", code=2), "it has the versions 1; none of them won on the whole default"
     )
     refused(cli("generate", "hints/1", code=1), "a registered ticket is models:/hints/1")
+
+
+CALIBRATED = ("--method", "wanda", "--measure", "none", "--register", "none")
+
+
+def test_calibration_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    def says(text: str, *words: str, more: tuple[object, ...] = ()) -> None:
+        how = ("--model", tiny, "--calibration", tmp_path / text, "--out", tmp_path / "t", *CALIBRATED, *more)
+        refused(cli("prune", *how, code=2), *words)
+        assert not (tmp_path / "t").exists()
+
+    (tmp_path / "short.txt").write_text("Too short.")
+    says("short.txt", "calibration=", "tokens are fewer than one sample of 128", "calibration=self")
+    says("short.txt", "seqlen=129: this model takes at most 128 tokens; give a smaller seqlen", more=("--seqlen", 129))
+    says("none.txt", "calibration=", "there is no such file; give self, c4, wikitext2-train or a file")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
+    says("latin.txt", "calibration=", "latin.txt", "UTF-8")
+    (tmp_path / "rows.jsonl").write_text('{"txt": "x"}\n')
+    says("rows.jsonl", "calibration=", "no column 'text'")
+
+
+def test_c4_without_a_hub(tiny: Path, tmp_path: Path, cli: Callable[..., Result], server: Hub,
+                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """`auto` means C4 for every model but the embedded one, also where C4 cannot be had."""
+    use(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path / "home")
+    ways = ("calibration=c4", "give calibration=self, or a text as calibration=FILE")
+    refused(cli("prune", "--model", tiny, *CALIBRATED, code=1), "cannot be reached", *ways)
+    use(monkeypatch, server.url, tmp_path / "home", offline=True)
+    refused(cli("prune", "--model", tiny, *CALIBRATED, code=2), "offline", "unset HF_HUB_OFFLINE", *ways)
+    assert server.asked == []
+
+
+def test_calibration_that_is_ignored(tiny: Path, cli: Callable[..., Result]) -> None:
+    how = ("--model", tiny, "--measure", "none", "--register", "none", "--nsamples", 5)
+    said = cli("prune", "--calibration", "no/such.txt", *how).stderr
+    assert "warning: calibration=no/such.txt, nsamples=5: ignored, because method=magnitude looks at no data\n" in said
+
+
+def test_calibration_with_the_evaluation_text(tiny: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    text = BUILTIN_TEXT.read_text(encoding="utf-8")
+    (tmp_path / "half.txt").write_text(text[: len(text) // 2])
+    how = ("--model", tiny, "--dataset", "builtin", "--limit", 2, "--measure", "perplexity", *CALIBRATED[:2], *CALIBRATED[4:])  # fmt: skip
+    shown = cli("prune", "--calibration", tmp_path / "half.txt", "--nsamples", 4, "--json", *how)
+    warnings = [line for line in shown.stderr.splitlines() if "a run of 12 words" in line]
+    assert len(warnings) == 1 and warnings[0].startswith("warning: dataset=builtin: it shares")
+    assert json.loads(shown.stdout)["tags"]["overlap"] == "yes"
+    other = cli("prune", "--calibration", "self", "--nsamples", 4, "--json", *how)
+    assert "a run of 12 words" not in other.stderr and "overlap" not in json.loads(other.stdout)["tags"]

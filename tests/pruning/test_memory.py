@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from click.testing import Result
 from safetensors.torch import save_file
 
 from lottery.kernels import select
+from lottery.models.checkpoint import BUILTIN, TOKENIZER_FILES
 from tests.support.store import new_store
 
 HIDDEN, FFN, LAYERS, WORDS = 1024, 4096, 32, 8000
@@ -107,6 +109,55 @@ def test_exporting_holds_one_tensor_at_a_time(model: Path, tmp_path: Path) -> No
             < 4 * largest + imports_bytes() + WORK
         ), format
         shutil.rmtree(to)
+
+
+def wide_model(folder: Path, hidden: int, inner: int) -> tuple[Path, int]:
+    """A model of two blocks in bfloat16 with the embedded model's tokenizer, and the bytes of one block."""
+    folder.mkdir()
+    block = {f"self_attn.{p}_proj": (hidden, hidden) for p in "qkvo"} | {
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    state = {name: torch.ones(hidden, dtype=torch.bfloat16) for name in ("model.norm.weight",)}
+    random = torch.Generator().manual_seed(0)
+    state["model.embed_tokens.weight"] = torch.randn(4096, hidden, generator=random, dtype=torch.bfloat16)
+    row = torch.randn(hidden * inner + inner, generator=random, dtype=torch.bfloat16).mul_(0.02)  # drawing takes long
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        state |= {f"{at}.{p}_layernorm.weight": state["model.norm.weight"] + 0 for p in ("input", "post_attention")}
+        for i, (name, (rows, columns)) in enumerate(block.items()):
+            state[f"{at}.{name}.weight"] = row[i : i + rows * columns].view(rows, columns).clone()
+    save_file(state, folder / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 4096,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_position_embeddings": 256,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in TOKENIZER_FILES:
+        if (BUILTIN / name).exists():
+            shutil.copyfile(BUILTIN / name, folder / name)
+    return folder, 2 * sum(rows * columns for rows, columns in block.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "hidden", "inner"),
+    [("wanda", 2048, 16384), ("sparsegpt", 512, 6144), pytest.param("refit", 512, 6144, marks=pytest.mark.slow)],
+)
+def test_a_calibrated_method_holds_one_block(
+    method: str, hidden: int, inner: int, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]
+) -> None:
+    """Its weights, its Gram matrices, one of them in float64 twice over, all hidden states and 700 MB; as planned."""
+    model, block = wide_model(tmp_path / "m", hidden, inner)
+    (tmp_path / "text.txt").write_text("One day a little girl went to the park. " * 200)
+    given = ("--method", method, "--calibration", str(tmp_path / "text.txt"), "--nsamples", "4", "--seqlen", "256")
+    lottery_json("prune", "--measure", "none", "--register", "none", *given, "--out", tmp_path / "compiles")
+    peak = peak_of_pruning(model, tmp_path / "t", *given)
+    grams, doubles = (0, 0) if method == "wanda" else (4 * (3 * hidden**2 + inner**2), 2 * 8 * inner**2)
+    assert peak < block + grams + doubles + 2 * 4 * 256 * hidden + 700e6
+    planned = lottery_json("plan", "--model", model, *given)["calibration_peak_bytes"]
+    assert peak <= planned + max(0, imports_bytes() - 300e6) and planned <= max(1.5 * peak, peak + 500e6)
 
 
 def test_memory_for_matrices_that_are_turned_around(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lottery.measuring import text
+from lottery.models import texts
 from tests.support.models import tiny_model
 
 WINDOWS = 12  # the fewest that give a verdict
@@ -13,10 +13,10 @@ WINDOWS = 12  # the fewest that give a verdict
 @pytest.fixture
 def short_text(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The embedded text is its beginning, of 12 windows and not 54: a verdict on the whole of it takes four times as long."""
-    whole = text.BUILTIN_TEXT.read_text(encoding="utf-8")
+    whole = texts.BUILTIN_TEXT.read_text(encoding="utf-8")
     beginning = tmp_path_factory.getbasetemp() / "beginning.txt"
     beginning.write_text(whole[: len(whole) * WINDOWS // 54], encoding="utf-8")
-    monkeypatch.setattr(text, "BUILTIN_TEXT", beginning)
+    monkeypatch.setattr(texts, "BUILTIN_TEXT", beginning)
 
 
 @pytest.fixture(scope="session")

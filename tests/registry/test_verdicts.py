@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 from click.testing import Result
 
-from lottery.measuring import text as measured_text
+from lottery.models import texts
 from lottery.registry import verdicts
 from tests.support.forks import Forks
 from tests.support.models import tiny_model
@@ -28,7 +28,7 @@ def test_the_alias_is_the_sparsest_winner(short_text: None, lottery_json: Callab
 
     assert prune("--sparsity", "0.9")["tags"]["winner"] == "no" and alias("crown") is None
     text = tmp_path / "text.txt"
-    text.write_text(measured_text.BUILTIN_TEXT.read_text())
+    text.write_text(texts.BUILTIN_TEXT.read_text())
     for why in (
         ("--sparsity", "0.4", "--tolerance", "5"),
         ("--sparsity", "0.45", "--limit", 3),

@@ -1,0 +1,87 @@
+"""Factorizations of large matrices, with the fastest library on each device.
+
+Legend: I columns of a weight.
+"""
+
+import numpy as np
+import torch
+
+from lottery.errors import MachineError
+from lottery.progress import say
+from lottery.pruning.statistics import Statistics
+
+MORE = 10  # by which the damping grows where a factorization fails
+TRIES = 5
+STEP = 2**20  # numbers that are moved at once where a matrix is changed in place
+ROWS = 1024  # whose lower triangle is cleared at once
+
+
+def inverse_factor(statistics: Statistics, damping: float) -> tuple[torch.Tensor, float | None]:
+    """Returns the upper Cholesky factor U of the inverse of the damped Gram matrix, in float64 [I, I]: U^T U = H^-1.
+
+    H is the Gram matrix plus `damping` times the mean of its diagonal. Where H is not positive definite, the damping
+    grows, a line says so, and the damping that served is returned too.
+    """
+    used = damping
+    for _ in range(TRIES):
+        if (factor := try_inverse_factor(statistics, used)) is not None:
+            if used > damping:
+                say(
+                    f"warning: a Gram matrix is not positive definite; its damping was raised from {damping:g} to {used:g}"
+                )
+            return factor, used if used > damping else None
+        used *= MORE
+    raise MachineError(f"calibration: a Gram matrix cannot be factorized, even with a damping of {used / MORE:g}")
+
+
+def try_inverse_factor(statistics: Statistics, damping: float) -> torch.Tensor | None:
+    """Returns that factor, or None where H is not positive definite.
+
+    With J the reversal of rows and columns, JHJ = LL^T gives H = RR^T with R = JLJ upper triangular, so that U is the
+    inverse of R: one factorization instead of two and an inverse. On a CPU everything happens in one buffer.
+    """
+    assert statistics.gram_II is not None
+    scale_I = statistics.scale.double()
+    added = damping * float(scale_I.square().mean())
+    if statistics.gram_II.is_cuda:
+        return inverse_factor_on_gpu(statistics.gram_II, scale_I, added)
+    reversed_I = scale_I.numpy()[::-1]
+    h_II = np.empty(statistics.gram_II.shape)
+    np.multiply(statistics.gram_II.numpy()[::-1, ::-1], reversed_I, out=h_II)
+    h_II *= reversed_I[:, None]
+    h_II.reshape(-1)[:: len(h_II) + 1] += added
+    return torch.from_numpy(h_II) if invert_in_place(h_II) else None
+
+
+def inverse_factor_on_gpu(gram_II: torch.Tensor, scale_I: torch.Tensor, added: float) -> torch.Tensor | None:
+    h_II = gram_II.double().mul_(scale_I).mul_(scale_I[:, None])
+    h_II.diagonal().add_(added)
+    lower_II, info = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+    if info.item():
+        return None
+    eye_II = torch.eye(len(lower_II), dtype=torch.float64, device=lower_II.device)
+    return torch.linalg.solve_triangular(lower_II, eye_II, upper=False).flip(0, 1)
+
+
+def invert_in_place(h_II: np.ndarray) -> bool:
+    """Replaces JHJ by JL^-1J, with JHJ = LL^T. Returns False where it is not positive definite."""
+    from scipy.linalg import lapack
+
+    # Fortran's columns are numpy's rows: the upper triangle that it computes is L in numpy's order.
+    if lapack.dpotrf(h_II.T, lower=0, overwrite_a=1, clean=0)[1]:
+        return False
+    if lapack.dtrtri(h_II.T, lower=0, overwrite_c=1)[1]:
+        return False
+    reverse_in_place(h_II.reshape(-1))
+    for first in range(0, len(h_II), ROWS):
+        rows = slice(first, first + ROWS)
+        h_II[rows, :first] = 0
+        h_II[rows, rows] = np.triu(h_II[rows, rows])
+    return True
+
+
+def reverse_in_place(flat: np.ndarray) -> None:
+    for first in range(0, len(flat) // 2, STEP):
+        last = min(first + STEP, len(flat) // 2)
+        front, back = flat[first:last], flat[len(flat) - last : len(flat) - first]
+        front[:], back[:] = back[::-1].copy(), front[::-1].copy()
