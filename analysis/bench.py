@@ -15,6 +15,9 @@ decode    one token through a layer of Mistral 7B and of SmolLM2-135M, at severa
           whole models (four layers of Mistral 7B; SmolLM2-135M, where analysis/real_models.py has made it), and llama.cpp,
           where llama-cpp-python is installed. LOTTERY_KERNEL forces a kernel
 evaluate  the embedded model's perplexity, against a bare forward loop over the same windows
+calibrate SmolLM2-135M (analysis/real_models.py makes it): wanda's pass of 8 samples of 1,024 tokens against a plain forward
+          pass of the whole model over the same tokens, and the solving of all matrices by each method; CPU seconds of one
+          thread
 study     `lottery study locate` on the embedded model with every measurement, against its tickets as so many main jobs, each
           a process of its own; six of them are timed, three before and three after the study (10 minutes)
 
@@ -36,6 +39,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import click
 import torch
 
+from benchmarks.calibrate import bench_calibrate
 from benchmarks.decode import KINDS, PARTS, bench_decode
 from benchmarks.evaluate import bench_evaluate
 from benchmarks.files import bench_files
@@ -60,7 +64,9 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
     help="The folder for the files, which are kept.  [default: a temporary one]",
 )
 @click.option(
-    "--rounds", type=click.IntRange(1), help="How many times each task is measured.  [default: 3; decode: 21]"
+    "--rounds",
+    type=click.IntRange(1),
+    help="How many times each task is measured.  [default: 3; calibrate: 5; decode: 21]",
 )
 @click.option("--layers", default=4, show_default=True, help="decode: the layers of the model in Mistral 7B's shape.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="decode: this part alone; may be repeated.")
@@ -84,7 +90,7 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
 @click.argument(
     "parts",
     nargs=-1,
-    type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "study"]),
+    type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "calibrate", "study"]),
 )
 def main(
     full: bool,
@@ -112,6 +118,8 @@ def main(
             found[part] = bench_product()
         elif part == "evaluate":
             found[part] = bench_evaluate()
+        elif part == "calibrate":
+            found[part] = bench_calibrate(rounds or 5)
         elif part == "study":
             found[part] = bench_study()
         else:
