@@ -25,7 +25,12 @@ def find_calibration(spec: Spec, source: Base | StoredTicket, cache: Cache) -> C
 
 
 def draw(
-    calibration: Calibration | None, spec: Spec, source: Base | StoredTicket, setup: Setup, cache: Cache
+    calibration: Calibration | None,
+    spec: Spec,
+    source: Base | StoredTicket,
+    base: Base | None,
+    setup: Setup,
+    cache: Cache,
 ) -> tuple[Samples | None, dict[str, str]]:
     """Returns the samples, and the tag `overlap` where the evaluation text shares a run of words with them.
 
@@ -33,8 +38,13 @@ def draw(
     """
     if calibration is None:
         return None, {}
-    where = (source.folder, calibration, setup.device)
-    ids_NT = cache.get_or_compute(("samples", *where), lambda: draw_samples(calibration, source, setup.device))
+    writer: Base | StoredTicket = source
+    if calibration.text == "self" and isinstance(source, StoredTicket):
+        if base is None:
+            say("warning: calibration=self: the dense base is not here, so that the ticket itself writes the text")
+        writer = base or source
+    where = (writer.folder, calibration, setup.device)
+    ids_NT = cache.get_or_compute(("samples", *where), lambda: draw_samples(calibration, writer, setup.device))
     samples = Samples(calibration, ids_NT, setup.device)
     if setup.protocol is None:
         return samples, {}

@@ -14,6 +14,7 @@ from lottery.measuring.cache import Cache
 from lottery.measuring.measurement import Measurement, new_id
 from lottery.measuring.setup import Setup, make_setup
 from lottery.models.checkpoint import Base
+from lottery.pruning.calibration import SETTINGS
 from lottery.registry import lookup, publishing, recovery, runs, store
 from lottery.runtime import load
 from lottery.spec import Spec
@@ -88,8 +89,9 @@ def prepare_evaluation(ticket: str, base: str, spec: Spec) -> Evaluation:
 
 def read_ticket_spec(evaluation: Evaluation) -> Spec:
     """Returns the spec that made the ticket."""
-    target = evaluation.where.params.get("target", "ticket")
-    return Spec.parse(**{"target": target, **evaluation.stored.record["spec"]})
+    params, made = evaluation.where.params, evaluation.stored.record["spec"]
+    asked = {name: params.get(name, getattr(Spec(), name)) for name in SETTINGS}  # the record holds the text's hash
+    return Spec.parse(**{"target": params.get("target", "ticket"), **made, **asked})
 
 
 def measure(client: store.Client, evaluation: Evaluation, made_by: Spec) -> Measurement:

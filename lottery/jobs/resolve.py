@@ -37,6 +37,11 @@ def resolve(
     need_base = spec.storage == "mask"
     opened = ("source", spec.model, need_base, config_only)
     source, base = cache.get_or_compute(opened, lambda: open_model(spec.model, need_base, config_only))
+    if need_base and source.has_new_values:
+        raise InputError(
+            f"storage=mask: it takes the weights that stay from the base, but those of model={spec.model} were changed; "
+            f"give storage=packed"
+        )
     chosen = resolve_target(spec.target, source.places, source.tied_head)
     check_targets(source, spec, chosen, f"model={spec.model}")
     if not (isinstance(source, Base) and source.is_config_only):

@@ -50,10 +50,10 @@ def run(
     """
     for note in tied_head_notes(job.chosen, job.source.tied_head):
         say(note)
-    samples, tags = calibrate.draw(job.calibration, job.spec, job.source, job.setup, job.cache)
-    job = replace(job, tags=job.tags | tags)
     client = store.connect()
     destination = choose_destination(job, out)
+    samples, tags = calibrate.draw(job.calibration, job.spec, job.source, job.base, job.setup, job.cache)
+    job = replace(job, tags=job.tags | tags)
     recovery.close_killed_runs(client)
     job = replace(job, tags=job.tags | ({"study": study} if study else {}))
     record_other_measurement(client, job, destination.folder)
@@ -62,7 +62,7 @@ def run(
     # Two runs of one ticket take turns. Otherwise both would register it, and one would delete the other's files.
     with opened as mlflow_run, process_lock(job.ticket):
         stored, timings = make_ticket(job, destination, samples)
-        stored = prefer_registered(client, job, stored)
+        stored = prefer_registered(client, job, stored, destination)
         measurement = recover_same_measurement(client, job, destination.folder)
         if measurement is None:
             measurement = measure(client, job, stored, timings)
@@ -177,24 +177,28 @@ def prune_into(job: Job, folder: Path, where: str, samples: Samples | None) -> d
     return {"prune_s": seconds - calibrate_s} | ({"calibrate_s": calibrate_s} if samples else {})
 
 
-def prefer_registered(client: store.Client, job: Job, stored: StoredTicket) -> StoredTicket:
-    """Returns the ticket that will be measured: the registered one, where it is of this spec and has other bytes.
+def prefer_registered(client: store.Client, job: Job, stored: StoredTicket, destination: Destination) -> StoredTicket:
+    """Returns the ticket that will be measured: the registered one, where it is of this spec and has other bytes. It then
+    takes the place of the other in its folder.
 
-    Of a method that looks at data the last bits of a sum depend on the processor, and may decide which of two nearly
-    equal weights goes. A line then says how many did.
+    Of a method that looks at data the last bits of a sum depend on processor, threads and device, and may decide which of
+    two nearly equal weights goes. A line then says how many did.
     """
-    known = versions.find_version(client, job.name, job.ticket) if job.name and job.calibration else None
-    if known is None:
-        return stored
-    registered = StoredTicket(fetching.fetch(client, known[0]).folder, stored.base)
-    if registered.record["checksum"] == stored.record["checksum"]:
-        return stored
+    with publishing.explain_store_errors(destination.folder):
+        known = versions.find_version(client, job.name, job.ticket) if job.name and job.calibration else None
+        if known is None or versions.is_registered_as(client, known[1], stored.folder):
+            return stored
+        registered = StoredTicket(fetching.fetch(client, known[0]).folder, stored.base)
     bits, total = count_differences(registered, stored)
     say(
-        f"{known[0]} is the ticket {job.ticket} made on another machine: {bits:,} of {total:,} mask bits differ from "
-        f"those that this machine finds; the registered ticket stands and is measured"
+        f"{known[0]} is this ticket, made elsewhere or with other threads: {bits:,} of {total:,} mask bits differ from those "
+        f"that are found here; the registered ticket stands and is measured"
     )
-    return registered
+    shutil.rmtree(destination.folder)
+    make_folder(destination.folder, destination.parameter)
+    for path in registered.folder.iterdir():
+        versions.link_or_copy(path, destination.folder / path.name)
+    return StoredTicket(destination.folder, stored.base)
 
 
 def recover_same_measurement(client: store.Client, job: Job, folder: Path) -> Measurement | None:
@@ -214,7 +218,7 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
     params, files = spec.params(), job.source.base_record["files"]
     find_baseline = partial(lookup.load_dense_run, client)
     work = plan_pair(base, setup, files, job.cache, find_baseline)
-    plan_controls(work, spec, job.chosen, stored, setup, timings.get("prune_s", 0.0))
+    plan_controls(work, spec, job.chosen, stored, setup, 0.0 if job.calibration else timings.get("prune_s", 0.0))
     with work.shown():
         ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline, work)
         if spec.control and ticket.outcome:

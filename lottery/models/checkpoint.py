@@ -42,6 +42,10 @@ class Source(Protocol):
         """The id of the ticket that the source is; None for a base."""
 
     @property
+    def has_new_values(self) -> bool:
+        """Whether weights that stay have other values than in the dense base."""
+
+    @property
     def base_record(self) -> dict[str, Any]:
         """The record of the dense base: id, revision, dtype, disk_bytes, and files with their sha256."""
 
@@ -162,6 +166,10 @@ class Base:
     @property
     def ticket(self) -> None:
         return None
+
+    @property
+    def has_new_values(self) -> bool:
+        return False
 
     @property
     def small_files(self) -> list[str]:

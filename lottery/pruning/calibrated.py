@@ -67,7 +67,8 @@ class CalibratedSelection:
         self.calibrate_s = 0.0
         self.advance: Advance = nothing
         self.done: dict[str, Piece] = {}
-        self.model = open_blocks(source, self.ids_NT[:CHECKED], samples.device)
+        compared_NT = torch.cat([self.ids_NT, self.ids_NT.roll(1, 1)])[:CHECKED]  # two, also where one is asked for
+        self.model = open_blocks(source, compared_NT, samples.device)
         self.solver = Solver(spec, source, self.places, self.model)
         self.pieces = self._solve_all()
 
@@ -89,8 +90,13 @@ class CalibratedSelection:
 
     @property
     def steps(self) -> int:
-        """Returns how many times a sample goes through a block."""
-        return (self.last + 1) * len(self.ids_NT) * (2 if self.goes_on_pruned else 1)
+        """Returns how many times a sample goes through a block, or through the head."""
+        return len(self.ids_NT) * (sum(map(self.passes, range(self.last + 1))) + self.has_head)
+
+    def passes(self, block: int) -> int:
+        """Returns how many times the samples go through a block."""
+        goes_on = block != self.last or self.has_head
+        return 2 if self.goes_on_pruned and goes_on and self._matrices_of(block) else 1
 
     def prepare(self, place: Place) -> None:
         """Solves what comes before a targeted tensor, and the tensor."""
@@ -160,7 +166,7 @@ class CalibratedSelection:
             after_TH = self.model.run(block, hidden_NTH[n : n + 1])[0]
             if not is_finite(after_TH):
                 raise InputError(
-                    f"{self.model.name}: its hidden states are not finite after block {block}; {ANOTHER_METHOD}"
+                    f"{self.model.name}: its hidden states are not finite after block {block + 1}; {ANOTHER_METHOD}"
                 )
             hidden_NTH[n] = after_TH
         self.advance(1, f"block {block + 1} of {self.last + 1}")
@@ -186,6 +192,7 @@ class CalibratedSelection:
                 capture.begin_sample()
                 with stopping():
                     self.model.finish(self.ids_NT[n : n + 1], hidden_NTH[n : n + 1], positions=self.ids_NT.shape[1])
+                self.advance(1, "head")
         self.calibrate_s += time.perf_counter() - began
         yield from self._solve(matrices, capture)
 

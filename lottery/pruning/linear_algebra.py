@@ -6,7 +6,7 @@ Legend: I columns of a weight.
 import numpy as np
 import torch
 
-from lottery.errors import MachineError
+from lottery.errors import InputError
 from lottery.progress import say
 from lottery.pruning.statistics import Statistics
 
@@ -31,7 +31,10 @@ def inverse_factor(statistics: Statistics, damping: float) -> tuple[torch.Tensor
                 )
             return factor, used if used > damping else None
         used *= MORE
-    raise MachineError(f"calibration: a Gram matrix cannot be factorized, even with a damping of {used / MORE:g}")
+    raise InputError(
+        f"calibration: a Gram matrix cannot be factorized, even with a damping of {used / MORE:g}; give another text, more "
+        f"nsamples, or method=wanda"
+    )
 
 
 def try_inverse_factor(statistics: Statistics, damping: float) -> torch.Tensor | None:

@@ -68,6 +68,8 @@ def refit(weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> Solved:
     the last step of ALPS (Meng et al., NeurIPS 2024) on another mask.
     """
     stays_OI = wanda_mask(weight_OI, statistics, ask)
+    if not (ask.remove or ask.groups):  # the weights are what they were, to the last bit
+        return Solved(weight_OI, stays_OI)
     return Solved(least_squares(weight_OI, stays_OI, statistics), stays_OI)
 
 
@@ -206,6 +208,8 @@ def repair(weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> Solved:
     """
     solution_OI = weight_OI.to(statistics.norm_I.dtype)
     stays_OI = weight_OI != 0
+    if not (ask.remove or ask.groups):
+        return Solved(weight_OI, stays_OI)
     stages = stages_of(ask)
     for i, stage in enumerate(stages):
         stays_OI = choose_in_rows(solution_OI.abs() * statistics.norm_I, ~stays_OI, stage)

@@ -103,9 +103,8 @@ class InOrderSelection(CalibratedSelection):
         self.dense_NTH: torch.Tensor | None = None  # the dense model's hidden states, from the first pruned block on
         self.is_told = False
 
-    @property
-    def steps(self) -> int:
-        return (self.last + 1) * len(self.ids_NT) * PASSES
+    def passes(self, block: int) -> int:
+        return PASSES if self._matrices_of(block) else 1
 
     def _solve_block(self, block: int, hidden_NTH: torch.Tensor) -> Iterator[dict[str, Piece]]:
         matrices = self._matrices_of(block)
@@ -121,19 +120,20 @@ class InOrderSelection(CalibratedSelection):
         anatomy = look(self.model, block, roles, self.dense_NTH[:1])
         self._tell(anatomy)
         middle_NTH = self._run_dense(block, anatomy)
-        for group in anatomy.groups:
-            asked = [m for m in matrices if m.module in group]
-            if asked:
-                yield from self._solve(asked, self._capture(block, anatomy, asked, hidden_NTH, middle_NTH))
-        if block != self.last or self.has_head:
+        groups = [asked for group in anatomy.groups if (asked := [m for m in matrices if m.module in group])]
+        for asked in groups:
+            yield from self._solve(asked, self._capture(block, anatomy, asked, hidden_NTH, middle_NTH))
+        goes_on = block != self.last or self.has_head
+        if goes_on:
             self._run(hidden_NTH, block, None)
+        self.advance(len(self.ids_NT) * (PASSES - 1 - len(groups) - goes_on))  # what the bar counted too many
 
     def _tell(self, anatomy: Anatomy) -> None:
         if not self.is_told and not (anatomy.attention and anatomy.mlp):
             self.is_told = True
             say(
-                f"warning: method={self.spec.method}: the blocks of this model do not simply add the outputs of attention "
-                f"and MLP to their hidden states; where they do not, it does what refit does"
+                f"warning: method={self.spec.method}: in this model a norm, or experts, stand between matrices and the hidden "
+                f"states; it aims those matrices at their own dense outputs"
             )
 
     def _run_dense(self, block: int, anatomy: Anatomy) -> torch.Tensor | None:

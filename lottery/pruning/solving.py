@@ -70,6 +70,7 @@ class Solver:
     def __init__(self, spec: Spec, source: Source, places: dict[str, Place], model: BlockModel) -> None:
         self.spec, self.source, self.places, self.model = spec, source, places, model
         self.traits = METHODS[spec.method]
+        self.shares: dict[str, list[int]] = {}  # of a tensor of all experts, how many weights each loses
         self.starved = self.experts = 0  # experts' matrices that saw few tokens; all of them
 
     def solve(self, matrix: Matrix, statistics: Statistics, put_back: bool) -> Piece:
@@ -82,6 +83,9 @@ class Solver:
             self.starved += 1
             method = methods.wanda
         solved = method(weight_OI, statistics, self.ask(place, matrix))
+        if not solved.weight_OI.isfinite().all():
+            say(f"warning: {place.name}: its new weights overflow in their type; wanda prunes it, without an update")
+            solved = methods.wanda(weight_OI, statistics, self.ask(place, matrix))
         about = {"damping": solved.damping} if solved.damping else {}
         if statistics.gram_II is not None:
             about["layer_error"] = round(methods.layer_error(weight_OI, solved.weight_OI, statistics), 9)
@@ -107,8 +111,11 @@ class Solver:
         total, pieces = count_to_prune(self.spec, numel), matrix.of
         if pieces == 1:
             return Ask(total, parse_nm_pattern(self.spec))
-        number = matrix.expert or 0
-        return Ask(round(total * (number + 1) / pieces) - round(total * number / pieces), parse_nm_pattern(self.spec))
+        if place.name not in self.shares:
+            tensor = self.source.tensor(place.copy_of or place.name)
+            zeros = [int((one == 0).sum()) for one in tensor]
+            self.shares[place.name] = methods.share_out(total, zeros, [numel // pieces] * pieces)
+        return Ask(self.shares[place.name][matrix.expert or 0], parse_nm_pattern(self.spec))
 
     def warn(self) -> None:
         """Says how many experts were pruned without an update."""

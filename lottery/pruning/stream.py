@@ -323,6 +323,7 @@ def write_rest(
             "spec": spec.identity_params() | calibration,
             "base": source.base_record,
             **({"source": source.ticket} if source.ticket else {}),
+            **({"updated": True} if METHODS[spec.method].updates or source.has_new_values else {}),
             **({"samples": hashlib.sha256(samples.ids_NT.tobytes()).hexdigest()} if samples else {}),
             "layers": sorted({p.layer for p in chosen if p.layer is not None}),
             "tensors": entries,

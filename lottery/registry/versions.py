@@ -102,6 +102,11 @@ def holds_ticket(folder: Path, ticket: str, sha256: str) -> bool:
         return False
 
 
+def is_registered_as(client: MlflowClient, model_id: str, folder: Path) -> bool:
+    """Returns whether the folder holds the very bytes of a registered ticket."""
+    return bool(client.get_logged_model(model_id).tags.get("sha256") == file_sha256(folder / RECORD))
+
+
 def link_or_copy(source: Path, dest: Path) -> None:
     """Makes `dest` a hard link to `source`, or a copy if the disk cannot link them."""
     dest.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from lottery.measuring.baseline import REUSED_MEASURES
 from lottery.measuring.cache import Cache
 from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder
+from lottery.models.texts import WORDS
 from lottery.pruning.plan import UnfitError, plan_ticket
 from lottery.pruning.tensors import tensor_info
 from lottery.spec import METHODS, Spec
@@ -211,7 +212,7 @@ def with_absolute_paths(study: Study) -> Study:
 
     def absolute(name: str, value: str) -> str:
         path = Path(value).expanduser()
-        if value in ("builtin", "wikitext2", "auto"):
+        if value in ("builtin", "auto", *WORDS["dataset"], *WORDS["calibration"]):
             return value
         here = (name in ("dataset", "calibration") and path.is_file()) or (
             name == "model" and local_folder(value) is not None

@@ -122,6 +122,10 @@ class StoredTicket(TicketFolder):
             )
         return self.base.tensor(self.original_name(name))
 
+    @property
+    def has_new_values(self) -> bool:
+        return bool(self.record.get("updated", False))
+
     def info(self, name: str) -> TensorInfo:
         entry = self.entries[name]
         shard = self._stored[self._keys(name)[-1]].shard if self._keys(name) else ""

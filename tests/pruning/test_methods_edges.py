@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lottery.errors import MachineError
+from lottery.errors import InputError
 from lottery.pruning import linear_algebra, methods
 from lottery.pruning.methods import METHODS, Ask
 from lottery.pruning.statistics import Accumulator, Statistics
@@ -173,7 +173,7 @@ def test_a_gram_matrix_that_is_not_positive_definite_is_damped_more(
 
 
 def test_a_gram_matrix_that_cannot_be_damped_is_refused_in_one_line() -> None:
-    with pytest.raises(MachineError, match="cannot be factorized, even with a damping of 100"):
+    with pytest.raises(InputError, match="cannot be factorized, even with a damping of 100"):
         methods.sparsegpt(torch.ones(4, 8), indefinite(8, 1e4), Ask(16))
 
 

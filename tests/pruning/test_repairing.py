@@ -151,7 +151,7 @@ def test_a_model_whose_blocks_add_norms_is_refitted_with_a_line(
     model = make("gemma2", tmp_path / "m", "saved")
     given = ("--calibration", "self", "--nsamples", "2", "--seqlen", "32", *QUICK)
     result = cli("prune", "--model", model, "--method", "repair", *given, "--out", tmp_path / "t")
-    assert result.stderr.count("do not simply add the outputs of attention and MLP") == 1
+    assert result.stderr.count("it aims those matrices at their own dense outputs") == 1
 
 
 def test_propagation_of_the_dense_model_is_refused(cli: Callable[..., Result]) -> None:
