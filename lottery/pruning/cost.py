@@ -10,7 +10,7 @@ from typing import Any
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.tensors import DTYPES
-from lottery.pruning import hidden_states, methods
+from lottery.pruning import hidden_states, least_squares
 from lottery.pruning.tensors import all_places, columns_of, tensor_info
 from lottery.runtime.experts import NAME, PROJECTIONS
 from lottery.spec import METHODS, Spec
@@ -18,7 +18,7 @@ from lottery.spec import METHODS, Spec
 LIBRARIES = 700 * 10**6  # bytes of a process that has imported all that it needs, with what the libraries keep
 FACTORIZED = ("sparsegpt",)  # methods that factorize a Gram matrix, in float64
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of one module
-CHUNKS = 8 + methods.ORTHOGONAL  # matrices of some rows that conjugate gradients hold at once
+CHUNKS = 8 + least_squares.ORTHOGONAL  # matrices of some rows that conjugate gradients hold at once
 FLOAT, DOUBLE = 4, 8  # bytes
 
 
@@ -189,5 +189,5 @@ def method_bytes(spec: Spec, rows: int, columns: int, itemsize: int) -> int:
         return DOUBLE * columns**2 + result + FLOAT * numel
     if METHODS[spec.method].in_order:  # what a stage begins with, and what it ends with
         result += 2 * FLOAT * numel
-    chunks = CHUNKS * methods.CHUNK_BYTES if METHODS[spec.method].updates else numel
+    chunks = CHUNKS * least_squares.CHUNK_BYTES if METHODS[spec.method].updates else numel
     return max(choosing, result + min(chunks, CHUNKS * FLOAT * numel))

@@ -17,10 +17,10 @@ from torch.nn import functional
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.tensors import DTYPES
-from lottery.pruning import methods
+from lottery.pruning import least_squares, methods
+from lottery.pruning.choosing import Ask
 from lottery.pruning.cost import FACTORIZED, Group, Text, active_experts, groups_of, parts_of
 from lottery.pruning.linear_algebra import inverse_factor
-from lottery.pruning.methods import Ask
 from lottery.pruning.products import matmul
 from lottery.pruning.statistics import Accumulator
 from lottery.spec import METHODS, Spec
@@ -31,7 +31,7 @@ BESIDE = 1.2  # what a pass takes, as a multiple of its products and attention: 
 CALL_S = 0.002  # seconds of a call of a block, however small it is
 COMPARED = 4  # samples that go through all blocks before the first is solved: two in the whole model, two one by one
 # How often a method multiplies a whole weight by a Gram matrix; the layer error does it twice.
-PRODUCTS = {"refit": methods.STEPS + 3, "repair": 2 * methods.STEPS + 5, "sparsegpt": 2.5}
+PRODUCTS = {"refit": least_squares.STEPS + 3, "repair": 2 * least_squares.STEPS + 5, "sparsegpt": 2.5}
 PART = 0.5  # of a pass that ends at an input of the block, on average
 
 
@@ -98,7 +98,7 @@ def measure(source: Source, spec: Spec, chosen: Sequence[Place], text: Text, con
     def solve() -> None:
         solved = method(weight_OI, statistics, Ask(weight_OI.numel() // 2))
         if updates:
-            methods.layer_error(weight_OI, solved.weight_OI, statistics)
+            least_squares.layer_error(weight_OI, solved.weight_OI, statistics)
 
     solve()  # the first one compiles its kernels
     solve_s, known_s, multiply_s, factor_s = timed(solve, device), 0.0, 1.0, 1.0
@@ -107,7 +107,7 @@ def measure(source: Source, spec: Spec, chosen: Sequence[Place], text: Text, con
         multiply_s = timed(lambda: matmul(given_OI, gram_II), device)
         known_s = PRODUCTS.get(spec.method, 0) * multiply_s
     if spec.method in FACTORIZED:
-        factor_s = timed(lambda: inverse_factor(statistics, methods.RIDGE), device)
+        factor_s = timed(lambda: inverse_factor(statistics, least_squares.RIDGE), device)
         known_s += factor_s
     return Rates(
         product=tokens * rows * columns / product_s,

@@ -15,7 +15,8 @@ from lottery.models.families import Place
 from lottery.models.tensors import DTYPES
 from lottery.progress import say
 from lottery.pruning import methods
-from lottery.pruning.methods import Ask
+from lottery.pruning.choosing import Ask, share_out
+from lottery.pruning.least_squares import layer_error
 from lottery.pruning.statistics import Statistics
 from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
 from lottery.runtime.blocks import BlockModel, Matrix
@@ -88,7 +89,7 @@ class Solver:
             solved = methods.wanda(weight_OI, statistics, self.ask(place, matrix))
         about = {"damping": solved.damping} if solved.damping else {}
         if statistics.gram_II is not None:
-            about["layer_error"] = round(methods.layer_error(weight_OI, solved.weight_OI, statistics), 9)
+            about["layer_error"] = round(layer_error(weight_OI, solved.weight_OI, statistics), 9)
         if put_back:
             self.model.replace(matrix, solved.weight_OI)
         if weight_OI.numel() >= LARGE:
@@ -114,7 +115,7 @@ class Solver:
         if place.name not in self.shares:
             tensor = self.source.tensor(place.copy_of or place.name)
             zeros = [int((one == 0).sum()) for one in tensor]
-            self.shares[place.name] = methods.share_out(total, zeros, [numel // pieces] * pieces)
+            self.shares[place.name] = share_out(total, zeros, [numel // pieces] * pieces)
         return Ask(self.shares[place.name][matrix.expert or 0], parse_nm_pattern(self.spec))
 
     def warn(self) -> None:

@@ -14,7 +14,7 @@ from click.testing import Result
 
 import lottery
 from lottery.pruning import methods
-from lottery.pruning.methods import Ask
+from lottery.pruning.choosing import Ask
 from lottery.pruning.statistics import Accumulator
 from lottery.spec import METHODS
 from lottery.ticket.comparing import mask_of

@@ -10,7 +10,9 @@ import torch
 from lottery.kernels import parallel
 from lottery.models.checkpoint import BUILTIN
 from lottery.pruning import methods
-from lottery.pruning.methods import METHODS, Ask, Solved
+from lottery.pruning.choosing import Ask, Solved
+from lottery.pruning.least_squares import layer_error
+from lottery.pruning.methods import METHODS
 from lottery.pruning.statistics import Accumulator, Statistics
 from tests.support import slow_methods as slow
 from tests.support.paths import DATA, STORIES, needs_data
@@ -84,7 +86,7 @@ def compare(method: str, weight_OI: torch.Tensor, x_TI: torch.Tensor, ask: Ask, 
     assert not solved.weight_OI[~solved.stays_OI].any()
     error = slow.output_error(w64_OI, solved.weight_OI.double().numpy(), gram_II)
     assert error == pytest.approx(slow.output_error(w64_OI, exact.weight_OI.numpy(), gram_II), rel=1e-3)
-    assert methods.layer_error(weight_OI, solved.weight_OI, statistics) == pytest.approx(error, rel=1e-5)
+    assert layer_error(weight_OI, solved.weight_OI, statistics) == pytest.approx(error, rel=1e-5)
 
 
 def ask_for(weight_OI: torch.Tensor, how: float | tuple[int, int]) -> Ask:

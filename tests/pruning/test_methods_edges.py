@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from lottery.errors import InputError
 from lottery.pruning import linear_algebra, methods
-from lottery.pruning.methods import METHODS, Ask
+from lottery.pruning.choosing import Ask, share_out
+from lottery.pruning.least_squares import layer_error
+from lottery.pruning.methods import METHODS
 from lottery.pruning.statistics import Accumulator, Statistics
 from tests.support import slow_methods as slow
 
@@ -91,7 +93,7 @@ def test_blocks_share_what_goes(blocks: list[tuple[int, float]], sparsity: float
     sizes = [size for size, _ in blocks]
     zeros = [int(size * share) for size, share in blocks]
     remove = round(sparsity * sum(sizes))
-    lost = methods.share_out(remove, zeros, sizes)
+    lost = share_out(remove, zeros, sizes)
     assert sum(lost) == max(remove, sum(zeros))
     assert all(z <= n <= size for z, n, size in zip(zeros, lost, sizes, strict=True))
     rates = [(n / size, 1 / size) for z, n, size in zip(zeros, lost, sizes, strict=True) if n > z]
@@ -111,7 +113,7 @@ def test_weights_of_inputs_that_are_always_zero_go_first(method: str) -> None:
     assert not few.stays_OI[:, dead].any()
     gram_II = (x_TI.double().T @ x_TI.double()).numpy() * 1e-8
     gap_OI = (few.weight_OI - weight_OI).double().numpy()
-    assert methods.layer_error(weight_OI, few.weight_OI, statistics_of(x_TI * 1e-4)) == pytest.approx(
+    assert layer_error(weight_OI, few.weight_OI, statistics_of(x_TI * 1e-4)) == pytest.approx(
         slow.output_error(weight_OI.double().numpy(), weight_OI.double().numpy() + gap_OI, gram_II), rel=1e-4
     )
     pattern = METHODS[method](weight_OI, statistics_of(x_TI * 1e-4), Ask(0, (2, 4)))
@@ -144,9 +146,9 @@ def test_a_gram_matrix_of_few_tokens(method: str, tokens: int) -> None:
     solved = METHODS[method](weight_OI, statistics, Ask(1500))
     assert int(solved.stays_OI.sum()) == 1500 and solved.weight_OI.isfinite().all() and solved.damping is None
     if tokens and method != "wanda":  # 75 weights of a row can give the output of two tokens again
-        assert methods.layer_error(weight_OI, solved.weight_OI, statistics) < 0.01
+        assert layer_error(weight_OI, solved.weight_OI, statistics) < 0.01
     if not tokens:
-        assert methods.layer_error(weight_OI, solved.weight_OI, statistics) == 0
+        assert layer_error(weight_OI, solved.weight_OI, statistics) == 0
 
 
 def indefinite(columns: int, below: float) -> Statistics:

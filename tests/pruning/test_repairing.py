@@ -11,7 +11,7 @@ from click.testing import Result
 from lottery.models.sources import open_base
 from lottery.pruning import methods
 from lottery.pruning.calibrated import open_blocks
-from lottery.pruning.methods import Ask
+from lottery.pruning.choosing import Ask
 from lottery.pruning.repairing import look
 from lottery.pruning.statistics import Accumulator
 from lottery.ticket.stored import StoredTicket
