@@ -92,6 +92,7 @@ METHODS = {
     "wanda": Method(calibrated=True),
     "refit": Method(calibrated=True, updates=True),
     "sparsegpt": Method(calibrated=True, updates=True, propagate="pruned"),
+    "alps": Method(calibrated=True, updates=True, propagate="pruned"),
     "repair": Method(calibrated=True, updates=True, propagate="pruned", in_order=True),
 }
 MEASURES = ("perplexity", "speed", "memory", "samples")

@@ -23,6 +23,18 @@ def process_lock(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def try_process_lock(what: str) -> Iterator[bool]:
+    """Yields whether this process got the lock; it does not wait for another one that holds it."""
+    with open(make_folder(home() / "locks", "LOTTERY_HOME") / what, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
 def locked_file(path: Path) -> Iterator[IO[str]]:
     """Yields a file that one process at a time holds. The owner may delete it; a process that waited then makes a new
     one.

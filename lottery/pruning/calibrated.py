@@ -1,13 +1,14 @@
 """Prunes by methods that look at data, one transformer block after the other.
 
 For each block its statistics are collected while the calibration samples run through it, then its matrices are solved,
-and the samples go on to the next block as the dense block gives them, or as the pruned one does.
+and the samples go on to the next block as the dense block gives them, or as the pruned one does. What dense blocks gave is
+kept for later runs, which need no sample then.
 
 Legend: N samples, T tokens of a sample, H width of the hidden states, O rows, I columns, B = ceil(I/8).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -20,19 +21,18 @@ from lottery.kernels import bitmask
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
-from lottery.models.tensors import DTYPES
-from lottery.progress import Advance, say
-from lottery.pruning.capture import Capture
+from lottery.progress import Advance
+from lottery.pruning.capture import Capture, key_of
 from lottery.pruning.hidden_states import new_hidden_states
+from lottery.pruning.kept import SAMPLES, KeptSums
 from lottery.pruning.samples import Samples
 from lottery.pruning.solving import Piece, Solver, joined
+from lottery.pruning.streaming import ANOTHER_METHOD, open_blocks
 from lottery.pruning.tensors import columns_of, count_to_prune, parse_nm_pattern
 from lottery.runtime.blocks import BlockModel, Matrix, StopForwardError
 from lottery.spec import METHODS, Spec
 
-TOLERANCE = 0.01  # by which streamed logits may differ from the model's own, relative to their size
 CHECKED = 2  # samples: what leaks from one sample into the next shows only in the second
-ANOTHER_METHOD = "give method=magnitude, which looks at no data"
 
 
 def in_block_order(source: Source, places: Sequence[Place]) -> list[Place]:
@@ -68,7 +68,7 @@ class CalibratedSelection:
         self.advance: Advance = nothing
         self.done: dict[str, Piece] = {}
         compared_NT = torch.cat([self.ids_NT, self.ids_NT.roll(1, 1)])[:CHECKED]  # two, also where one is asked for
-        self.model = open_blocks(source, compared_NT, samples.device)
+        self.model = open_blocks(source, compared_NT, samples.device, self._find_kept)
         self.solver = Solver(spec, source, self.places, self.model)
         self.pieces = self._solve_all()
 
@@ -88,10 +88,37 @@ class CalibratedSelection:
             return self.model.layers - 1
         return max(p.layer for p in self.places.values() if p.layer is not None)
 
+    def _find_kept(self, model: BlockModel) -> bool:
+        """Looks for what earlier runs kept of this model's inputs. Returns whether it is enough, so that no sample must
+        run."""
+        self.model = model
+        self.kept = (
+            None
+            if self.goes_on_pruned
+            else KeptSums(self.source, self.ids_NT, model.dtype, self.samples.device, self.with_gram)
+        )
+        parts = {
+            block: self._matrices_of(block) for block in [*range(self.last + 1), *([None] if self.has_head else [])]
+        }
+        self.pruned_parts = sum(map(bool, parts.values()))
+        self.absent = {
+            block
+            for block, matrices in parts.items()
+            if matrices and not (self.kept and self.kept.holds(part_name(block), [key_of(m) for m in matrices]))
+        }
+        return not self.absent
+
+    @property
+    def last_to_run(self) -> int:
+        """Returns the last block through which the samples must go, -1 where none must."""
+        if None in self.absent:
+            return self.last
+        return max((block for block in self.absent if block is not None), default=-1)
+
     @property
     def steps(self) -> int:
         """Returns how many times a sample goes through a block, or through the head."""
-        return len(self.ids_NT) * (sum(map(self.passes, range(self.last + 1))) + self.has_head)
+        return len(self.ids_NT) * (sum(map(self.passes, range(self.last_to_run + 1))) + (None in self.absent))
 
     def passes(self, block: int) -> int:
         """Returns how many times the samples go through a block."""
@@ -123,34 +150,69 @@ class CalibratedSelection:
     @torch.inference_mode()
     def _solve_all(self) -> Iterator[dict[str, Piece]]:
         """Yields the pruned tensors whose matrices share their inputs, block by block, and at the end those of the head."""
+        hidden_NTH = self._embed() if self.absent else torch.empty(0)
+        for block in range(self.last + 1):
+            if block <= self.last_to_run or self._matrices_of(block):
+                self.model.load(block)
+                yield from self._solve_block(block, hidden_NTH)
+                self.model.unload(block)
+        if self.has_head:
+            yield from self._solve_head(hidden_NTH)
+
+    def _embed(self) -> torch.Tensor:
+        """Returns the hidden states that the first block gets."""
         first_1TH = self.model.embed(self.ids_NT[:1])
         hidden_NTH = new_hidden_states((*self.ids_NT.shape, first_1TH.shape[-1]), self.model.dtype)
         for n in range(len(self.ids_NT)):
             hidden_NTH[n] = self.model.embed(self.ids_NT[n : n + 1])[0]
-        for block in range(self.last + 1):
-            self.model.load(block)
-            yield from self._solve_block(block, hidden_NTH)
-            self.model.unload(block)
-        if self.has_head:
-            yield from self._solve_head(hidden_NTH)
+        return hidden_NTH
 
-    def _matrices_of(self, block: int) -> list[Matrix]:
-        """Returns the matrices of a block that are to be pruned."""
+    def _matrices_of(self, block: int | None) -> list[Matrix]:
+        """Returns the matrices of a block, or of the head (None), that are to be pruned."""
+        if block is None:
+            return [m for p in self.places.values() if p.role == "lm_head" for m in self.model.matrices(p)]
         return [m for place in self.places.values() if place.layer == block for m in self.model.matrices(place)]
 
     def _solve_block(self, block: int, hidden_NTH: torch.Tensor) -> Iterator[dict[str, Piece]]:
         matrices = self._matrices_of(block)
-        is_last = block == self.last and not self.has_head
-        if not matrices:
+        is_last = block == self.last_to_run and None not in self.absent
+        if block in self.absent:
+            stops = self.goes_on_pruned or is_last  # only inputs are needed now
+            capture = self._collect(block, matrices, stops, lambda chunk, c: self._run(hidden_NTH[chunk], block, c))
+        elif block <= self.last_to_run:
             self._run(hidden_NTH, block, None)
+        if not matrices:
             return
-        capture = Capture(self.model, matrices, self.with_gram)
-        stops = self.goes_on_pruned or is_last  # only inputs are needed now
-        with capture.watching(stops):
-            self._run(hidden_NTH, block, capture)
+        if block not in self.absent:
+            capture = self._read_kept(block, matrices)
         yield from self._solve(matrices, capture)
         if self.goes_on_pruned and not is_last:
             self._run(hidden_NTH, block, None)
+
+    def _collect(
+        self, block: int | None, matrices: Sequence[Matrix], stops: bool, run: Callable[[slice, Capture], None]
+    ) -> Capture:
+        """Returns the sums over all samples of the inputs of a block or of the head (None). `run` lets some samples run.
+
+        What is kept are sums over a few samples; so that the bits are the same with and without it, these are summed
+        apart in every run.
+        """
+        count = SAMPLES if self.kept else len(self.ids_NT)
+        whole = Capture(self.model, matrices, self.with_gram)
+        for chunk, first in enumerate(range(0, len(self.ids_NT), count)):
+            capture = Capture(self.model, matrices, self.with_gram, both=self.kept is not None)
+            with capture.watching(stops):
+                run(slice(first, first + count), capture)
+            if self.kept:
+                self.kept.keep(part_name(block), chunk, capture.sums, capture.owner, self.pruned_parts)
+            whole.merge(capture)
+        return whole
+
+    def _read_kept(self, block: int | None, matrices: Sequence[Matrix]) -> Capture:
+        assert self.kept is not None
+        capture = Capture(self.model, matrices, self.with_gram)
+        capture.sums, capture.owner = self.kept.read(part_name(block))
+        return capture
 
     def _run(self, hidden_NTH: torch.Tensor, block: int, capture: Capture | None) -> None:
         """Runs all samples through a block that is loaded, and puts what it gives in the place of what it got."""
@@ -184,17 +246,24 @@ class CalibratedSelection:
 
     def _solve_head(self, hidden_NTH: torch.Tensor) -> Iterator[dict[str, Piece]]:
         """Solves the head, whose inputs are what the last norm gives."""
-        matrices = [m for p in self.places.values() if p.role == "lm_head" for m in self.model.matrices(p)]
-        capture = Capture(self.model, matrices, self.with_gram)
-        began = time.perf_counter()
-        with capture.watching(stop=True):
-            for n in range(len(hidden_NTH)):
+        matrices = self._matrices_of(None)
+
+        def run(chunk: slice, capture: Capture) -> None:
+            began = time.perf_counter()
+            for ids_T, hidden_TH in zip(self.ids_NT[chunk], hidden_NTH[chunk], strict=True):
                 capture.begin_sample()
                 with stopping():
-                    self.model.finish(self.ids_NT[n : n + 1], hidden_NTH[n : n + 1], positions=self.ids_NT.shape[1])
+                    self.model.finish(ids_T[None], hidden_TH[None], positions=len(ids_T))
                 self.advance(1, "head")
-        self.calibrate_s += time.perf_counter() - began
+            self.calibrate_s += time.perf_counter() - began
+
+        capture = self._collect(None, matrices, True, run) if None in self.absent else self._read_kept(None, matrices)
         yield from self._solve(matrices, capture)
+
+
+def part_name(block: int | None) -> str:
+    """Returns the name under which the sums of a block, or of the head (None), are kept."""
+    return "head" if block is None else f"block-{block}"
 
 
 def is_finite(x: torch.Tensor) -> bool:
@@ -214,46 +283,3 @@ def stopping() -> Iterator[None]:
         yield
     except StopForwardError:
         return
-
-
-def open_blocks(source: Source, ids_NT: torch.Tensor, device: str) -> BlockModel:
-    """Returns the model, block by block, after a comparison of its streamed logits with those of its own forward pass.
-
-    It computes in the source's own type; a float16 model whose hidden states overflow computes in bfloat16. Raises
-    InputError where the logits differ.
-    """
-    own = str(DTYPES[source.dtype]).removeprefix("torch.")
-    for dtype in dict.fromkeys([own, "bfloat16"] if own == "float16" else [own]):
-        model = BlockModel(source, source.places, dtype, device)
-        if check_streaming(model, ids_NT):
-            if dtype != own:
-                say("the hidden states of this model overflow in float16; the calibration computes in bfloat16")
-            return model
-    raise InputError(f"{model.name}: its hidden states are not finite; {ANOTHER_METHOD}")
-
-
-@torch.inference_mode()
-def check_streaming(model: BlockModel, ids_NT: torch.Tensor) -> bool:
-    """Compares the logits of samples that go through the blocks one by one with those of the model's own forward pass.
-
-    Returns whether all are finite. Raises InputError where they differ: the arguments of the blocks are then not the
-    same for all samples.
-    """
-    samples = [ids_NT[n : n + 1] for n in range(len(ids_NT))]
-    own = [model.record(ids_1T) for ids_1T in reversed(samples)][::-1]  # the arguments of the first sample stay
-    hidden = [model.embed(ids_1T) for ids_1T in samples]
-    for block in range(model.layers):
-        model.load(block)
-        hidden = [model.run(block, hidden_1TH) for hidden_1TH in hidden]
-        model.unload(block)
-    for n, (ids_1T, hidden_1TH, own_logits) in enumerate(zip(samples, hidden, own, strict=True)):
-        logits = model.finish(ids_1T, hidden_1TH)
-        if not (logits.isfinite().all() and own_logits.isfinite().all()):
-            return False
-        gap = (logits.float() - own_logits.float()).norm() / own_logits.float().norm()
-        if gap > TOLERANCE:
-            raise InputError(
-                f"{model.name}: the blocks of {type(model.model).__name__} give other logits one by one than together "
-                f"(sample {n}, {gap:.0%} off), so that data cannot be looked at block by block; {ANOTHER_METHOD}"
-            )
-    return True

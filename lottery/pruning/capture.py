@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from lottery.pruning.kept import Key
 from lottery.pruning.statistics import Accumulator, Statistics
 from lottery.runtime.blocks import BlockModel, Matrix, StopForwardError
 
 Goal = Callable[[], torch.Tensor]
-Key = tuple[str, int | None, bool]  # module, expert, whether the input is the expert's inner one
 
 
 def key_of(matrix: Matrix) -> Key:
@@ -26,11 +26,16 @@ class Capture:
     do, and gate and up."""
 
     def __init__(
-        self, model: BlockModel, matrices: Sequence[Matrix], with_gram: bool, goals: Mapping[str, Goal] | None = None
+        self,
+        model: BlockModel,
+        matrices: Sequence[Matrix],
+        with_gram: bool,
+        goals: Mapping[str, Goal] | None = None,
+        both: bool = False,
     ) -> None:
         """`goals`: path of a module -> a function that returns the outputs that are asked of it for the present sample,
-        [T, O], without its bias."""
-        self.model, self.with_gram, self.goals = model, with_gram, goals or {}
+        [T, O], without its bias. `both` is that of `Accumulator`."""
+        self.model, self.with_gram, self.both, self.goals = model, with_gram, both, goals or {}
         self.wanted = {key_of(m) for m in matrices}
         self.modules = {m.module for m in matrices}
         self.columns = {key_of(m): model.weight(m).shape[1] for m in matrices}
@@ -85,7 +90,7 @@ class Capture:
 
     def _sum(self, key: Key, x_TI: torch.Tensor, goal_TO: torch.Tensor | None = None) -> None:
         if key not in self.sums:
-            self.sums[key] = Accumulator(self.columns[key], self.with_gram, str(x_TI.device))
+            self.sums[key] = Accumulator(self.columns[key], self.with_gram, str(x_TI.device), self.both)
         self.sums[key].add(x_TI, goal_TO)
 
     def _add_experts(self, path: str, module: Any, x_TI: torch.Tensor, chosen_TC: torch.Tensor) -> None:
@@ -100,6 +105,12 @@ class Capture:
             if second in self.wanted:
                 self.owner[second] = second
                 self._sum(second, module._apply_gate(functional.linear(routed_TI, module.gate_up_proj[expert])))
+
+    def merge(self, other: "Capture") -> None:
+        """Adds what another capture saw in other samples."""
+        self.owner |= other.owner
+        for key, sums in other.sums.items():
+            self.sums[key] = self.sums[key].merge(sums) if key in self.sums else sums
 
     def groups(self, matrices: Sequence[Matrix]) -> Iterator[tuple[Statistics, list[Matrix]]]:
         """Yields the statistics of each input with the matrices that share it; those that were used are given back."""

@@ -11,12 +11,14 @@ from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.tensors import DTYPES
 from lottery.pruning import hidden_states, least_squares
+from lottery.pruning.kept import SAMPLES
 from lottery.pruning.tensors import all_places, columns_of, tensor_info
 from lottery.runtime.experts import NAME, PROJECTIONS
 from lottery.spec import METHODS, Spec
 
 LIBRARIES = 700 * 10**6  # bytes of a process that has imported all that it needs, with what the libraries keep
 FACTORIZED = ("sparsegpt",)  # methods that factorize a Gram matrix, in float64
+ADMM = 9  # matrices of the weight's shape that alps holds at once, in float32
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of one module
 CHUNKS = 8 + least_squares.ORTHOGONAL  # matrices of some rows that conjugate gradients hold at once
 FLOAT, DOUBLE = 4, 8  # bytes
@@ -153,7 +155,8 @@ def passing(spec: Spec, groups: Sequence[Group], text: Text, itemsize: int, read
     outputs = sum(sum(g.rows) for g in groups)
     largest = max(max(g.rows) * g.columns for g in groups)
     passed = text.seqlen * (itemsize * 2 * outputs + FLOAT * max(g.columns for g in groups)) + itemsize * largest
-    return Bytes(LIBRARIES, read, gram_bytes(spec, groups), states, passed)
+    sums = 2 if text.propagate == "dense" and text.nsamples > SAMPLES else 1  # those of the present samples, and of all
+    return Bytes(LIBRARIES, read, sums * gram_bytes(spec, groups), states, passed)
 
 
 def gram_bytes(spec: Spec, groups: Sequence[Group]) -> int:
@@ -187,6 +190,8 @@ def method_bytes(spec: Spec, rows: int, columns: int, itemsize: int) -> int:
     result = numel * (itemsize + 1)
     if spec.method in FACTORIZED:
         return DOUBLE * columns**2 + result + FLOAT * numel
+    if spec.method == "alps":
+        return FLOAT * columns**2 + result + ADMM * FLOAT * numel
     if METHODS[spec.method].in_order:  # what a stage begins with, and what it ends with
         result += 2 * FLOAT * numel
     chunks = CHUNKS * least_squares.CHUNK_BYTES if METHODS[spec.method].updates else numel

@@ -25,16 +25,61 @@ def inverse_factor(statistics: Statistics, damping: float) -> tuple[torch.Tensor
     used = damping
     for _ in range(TRIES):
         if (factor := try_inverse_factor(statistics, used)) is not None:
-            if used > damping:
-                say(
-                    f"warning: a Gram matrix is not positive definite; its damping was raised from {damping:g} to {used:g}"
-                )
-            return factor, used if used > damping else None
+            return factor, grown(damping, used)
         used *= MORE
-    raise InputError(
-        f"calibration: a Gram matrix cannot be factorized, even with a damping of {used / MORE:g}; give another text, more "
+    raise hopeless(used / MORE)
+
+
+def grown(damping: float, used: float) -> float | None:
+    """Returns the damping that served if it had to grow, with a line that says so, else None."""
+    if used == damping:
+        return None
+    say(f"warning: a Gram matrix is not positive definite; its damping was raised from {damping:g} to {used:g}")
+    return used
+
+
+def hopeless(damping: float) -> InputError:
+    return InputError(
+        f"calibration: a Gram matrix cannot be factorized, even with a damping of {damping:g}; give another text, more "
         f"nsamples, or method=wanda"
     )
+
+
+def cholesky(gram_II: torch.Tensor, damping: float, more: float) -> tuple[torch.Tensor, float | None]:
+    """Returns the lower Cholesky factor [I, I] of a Gram matrix of unit diagonal plus `damping` + `more` times the
+    identity; the entries above the diagonal mean nothing.
+
+    Where it is not positive definite the damping grows, a line says so, and the damping that served is returned too.
+    """
+    used = damping
+    for _ in range(TRIES):
+        if (factor_II := try_cholesky(gram_II, used + more)) is not None:
+            return factor_II, grown(damping, used)
+        used *= MORE
+    raise hopeless(used / MORE)
+
+
+def try_cholesky(gram_II: torch.Tensor, added: float) -> torch.Tensor | None:
+    h_II = gram_II.clone()
+    h_II.diagonal().add_(added)
+    if h_II.is_cuda:
+        factor_II, info = torch.linalg.cholesky_ex(h_II)
+        return None if info.item() else factor_II
+    from scipy.linalg import lapack
+
+    potrf = lapack.spotrf if h_II.dtype == torch.float32 else lapack.dpotrf
+    # Fortran's columns are numpy's rows: the upper triangle that it computes is the lower one in numpy's order.
+    return None if potrf(h_II.numpy().T, lower=0, overwrite_a=1, clean=0)[1] else h_II
+
+
+def solve_rows(factor_II: torch.Tensor, b_OI: torch.Tensor) -> torch.Tensor:
+    """Returns X [O, I] of X H = B, with the lower Cholesky factor of H. It may be in the memory of B."""
+    if b_OI.is_cuda:
+        return torch.cholesky_solve(b_OI.T, factor_II).T
+    from scipy.linalg import lapack
+
+    potrs = lapack.spotrs if b_OI.dtype == torch.float32 else lapack.dpotrs
+    return torch.from_numpy(potrs(factor_II.numpy().T, b_OI.numpy().T, lower=0, overwrite_b=1)[0].T)
 
 
 def try_inverse_factor(statistics: Statistics, damping: float) -> torch.Tensor | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from lottery.pruning.alps import alps
 from lottery.pruning.choosing import Ask, Solved, choose_in_rows
 from lottery.pruning.least_squares import STEPS, least_squares
 from lottery.pruning.sparsegpt import sparsegpt
@@ -81,5 +82,6 @@ METHODS: dict[str, Callable[[torch.Tensor, Statistics, Ask], Solved]] = {
     "wanda": wanda,
     "refit": refit,
     "sparsegpt": sparsegpt,
+    "alps": alps,
     "repair": repair,
 }

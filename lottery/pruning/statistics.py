@@ -39,10 +39,15 @@ class Statistics:
 
 
 class Accumulator:
-    """Sums the statistics of inputs in float32, sample after sample, in a fixed order."""
+    """Sums the statistics of inputs in float32, sample after sample, in a fixed order.
 
-    def __init__(self, columns: int, with_gram: bool, device: str) -> None:
+    Without a Gram matrix it sums the squares of each column. With `both` it sums them beside the Gram matrix, for a
+    later run that wants the same norms to the last bit.
+    """
+
+    def __init__(self, columns: int, with_gram: bool, device: str, both: bool = False) -> None:
         self.tokens = 0
+        self.both = both
         self.square_I = torch.zeros(columns, device=device)
         self.gram_II = torch.zeros(columns, columns, device=device) if with_gram else None
         self.goal_OI: torch.Tensor | None = None
@@ -53,14 +58,30 @@ class Accumulator:
             goal_OI = matmul(goal_TO.float().T, x_TI.float())
             self.goal_OI = goal_OI if self.goal_OI is None else self.goal_OI.add_(goal_OI)
         self.tokens += len(x_TI)
-        if self.gram_II is None:
+        if self.gram_II is None or self.both:
             for part_TI in x_TI.split(TOKENS_AT_ONCE):
                 self.square_I += part_TI.float().square().sum(0)
-        elif x_TI.is_cuda:
+        if self.gram_II is None:
+            return
+        if x_TI.is_cuda:
             x_TI = x_TI.float()
             self.gram_II.addmm_(x_TI.T, x_TI)
         else:
             add_gram(self.gram_II.numpy(), x_TI.float().numpy())
+
+    def merge(self, other: "Accumulator") -> "Accumulator":
+        """Adds the sums of other samples to these."""
+        self.tokens += other.tokens
+        self.square_I += other.square_I
+        if self.gram_II is not None and other.gram_II is not None:
+            self.gram_II += other.gram_II
+        return self
+
+    def to(self, device: str) -> "Accumulator":
+        """Moves the sums to a device."""
+        self.square_I = self.square_I.to(device)
+        self.gram_II = None if self.gram_II is None else self.gram_II.to(device)
+        return self
 
     def finish(self) -> Statistics:
         """Returns the statistics. The Gram matrix is made in the memory of the sums, which then are gone."""

@@ -40,7 +40,10 @@ def test_passes_and_solving_are_timed(bench: Any, tmp_path: Path, monkeypatch: p
     result = CliRunner().invoke(bench.main, ["calibrate", "--rounds", "2"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])["calibrate"]
-    assert set(found["solving_s"]) == {"wanda", "refit", "sparsegpt", "repair"} and min(found["solving_s"].values()) > 0
+    assert (
+        set(found["solving_s"]) == {"wanda", "refit", "sparsegpt", "alps", "repair"}
+        and min(found["solving_s"].values()) > 0
+    )
     middle, low, high = found["passing"]["to_forward"]
     assert 0 < low <= middle <= high
     assert "times as long" in result.stdout

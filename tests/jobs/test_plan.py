@@ -10,7 +10,7 @@ from click.testing import Result
 from lottery.pruning.cost import LIBRARIES
 from tests.support.models import tiny_model
 
-CALIBRATED = ("wanda", "refit", "sparsegpt")
+CALIBRATED = ("wanda", "refit", "sparsegpt", "alps")
 LOOK = ("--nsamples", "4", "--seqlen", "32")
 
 
@@ -39,7 +39,7 @@ def test_plan_says_what_a_calibrated_method_takes(
     planned = lottery_json("plan", *arguments)
     made = lottery_json("prune", *arguments, "--measure", "none", "--register", "none", "--out", tmp_path / "t")
     assert planned["ticket"] == made["ticket"] and "no_ticket" not in planned
-    propagate = "pruned" if method == "sparsegpt" else "dense"
+    propagate = "pruned" if method in ("sparsegpt", "alps") else "dense"
     assert planned["calibration"] == {"text": str(text), "nsamples": 4, "seqlen": 32, "propagate": propagate}
     parts = planned["calibration_bytes"]
     assert parts["libraries"] == LIBRARIES and parts["hidden_states"] == 4 * 32 * 48 * 2

@@ -10,11 +10,12 @@ from torch.nn import functional
 
 from lottery.models.checkpoint import Base
 from lottery.models.sources import open_base
-from lottery.pruning.calibrated import CalibratedSelection, check_streaming, open_blocks
+from lottery.pruning.calibrated import CalibratedSelection
 from lottery.pruning.calibration import Calibration
 from lottery.pruning.capture import Capture, key_of
 from lottery.pruning.samples import Samples
 from lottery.pruning.statistics import Statistics
+from lottery.pruning.streaming import check_streaming, open_blocks
 from lottery.runtime.load import load_model
 from lottery.spec import METHODS, Spec
 from tests.support.families import LABELS, RENAMED, make

@@ -39,6 +39,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home in which no earlier test kept its sums."""
+    monkeypatch.setenv("LOTTERY_HOME", str(tmp_path / "home"))
+
+
 def samples_of(model: Path, text: Path, count: int, length: int, seed: int = 0) -> torch.Tensor:
     """The rule of the documents: one stream of tokens, starts that numpy draws."""
     from transformers import AutoTokenizer

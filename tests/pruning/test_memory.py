@@ -143,7 +143,12 @@ def wide_model(folder: Path, hidden: int, inner: int) -> tuple[Path, int]:
 
 @pytest.mark.parametrize(
     ("method", "hidden", "inner"),
-    [("wanda", 2048, 16384), ("sparsegpt", 512, 6144), pytest.param("refit", 512, 6144, marks=pytest.mark.slow)],
+    [
+        ("wanda", 2048, 16384),
+        ("sparsegpt", 512, 6144),
+        ("alps", 512, 6144),
+        pytest.param("refit", 512, 6144, marks=pytest.mark.slow),
+    ],
 )
 def test_a_calibrated_method_holds_one_block(
     method: str, hidden: int, inner: int, tmp_path: Path, lottery_json: Callable[..., dict[str, Any]]

@@ -60,12 +60,18 @@ def statistics_of(gram_II: np.ndarray) -> Statistics:
 def compare(method: str, weight_OI: torch.Tensor, x_TI: torch.Tensor, ask: Ask, every: int = 1) -> None:
     """In float64 the product gives what the reference gives; in float32 nearly so, and the same error.
 
-    `every` is 1, or for refit, whose reference is slow, how many rows come for one whose weights are compared.
+    `every` is 1, or for refit, whose reference is slow, how many rows come for one whose weights are compared. The steps of
+    alps carry a difference on: of equal weights, which there are many of, rounding chooses, and in float32 of nearly equal
+    ones too.
     """
+    if method == "alps":
+        random = torch.Generator().manual_seed(0)
+        weight_OI = weight_OI * (1 + 1e-4 * torch.rand(weight_OI.shape, generator=random))  # no two are equal
+    close, exactly = (0.97, 5e-3) if method == "alps" else (0.999, 1e-3)
     x64_TI, w64_OI = x_TI.double().numpy(), weight_OI.double().numpy()
     gram_II = x64_TI.T @ x64_TI
     exact = METHODS[method](torch.from_numpy(w64_OI), statistics_of(gram_II), ask)
-    if method in ("sparsegpt", "repair"):
+    if method in ("sparsegpt", "alps", "repair"):
         new_OI, stays_OI = getattr(slow, method)(w64_OI, gram_II, ask.remove, ask.groups)
     else:
         stays_OI = slow.wanda_stays(w64_OI, gram_II, ask.remove, ask.groups)
@@ -82,10 +88,10 @@ def compare(method: str, weight_OI: torch.Tensor, x_TI: torch.Tensor, ask: Ask, 
         sums.add(part_TI)
     statistics = sums.finish()
     solved = METHODS[method](weight_OI, statistics, ask)
-    assert float((solved.stays_OI.numpy() == stays_OI).mean()) >= 0.999
+    assert float((solved.stays_OI.numpy() == stays_OI).mean()) >= close
     assert not solved.weight_OI[~solved.stays_OI].any()
     error = slow.output_error(w64_OI, solved.weight_OI.double().numpy(), gram_II)
-    assert error == pytest.approx(slow.output_error(w64_OI, exact.weight_OI.numpy(), gram_II), rel=1e-3)
+    assert error == pytest.approx(slow.output_error(w64_OI, exact.weight_OI.numpy(), gram_II), rel=exactly)
     assert layer_error(weight_OI, solved.weight_OI, statistics) == pytest.approx(error, rel=1e-5)
 
 
@@ -96,7 +102,7 @@ def ask_for(weight_OI: torch.Tensor, how: float | tuple[int, int]) -> Ask:
 
 @pytest.mark.parametrize(
     ("method", "how"),
-    [("wanda", 0.6), ("refit", 0.6), ("sparsegpt", 0.6), ("sparsegpt", (4, 8))],
+    [("wanda", 0.6), ("refit", 0.6), ("sparsegpt", 0.6), ("sparsegpt", (4, 8)), ("alps", 0.6)],
     ids=str,
 )
 def test_every_matrix_of_the_embedded_model(method: str, how: float | tuple[int, int], builtin: Matrices) -> None:

@@ -10,10 +10,10 @@ from click.testing import Result
 
 from lottery.models.sources import open_base
 from lottery.pruning import methods
-from lottery.pruning.calibrated import open_blocks
 from lottery.pruning.choosing import Ask
 from lottery.pruning.repairing import look
 from lottery.pruning.statistics import Accumulator
+from lottery.pruning.streaming import open_blocks
 from lottery.ticket.stored import StoredTicket
 from tests.pruning.test_calibrated import LINEAR, samples_of, text  # noqa: F401  # text is a fixture
 from tests.support.families import LABELS, make

@@ -100,6 +100,43 @@ def repair(
     return new_OI, stays_OI
 
 
+def alps(
+    weight_OI: np.ndarray, gram_II: np.ndarray, remove: int, groups: Groups = None, goal_OI: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """ADMM through the eigenvectors of the ridged Gram matrix, as published; then what `refit_weights` gives."""
+    unit_II, scale_I = unit_diagonal(gram_II)
+    value_I, vector_II = np.linalg.eigh(unit_II + 0.01 * np.eye(len(unit_II)))
+    w_OI = weight_OI * scale_I
+    b_OI = w_OI @ unit_II + 0.01 * w_OI if goal_OI is None else goal_OI + 0.01 * w_OI
+    survivors = weight_OI.size - remove
+
+    def largest(x_OI: np.ndarray) -> np.ndarray:
+        score_OI = ranked(np.abs(x_OI), weight_OI)
+        if groups is not None:
+            return keep_in_groups(score_OI, *groups)
+        stays = np.ones(score_OI.size, bool)
+        stays[np.argsort(score_OI.ravel(), kind="stable")[: max(remove, int((weight_OI == 0).sum()))]] = False
+        return stays.reshape(score_OI.shape)
+
+    rho, supports = 0.1, []
+    d_OI, v_OI = w_OI, np.zeros_like(w_OI)
+    for i in range(300):
+        b = ((b_OI - v_OI + rho * d_OI) @ vector_II) / (value_I + rho) @ vector_II.T
+        stays_OI = largest(b + v_OI / rho)
+        d_OI = (b + v_OI / rho) * stays_OI
+        v_OI = v_OI + rho * (b - d_OI)
+        supports += [stays_OI] if i == 0 or i % 3 == 2 else []
+        if i % 3 == 2:
+            changed = (supports[-1] != supports[-2]).sum()
+            if changed:
+                rho *= 1.3 if changed > 0.1 * survivors else 1.2 if changed > 0.005 * survivors else 1.1
+            elif all((s == supports[0]).all() for s in supports):
+                rho, d_OI, v_OI = rho / 5, w_OI, np.zeros_like(w_OI)
+            else:
+                break
+    return refit_weights(weight_OI, stays_OI, gram_II, d_OI / scale_I, 20, goal_OI), stays_OI
+
+
 def exact_weights(weight_OI: np.ndarray, stays_OI: np.ndarray, gram_II: np.ndarray) -> np.ndarray:
     """The minimum that `refit_weights` approaches."""
     unit_II, scale_I = unit_diagonal(gram_II)
