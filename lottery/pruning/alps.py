@@ -12,7 +12,7 @@ from lottery.pruning.products import matmul
 from lottery.pruning.statistics import Statistics
 
 RHO = 0.1  # the first penalty
-LESS = 5  # it is divided by this where no weight changes its place at first
+LESS, LEAST = 5, 1e-3  # it is divided by this where no weight changes its place at first, down to that
 EVERY = 3  # iterations after which the penalty grows
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # where more than such a share of the support has changed, by how much
 MOST = 300  # iterations
@@ -33,8 +33,8 @@ def alps(weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> Solved:
         return Solved(weight_OI, weight_OI != 0)
     support = Admm(weight_OI, statistics, ask)
     stays_OI = support.find()
-    start_OI = (support.sparse_OI / statistics.scale).to(weight_OI.dtype)
-    return Solved(least_squares(weight_OI, stays_OI, statistics, start_OI), stays_OI, support.damping)
+    solution_OI = least_squares(weight_OI, stays_OI, statistics, support.sparse_OI / statistics.scale)
+    return Solved(solution_OI.to(weight_OI.dtype), stays_OI, support.damping)
 
 
 class Admm:
@@ -43,9 +43,9 @@ class Admm:
     def __init__(self, weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> None:
         assert statistics.gram_II is not None
         self.ask, self.gram_II = ask, statistics.gram_II
-        self.weight_OI, self.scale_I = weight_OI, statistics.scale
+        self.weight_OI, self.norm_I = weight_OI, statistics.norm_I  # weights of inputs that are always zero go first
         self.zero_OI = weight_OI == 0
-        dense_OI = weight_OI * self.scale_I
+        dense_OI = weight_OI * self.norm_I
         goal_OI = matmul(dense_OI, self.gram_II) if statistics.goal_OI is None else statistics.goal_OI
         self.goal_OI = goal_OI.add(dense_OI, alpha=RIDGE)  # what the statistics hold stays as it is
         self.sparse_OI = dense_OI
@@ -72,11 +72,11 @@ class Admm:
                 changed = int((stays_OI != before_OI).sum())
                 if changed:
                     rho *= next(by for share, by in GROWTH if changed > share * size)
-                elif moved:
+                elif moved or rho < LEAST:
                     break
                 else:  # the penalty holds every weight in its place: once more from the start, with a smaller one
                     rho /= LESS
-                    torch.mul(self.weight_OI, self.scale_I, out=self.sparse_OI)
+                    torch.mul(self.weight_OI, self.norm_I, out=self.sparse_OI)
                     dual_OI.zero_()
                 before_OI, moved = stays_OI, moved or changed > 0
         return stays_OI

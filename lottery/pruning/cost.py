@@ -190,9 +190,7 @@ def method_bytes(spec: Spec, rows: int, columns: int, itemsize: int) -> int:
     result = numel * (itemsize + 1)
     if spec.method in FACTORIZED:
         return DOUBLE * columns**2 + result + FLOAT * numel
-    if spec.method == "alps":
+    if spec.method in ("alps", "repair"):
         return FLOAT * columns**2 + result + ADMM * FLOAT * numel
-    if METHODS[spec.method].in_order:  # what a stage begins with, and what it ends with
-        result += 2 * FLOAT * numel
     chunks = CHUNKS * least_squares.CHUNK_BYTES if METHODS[spec.method].updates else numel
     return max(choosing, result + min(chunks, CHUNKS * FLOAT * numel))

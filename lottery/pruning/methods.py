@@ -15,7 +15,7 @@ import torch
 
 from lottery.pruning.alps import alps
 from lottery.pruning.choosing import Ask, Solved, choose_in_rows
-from lottery.pruning.least_squares import STEPS, least_squares
+from lottery.pruning.least_squares import least_squares
 from lottery.pruning.sparsegpt import sparsegpt
 from lottery.pruning.statistics import Statistics
 
@@ -48,34 +48,14 @@ def refit(weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> Solved:
 
 
 def repair(weight_OI: torch.Tensor, statistics: Statistics, ask: Ask) -> Solved:
-    """Refits in stages, and aims at the outputs that the statistics ask for, where they ask for any.
-
-    Half of what is to go goes first, then a half of the rest, then all: after each stage the weights that stay are
-    refitted, and the next stage removes the smallest of the refitted |w'| * norm of each row. What has gone stays gone.
+    """Solves as `alps` does, for the outputs that the statistics ask for, where they ask for any.
 
     `statistics.goal_OI` is given for a matrix that writes to the residual stream. It asks for the outputs after which the
     stream is that of the dense model, which makes up for all that earlier matrices lost (lottery/pruning/repairing.py).
     Layer-wise least squares with other outputs than the layer's own are known from quantization: GPTAQ (Li et al., ICML
     2025), QEP (Arai and Ichikawa, 2025).
     """
-    solution_OI = weight_OI.to(statistics.norm_I.dtype)
-    stays_OI = weight_OI != 0
-    if not (ask.remove or ask.groups):
-        return Solved(weight_OI, stays_OI)
-    stages = stages_of(ask)
-    for i, stage in enumerate(stages):
-        stays_OI = choose_in_rows(solution_OI.abs() * statistics.norm_I, ~stays_OI, stage)
-        steps = STEPS if i == len(stages) - 1 else STEPS // 2
-        solution_OI = least_squares(weight_OI, stays_OI, statistics, solution_OI, steps)
-    return Solved(solution_OI.to(weight_OI.dtype), stays_OI)
-
-
-def stages_of(ask: Ask) -> list[Ask]:
-    """Returns what each stage of `repair` removes in all. An N:M pattern goes half of its way first."""
-    if ask.groups is None:
-        return [Ask(round(ask.remove * share)) for share in (0.5, 0.75, 1.0)]
-    keep, group = ask.groups
-    return [Ask(0, (group - (group - keep) // 2, group)), ask]
+    return alps(weight_OI, statistics, ask)
 
 
 METHODS: dict[str, Callable[[torch.Tensor, Statistics, Ask], Solved]] = {

@@ -31,12 +31,12 @@ BESIDE = 1.2  # what a pass takes, as a multiple of its products and attention: 
 CALL_S = 0.002  # seconds of a call of a block, however small it is
 COMPARED = 4  # samples that go through all blocks before the first is solved: two in the whole model, two one by one
 # How often a method multiplies a whole weight by a Gram matrix; the layer error does it twice.
+ITERATIONS = 36  # of alps, about; each solves with a factor of the Gram matrix, which takes as long as a product
 PRODUCTS = {
     "refit": least_squares.STEPS + 3,
-    "repair": 2 * least_squares.STEPS + 5,
     "sparsegpt": 2.5,
-    "alps": least_squares.STEPS
-    + 40,  # its iterations, of which there are about 35, solve with a factor of the Gram matrix
+    "alps": ITERATIONS + least_squares.STEPS + 3,
+    "repair": ITERATIONS + least_squares.STEPS + 3,
 }
 PART = 0.5  # of a pass that ends at an input of the block, on average
 

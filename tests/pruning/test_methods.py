@@ -71,7 +71,7 @@ def compare(method: str, weight_OI: torch.Tensor, x_TI: torch.Tensor, ask: Ask, 
     x64_TI, w64_OI = x_TI.double().numpy(), weight_OI.double().numpy()
     gram_II = x64_TI.T @ x64_TI
     exact = METHODS[method](torch.from_numpy(w64_OI), statistics_of(gram_II), ask)
-    if method in ("sparsegpt", "alps", "repair"):
+    if method in ("sparsegpt", "alps"):
         new_OI, stays_OI = getattr(slow, method)(w64_OI, gram_II, ask.remove, ask.groups)
     else:
         stays_OI = slow.wanda_stays(w64_OI, gram_II, ask.remove, ask.groups)
@@ -113,7 +113,7 @@ def test_every_matrix_of_the_embedded_model(method: str, how: float | tuple[int,
 
 @needs_data
 @pytest.mark.parametrize("how", [0.5, 0.7301, (2, 4), (4, 8)], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["wanda", "refit", "sparsegpt", "alps"])
 def test_every_matrix_of_a_model_that_others_trained(
     method: str, how: float | tuple[int, int], stories: Matrices
 ) -> None:
@@ -135,10 +135,10 @@ def test_outputs_that_are_asked_for(builtin: Matrices) -> None:
         statistics.goal_OI = torch.from_numpy(goal_OI.copy())
         ask = Ask(round(0.6 * weight_OI.size))
         solved = methods.repair(torch.from_numpy(weight_OI), statistics, ask)
-        new_OI, stays_OI = slow.repair(weight_OI, gram_II, ask.remove, None, goal_OI)
+        new_OI, stays_OI = slow.alps(weight_OI, gram_II, ask.remove, None, goal_OI)
         np.testing.assert_array_equal(solved.stays_OI.numpy(), stays_OI)
         np.testing.assert_allclose(solved.weight_OI.numpy(), new_OI, rtol=0, atol=1e-11)
-        plain_OI, _ = slow.repair(weight_OI, gram_II, ask.remove)
+        plain_OI, _ = slow.alps(weight_OI, gram_II, ask.remove)
         assert np.square(x_TI @ new_OI.T - y_TO).sum() < 0.95 * np.square(x_TI @ plain_OI.T - y_TO).sum()
 
 

@@ -82,24 +82,6 @@ def refit_weights(
     return out_OI
 
 
-def repair(
-    weight_OI: np.ndarray, gram_II: np.ndarray, remove: int, groups: Groups = None, goal_OI: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Half of what is to go, then half of the rest, then all; after each the rest is refitted from where it was."""
-    new_OI, stays_OI = weight_OI, weight_OI != 0
-    if groups is None:
-        stages: list[tuple[int, Groups]] = [(round(remove * share), None) for share in (0.5, 0.75, 1.0)]
-    else:
-        keep, size = groups
-        stages = [(0, (keep + (size - keep) // 2, size)), (0, groups)]
-    for i, (count, of_groups) in enumerate(stages):
-        score_OI = ranked(np.abs(new_OI) * norms(gram_II), stays_OI)
-        stays_OI = keep_in_groups(score_OI, *of_groups) if of_groups else twin_rows(score_OI, count)
-        steps = 20 if i == len(stages) - 1 else 10
-        new_OI = refit_weights(weight_OI, stays_OI, gram_II, new_OI, steps, goal_OI)
-    return new_OI, stays_OI
-
-
 def alps(
     weight_OI: np.ndarray, gram_II: np.ndarray, remove: int, groups: Groups = None, goal_OI: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
