@@ -71,12 +71,18 @@ class View:
     figures: list[Drawn]
 
     @property
-    def line(self) -> str:
-        """The answer in one line. That it is an estimate is said once, below the table."""
+    def headline(self) -> str:
+        """The answer in one line: of a cliff where each curve crosses, else the report's headline. That it is an estimate
+        is said once, below the table of answers."""
         answer = self.section.answer
+        if self.section.name == "cliff":
+            return "; ".join(f"{c['base']} **{tables.format_cliff(c)}**" for c in answer.data if c["chief"])
         short = answer.short.removesuffix(f" ({judging.ESTIMATE})")
-        about = answer.about.split(f"; {NOT_JUDGED}")[0]
-        return f"{f'by {self.method}: ' if self.method else ''}**{short}** {about}".strip()
+        return f"**{short}** {answer.about.split(f'; {NOT_JUDGED}')[0]}"
+
+    @property
+    def line(self) -> str:
+        return f"by {self.method}: {self.headline}" if self.method else self.headline
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,9 @@ def questions(records: Sequence[dict[str, Any]]) -> list[Question]:
     """Returns the questions of the report in its order, each answered by the studies of its own."""
 
     @cache
-    def sections(studies: tuple[str, ...], method: str) -> tuple[Found, dict[str, Section], dict[str, Figure]]:
+    def sections(studies: tuple[str, ...], method: str) -> tuple[Found, dict[str, Section]]:
         found = of_method(saved.combine([r for r in records if r["name"] in studies]), method)
-        drawn: dict[str, Figure] = {}
-        return found, {s.name: s for s in page.answer_sections(found, frames.records(found.rows), drawn)}, drawn
+        return found, {s.name: s for s in page.answer_sections(found, frames.records(found.rows), {})}
 
     answered = []
     for name, open_section in sections((), "")[1].items():
@@ -105,10 +110,10 @@ def questions(records: Sequence[dict[str, Any]]) -> list[Question]:
         mine = [record for record in records if record["name"] in studies]
         views = []
         for method in methods_of(mine) if name in BY_METHOD else [""] if mine else []:
-            found, made, drawn = sections(studies, method)
+            found, made = sections(studies, method)
             if made[name].answer.known:
                 prefix = "-".join(word for word in ("results", name, method) if word)
-                views.append(View(made[name], method, found, draw(prefix, made[name], found, drawn)))
+                views.append(View(made[name], method, found, draw(prefix, made[name], found)))
         answer = open_section.answer
         answered.append(Question(name, answer.question, answer.sentence, views, mine))
     return answered
@@ -126,7 +131,7 @@ def of_method(found: Found, method: str) -> Found:
     return replace(found, rows=rows[(rows["kind"] == "dense") | (rows["method"] == method)]) if method else found
 
 
-def draw(prefix: str, section: Section, found: Found, drawn: Mapping[str, Figure]) -> list[Drawn]:
+def draw(prefix: str, section: Section, found: Found) -> list[Drawn]:
     """Returns the figures of a section: those of the report, or one of all models where the report has one for each."""
     data = pd.DataFrame(list(section.answer.data))
     if section.name == "where":
@@ -134,7 +139,7 @@ def draw(prefix: str, section: Section, found: Found, drawn: Mapping[str, Figure
     elif section.name == "eight_bits":
         made = [(section.drawings[0].caption, figures.plot_quantization(data))]
     else:
-        made = [(d.caption, drawn[d.name]) for d in section.drawings]
+        made = [(d.caption, d.figure) for d in section.drawings]
         made = made[:1] if section.name == "cliff" else made  # the others show the curve of each model alone
     return [Drawn(f"{prefix}{f'-{i}' if i else ''}", *one) for i, one in enumerate(made)]
 
@@ -172,7 +177,10 @@ def fill(text: str, found: Sequence[Question], figure: Callable[[str], str]) -> 
         name = place[2]
         if name in TABLES:
             return f"{place[1]}\n{TABLES[name](found)}\n\n{place[3]}"
-        return f"{place[1]}\n{block(of_name[name], figure)}\n\n{place[3]}" if name in of_name else place[0]
+        if name not in of_name:
+            return place[0]
+        before = found[: found.index(of_name[name])]
+        return f"{place[1]}\n{block(of_name[name], before, figure)}\n\n{place[3]}"
 
     return MARKED.sub(content, text)
 
@@ -218,34 +226,35 @@ def models_table(found: Sequence[Question]) -> str:
     return "\n".join(lines)
 
 
-def block(question: Question, figure: Callable[[str], str]) -> str:
-    """Returns a question's answers, each with its figure, how sure it is and its table, and the commands that made them."""
+def block(question: Question, before: Sequence[Question], figure: Callable[[str], str]) -> str:
+    """Returns a question's answers, each with its figure, how sure it is and its table, and the commands that made them,
+    or which of the questions `before` it names these commands."""
     parts = [view_text(view, figure) for view in question.views]
     if not parts:
         return f"Not measured yet: {question.needs.removeprefix('not known: ')}."
-    return "\n\n".join([*parts, made_by(question)])
+    same = next((q for q in before if all(study in q.studies for study in question.studies)), None)
+    made = f"Measured by commands of [{same.text}](#{slug(same.text)})." if same else made_by(question)
+    return "\n\n".join([*parts, made])
 
 
 def view_text(view: View, figure: Callable[[str], str]) -> str:
-    answer = view.section.answer
+    answer, sentences = view.section.answer, view.section.answer.sentence.split("\n")
     by = f"**Pruned by {view.method}:** " if view.method else ""
-    sentences = answer.sentence.split("\n")
-    lines = (
-        [by + sentences[0]]
-        if len(sentences) == 1
-        else [f"{by}{view.line.split(': ', 1)[-1]}.", "", *(f"- {s}" for s in sentences)]
-    )
+    text = [by + sentences[0]]
+    if len(sentences) > 1:
+        text = [f"{by}{view.headline}.", "\n".join(f"- {sentence}" for sentence in sentences)]
     images = [f"![{d.caption}]({figure(d.name)})" for d in view.figures]
-    sure = ["*How sure:* " + " ".join(answer.sure.split("\n"))] if answer.sure else []
-    folded = images[1:]
-    if table := view.section.table:
-        folded.append("\n".join(rendering.to_markdown(table).rstrip().split("\n")[TABLE_COLUMNS:]))
-    text = ["\n".join(lines), *images[:1], *sure]
-    if folded:
-        rows = pluralize(len(table.rows), "row") if table else ""
-        more = pluralize(len(images) - 1, "more figure") if len(images) > 1 else ""
-        summary = natural_list(word for word in (more, f"a table of {rows}" if rows else "") if word)
-        text += [f"<details><summary>What it rests on: {summary}</summary>", *folded, "</details>"]
+    text += [*images[:1], *(["*How sure:* " + " ".join(answer.sure.split("\n"))] if answer.sure else [])]
+    # Of single layers the figures have each number, so that a table of targets is left.
+    data = tuple(row for row in answer.data if not (view.section.name == "where" and row["cells"]))
+    table = tables.answer_table(view.section.name, replace(answer, data=data))
+    more = [pluralize(len(images) - 1, "more figure")] if len(images) > 1 else []
+    more += [f"a table of {pluralize(len(table.rows), 'row')}"] if table else []
+    if more:
+        lines = rendering.to_markdown(table).rstrip().split("\n")[TABLE_COLUMNS:] if table else []
+        folded = [*images[1:], *(["\n".join(lines)] if lines else [])]
+        summary = f"<summary>What it rests on: {natural_list(more)}</summary>"
+        text += [f"<details>{summary}", *folded, "</details>"]
     return "\n\n".join(text)
 
 

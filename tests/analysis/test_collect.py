@@ -146,7 +146,7 @@ def test_figures_and_answers_of_a_document_come_from_files_alone(
     assert {"results-cliff-magnitude.svg", "results-cliff-refit.svg", "results-where-magnitude.svg"} <= drawn
     shown = re.findall(r"!\[[^]]+\]\(figures/([\w.-]+)\)", text)
     assert set(shown) == drawn and len(shown) == len(drawn)
-    assert "by magnitude: **" in text and "by refit: **" in text and "| small | 5," in text
+    assert "by magnitude: small **" in text and "by refit: small **" in text and "| small | 5," in text
     assert CliRunner().invoke(figures.main, arguments).exit_code == 0 and page.read_text() == text
 
 
