@@ -44,6 +44,7 @@ STUDIES = {  # section of the report -> the studies that answer it; a section th
     "bigger": ("cliff",),
 }
 BY_METHOD = ("cliff", "where", "agreement", "eight_bits", "bigger")  # one answer for each method of pruning
+CHIEF_FIRST = ("where", "agreement")  # their first figure answers the question, the others are folded
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.S)
 TABLE_COLUMNS = (
     2  # lines before the columns of a table as `rendering.to_markdown` writes it: its title and an empty one
@@ -244,15 +245,16 @@ def view_text(view: View, figure: Callable[[str], str]) -> str:
     if len(sentences) > 1:
         text = [f"{by}{view.headline}.", "\n".join(f"- {sentence}" for sentence in sentences)]
     images = [f"![{d.caption}]({figure(d.name)})" for d in view.figures]
-    text += [*images[:1], *(["*How sure:* " + " ".join(answer.sure.split("\n"))] if answer.sure else [])]
+    shown = 1 if view.section.name in CHIEF_FIRST else len(images)
+    text += [*images[:shown], *(["*How sure:* " + " ".join(answer.sure.split("\n"))] if answer.sure else [])]
     # Of single layers the figures have each number, so that a table of targets is left.
     data = tuple(row for row in answer.data if not (view.section.name == "where" and row["cells"]))
     table = tables.answer_table(view.section.name, replace(answer, data=data))
-    more = [pluralize(len(images) - 1, "more figure")] if len(images) > 1 else []
+    more = [pluralize(len(images) - shown, "more figure")] if len(images) > shown else []
     more += [f"a table of {pluralize(len(table.rows), 'row')}"] if table else []
     if more:
         lines = rendering.to_markdown(table).rstrip().split("\n")[TABLE_COLUMNS:] if table else []
-        folded = [*images[1:], *(["\n".join(lines)] if lines else [])]
+        folded = [*images[shown:], *(["\n".join(lines)] if lines else [])]
         summary = f"<summary>What it rests on: {natural_list(more)}</summary>"
         text += [f"<details>{summary}", *folded, "</details>"]
     return "\n\n".join(text)
@@ -265,8 +267,9 @@ def made_by(question: Question) -> str:
     hardware = {machine_of(str(r["hardware"])) for s in question.studies for r in s["rows"] if "hardware" in r}
     protocols = dict.fromkeys(f"{base}: {line}" for s in question.studies for _, base, line in s["protocols"])
     when = f"{days[0]} to {days[-1]}" if len(days) > 1 else days[0]
-    about = [f"Measured on {when}, {natural_list(sorted(hardware)) or 'a machine that is not recorded'}:", ""]
-    return "\n".join([*about, "```sh", *commands, "```", "", *(f"- {line}" for line in protocols)])
+    about = f"Measured on {when}, {natural_list(sorted(hardware)) or 'a machine that is not recorded'}:"
+    code = ["```sh", *commands, "```", ""] if commands else []
+    return "\n".join([about, "", *code, *(f"- {line}" for line in protocols)])
 
 
 TABLES = {"answers": answers_table, "models": models_table}  # places that are about all questions
