@@ -184,6 +184,13 @@ def test_the_committed_figures_show_the_committed_files(figures: Any, committed:
         assert words_of(folder / f"{name}.svg") == words_of(images.to_svg(figure)), name
 
 
+def test_the_study_of_8_bits_has_twelve_tickets(lottery_json: Callable[..., dict[str, Any]]) -> None:
+    path = ROOT / "analysis" / "studies" / "quantize.yaml"
+    plan = lottery_json("study", path, "--dry-run", "--method", "refit")
+    asked = {(p["params"]["sparsity"], p["params"]["quantize"], p["params"]["method"]) for p in plan["tickets"]}
+    assert asked == {(s, q, "refit") for s in ("0.0", "0.3", "0.5", "0.6") for q in ("none", "int8", "fp8")}
+
+
 @pytest.mark.parametrize(
     ("text", "short"),
     [
