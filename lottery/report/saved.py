@@ -127,7 +127,10 @@ def file_text(records: Sequence[dict[str, Any]], about: Mapping[str, str]) -> st
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Returns the studies in a file. Raises InputError unless `file_text` wrote it."""
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except InputError as e:
+        raise InputError(f"study={e}; give a file that python analysis/collect.py wrote") from e
     if found.get("format") != FORMAT or not isinstance(found.get("studies"), list):
         raise InputError(f"study={path}: it holds no results of studies; python analysis/collect.py writes such a file")
     return found["studies"]

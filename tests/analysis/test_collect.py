@@ -214,12 +214,12 @@ def test_what_is_no_such_file_is_said_in_a_line(
     for study, more, says in (
         (other, (), "it holds no results of studies; python analysis/collect.py writes such a file"),
         (broken, (), "it does not hold what collect.py wrote"),
-        (tmp_path / "none.json", (), "there is no such file"),
+        (tmp_path / "none.json", (), "there is no such file; give a file that"),
         (f"{good},locate", (), "locate is no .json file"),
         (good, ("--filter", "params.target = 'all'"), "is given too; give one of them"),
     ):
         said = cli("report", "--study", study, *more, "--out", tmp_path / "report", code=2).stderr
-        assert says in said and len(said.strip().split("\n")) == 1, said
+        assert says in said and len(said.strip().split("\n")) == 1 and "study=" in said, said
         assert not (tmp_path / "report").exists()
     for arguments, says in (
         (["--study", "unheard-of", "--out", str(tmp_path / "x.json")], "no such study"),
