@@ -1,77 +1,100 @@
-"""Makes the documents' figures from scratch: python analysis/figures.py [--out analysis/figures] [--model builtin]
+"""Draws every figure of the documents, and writes the answers of docs/results.md, from the files in analysis/results.
 
-It runs each study by its command. Tickets that exist already are not made again, so a second call only draws. Each
-figure is one function of a data frame (lottery/report/figures.py, heatmaps.py). The files and the answers are printed
-on stdout.
+    python analysis/figures.py
+
+It needs neither a model nor a tracking store: analysis/collect.py has written there what the studies found. Files whose names
+begin with `own-text-` are of the embedded model on its own text, which docs/studies.md and the README show; all others answer
+the questions of docs/results.md. Each answer is printed with how sure it is and with its figures.
 """
 
-import argparse
-import json
-import subprocess
-import sys
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-STUDIES = {  # name of the figure -> arguments of `lottery study`
-    "cliff": ("cliff",),
-    "locate": ("locate", "--control", "3"),
-    "budget": ("locate", "--control", "3", "--budget", "0.05"),
-    "map": ("map",),
-}
+import click
+
+ROOT = Path(__file__).parent.parent
+OWN_TEXT = "own-text-"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
-    parser.add_argument("--model", default="builtin")
-    parser.add_argument("--measure", default="perplexity", help="what to measure; all: also speed, memory, samples")
-    parser.add_argument("--limit", default="none", help="measure the first N windows only, for a quick look")
-    arguments = parser.parse_args()
-    options = ("--models", arguments.model, "--measure", arguments.measure, "--limit", arguments.limit)
-    runs = {name: run_study(*words, *options) for name, words in STUDIES.items()}
-
+@click.command(help=(__doc__ or "").split("\n")[0])
+@click.option("--results", type=click.Path(path_type=Path), default=ROOT / "analysis" / "results", help="The files.")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "analysis" / "figures", help="The figures.")
+@click.option("--page", "pages", multiple=True, type=click.Path(path_type=Path), help="A document to fill; repeatable.")
+def main(results: Path, out: Path, pages: tuple[Path, ...]) -> None:
     from lottery.progress import quiet_libraries
-    from lottery.registry import store
-    from lottery.report import answers, cliff_answer, figures, frames, heatmaps, images, rankings, results
 
     quiet_libraries()
-    client = store.connect(read_only=True)
-    found = {name: results.load(client, run_id) for name, run_id in runs.items()}
-    budget = found["budget"]
-    places = answers.answer_ranking(rankings.rank_targets(frames.records(budget.rows), budget.nll))
-    cliff = cliff_answer.answer_cliff(frames.records(found["cliff"].rows))
-    drawn = {
-        "cliff": figures.plot_cliff(found["cliff"].rows, crossings=cliff.data),
-        "locate": heatmaps.plot_targets(found["locate"].rows),
-        "budget": figures.plot_ranking(frame(places.data)),
-        "map": heatmaps.plot_layers(found["map"].rows),
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in drawn.items():
-        (arguments.out / f"{name}.svg").write_text(images.to_svg(figure), encoding="utf-8")
-        (arguments.out / f"{name}.png").write_bytes(images.to_png(figure))
-        print(arguments.out / f"{name}.svg")
-    for answer in (cliff, places):
-        print(f"\n{answer.question} {answer.sentence}\n{answer.sure}")
+    from results_page import fill, questions, unknown_places
+
+    own, others = (list(records_in(results, which)) for which in (True, False))
+    found = questions(others)
+    views = [view for question in found for view in question.views]
+    write_figures(out, draw_own_text(own) | {d.name: d.figure for view in views for d in view.figures})
+    for page in pages or PAGES:
+        text = page.read_text(encoding="utf-8")
+        folder = os.path.relpath(out, page.parent)
+        page.write_text(fill(text, found, partial("{}/{}.svg".format, folder)), encoding="utf-8")
+        for name in unknown_places(text, found):
+            click.echo(f"{page}: results:{name} is no question of the report, so it stays as it was", err=True)
+    for view in views:
+        answer = view.section.answer
+        click.echo(f"\n{answer.question} {view.line}\n{answer.sentence}\n{answer.sure}")
+        for drawing in view.figures:
+            click.echo(out / f"{drawing.name}.svg")
+    for question in found:
+        if not question.views:
+            click.echo(f"\n{question.text} {question.needs}")
 
 
-def run_study(*words: str) -> str:
-    """Runs `lottery study` and returns its run's id. Its progress goes to the terminal."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lottery", "study", *words, "--out", "none", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"lottery study {' '.join(words)}: exit code {done.returncode}")
-    return json.loads(done.stdout)["run_id"]
+def records_in(folder: Path, own_text: bool) -> Iterable[dict[str, Any]]:
+    """Yields the studies in the files of a folder, in the order of their names."""
+    from lottery.report.saved import read_records
+
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith(OWN_TEXT) == own_text:
+            yield from read_records(path)
 
 
-def frame(rows: Any) -> Any:
+def draw_own_text(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns name -> figure for docs/studies.md and the README; prints the answers. A study that is not there has none."""
     import pandas as pd
 
-    return pd.DataFrame(list(rows))
+    from lottery.report import answers, cliff_answer, figures, frames, heatmaps, rankings, saved
+
+    drawn = {}
+    for record in records:
+        found, budget = saved.combine([record]), bool(record["study"].get("budget"))
+        rows = frames.records(found.rows)
+        if record["name"] == "cliff":
+            answer = cliff_answer.answer_cliff(rows)
+            drawn["cliff"] = figures.plot_cliff(found.rows, crossings=answer.data)
+        elif record["name"] == "map":
+            drawn["map"] = heatmaps.plot_layers(found.rows)
+            continue
+        elif budget:
+            answer = answers.answer_ranking(rankings.rank_targets(rows, found.nll))
+            drawn["budget"] = figures.plot_ranking(pd.DataFrame(list(answer.data)))
+        else:
+            drawn["locate"] = heatmaps.plot_targets(found.rows)
+            continue
+        click.echo(f"\n{answer.question} {answer.sentence}\n{answer.sure}")
+    return drawn
+
+
+def write_figures(out: Path, drawn: Mapping[str, Any]) -> None:
+    """Writes each figure, and deletes those of answers that are no more."""
+    from lottery.report import images
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        (out / f"{name}.svg").write_text(images.to_svg(figure), encoding="utf-8")
+    for path in out.glob("results-*.svg"):
+        if path.stem not in drawn:
+            path.unlink()
 
 
 if __name__ == "__main__":

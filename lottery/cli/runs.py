@@ -93,7 +93,10 @@ def list_tickets(query: str, name: str | None, order: str, as_json: bool) -> Non
 
 @click.command()
 @click.option(
-    "--study", default="newest", show_default=True, help="A study's name or id, or its run's id; several with commas."
+    "--study",
+    default="newest",
+    show_default=True,
+    help="A study's name or id, its run's id, or a file of analysis/results; several with commas.",
 )
 @click.option(
     "--filter", "query", default="", help="Report these tickets instead; MLflow's syntax: \"params.target = 'late'\"."

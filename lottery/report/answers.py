@@ -111,20 +111,21 @@ def range_removed(members: Sequence[Ranking]) -> list[str]:
 
 
 def ranking_headline(found: Sequence[Ranking]) -> tuple[str, str]:
-    """Returns (the target that is most often the least damaged, what it is of), for tickets pruned in the default way.
+    """Returns (the target that is most often the least damaged, what it is of), for tickets pruned in the default way,
+    or for all if none are.
 
     Rankings at an equal budget come before those at an equal sparsity, since that is the fairer question; rankings of
     parts of the model come before those of single layers.
     """
-    best = [((r.by == "budget", not r.cells), r.base, r.targets[0]) for r in found if not r.setting]
-    fairest = max((rank for rank, _, _ in best), default=(False, True))
+    usual = [r for r in found if not r.setting] or found
+    best = [((r.by == "budget", not r.cells), r.base, r.targets[0]) for r in usual]
+    fairest = max(rank for rank, _, _ in best)
     tops = group_by([b for b in best if b[0] == fairest], lambda b: b[1])
     top = {base: Counter(t for _, _, t in of_base).most_common(1)[0][0] for base, of_base in tops.items()}
     if len(set(top.values())) > 1:
         about = "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
         return "it differs", about + (f"; and {len(top) - 6} more" if len(top) > 6 else "")
-    short = next(iter(top.values()), found[0].targets[0])
-    return short, f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
+    return next(iter(top.values())), f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
 
 
 def ranking_rows(found: Sequence[Ranking]) -> list[dict[str, Any]]:

@@ -16,11 +16,16 @@ MOST_CELLS = 24  # single layers in a ranking figure; the heat map shows more
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure inside the page."""
+    """A figure inside the page. It is rendered when the page asks for it: that takes far longer than all answers."""
 
     name: str
     caption: str
-    svg: Markup
+    figure: Figure
+
+    @property
+    def svg(self) -> Markup:
+        inside = images.prefix_ids(images.to_svg(self.figure), self.name)
+        return Markup(inside)  # matplotlib's own writer has escaped every label
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,7 @@ def draw(
     if rows.empty or (kind in needs and rows[["perplexity_ratio", needs[kind]]].dropna().empty):
         return None
     drawn[name] = function(rows, *more)
-    inside = images.prefix_ids(images.to_svg(drawn[name]), name)
-    return Drawing(name, caption, Markup(inside))  # matplotlib's own writer has escaped every label
+    return Drawing(name, caption, drawn[name])
 
 
 def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, Figure]) -> Section:

@@ -29,7 +29,7 @@ class Results:
     has no finished run (missing, failed, killed, running), with the reason; `left_out`: what the plan itself left out.
     Artifacts are read when a method asks for them."""
 
-    client: Client
+    client: Client | None  # None: the results were read from files (saved.py)
     studies: tuple[Study, ...]
     rows: pd.DataFrame
     absent: pd.DataFrame

@@ -13,7 +13,7 @@ from lottery.files.atomic import atomic_write
 from lottery.files.home import make_folder, resolve_path
 from lottery.progress import say
 from lottery.registry import parts, runs, store
-from lottery.report import results
+from lottery.report import results, saved
 from lottery.report.answers import open_line
 from lottery.report.page import build_page
 
@@ -22,21 +22,26 @@ REPORT_FILES = ("index.html", SUMMARY, "figures", "tables")
 
 
 def write_report(study: str = "", out: str | Path = "report", filter: str = "", record: bool = True) -> dict[str, Any]:
-    """Writes the report of a study (named as in `results.load`) into the folder `out`, and logs it as a run if
-    `record`.
+    """Writes the report of a study (named as in `results.load`, or files that analysis/collect.py wrote) into the folder
+    `out`, and logs it as a run if `record` and if the study is in the store.
 
     Returns the summary that report.json holds, with the folder, the page and the run's id. Raises InputError for an
     unknown study, a study without measured tickets, or a folder that holds other files.
     """
     folder = resolve_path(out, "out")
     check_folder(folder, out)
-    client = store.connect(read_only=True)
-    found = results.load(client, study, filter)
+    from_files = saved.is_saved(study)
+    if from_files and filter:
+        raise InputError(f"filter={filter}: study={study} is given too; give one of them")
+    client = None if from_files else store.connect(read_only=True)
+    found = saved.read_saved(study) if client is None else results.load(client, study, filter)
     files, summary = build_page(found)
     make_folder(folder, "out")
     files[SUMMARY] = json.dumps(summary, indent=1).encode() + b"\n"
     write_files(folder, files)
-    run_id = log_report(client, folder, files, found, {"study": study or "newest", "out": str(out)}) if record else None
+    run_id = None
+    if record and client is not None:
+        run_id = log_report(client, folder, files, found, {"study": study or "newest", "out": str(out)})
     return {**summary, "out": str(folder), "index": str(folder / "index.html"), "run_id": run_id}
 
 
