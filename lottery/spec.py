@@ -76,11 +76,12 @@ QUANTIZATIONS = ("fp8", "int8")
 
 @dataclass(frozen=True)
 class Method:
-    """What other code must know of a method before it runs: whether it looks at data, whether it changes the weights
-    that stay, what `propagate=auto` means for it, and whether it solves the matrices of a block in the order in which
-    they compute, each on what the pruned ones before it give."""
+    """What other code must know of a method before it runs: whether it looks at data, whether it needs the Gram matrix
+    of the inputs, whether it changes the weights that stay, what `propagate=auto` means for it, and whether it solves the
+    matrices of a block in the order in which they compute, each on what the pruned ones before it give."""
 
     calibrated: bool = False
+    gram: bool = False
     updates: bool = False
     propagate: str = "dense"
     in_order: bool = False
@@ -90,10 +91,11 @@ METHODS = {
     "magnitude": Method(),
     "random": Method(),
     "wanda": Method(calibrated=True),
-    "refit": Method(calibrated=True, updates=True),
-    "sparsegpt": Method(calibrated=True, updates=True, propagate="pruned"),
-    "alps": Method(calibrated=True, updates=True, propagate="pruned"),
-    "repair": Method(calibrated=True, updates=True, propagate="pruned", in_order=True),
+    "swaps": Method(calibrated=True, gram=True),
+    "refit": Method(calibrated=True, gram=True, updates=True),
+    "sparsegpt": Method(calibrated=True, gram=True, updates=True, propagate="pruned"),
+    "alps": Method(calibrated=True, gram=True, updates=True, propagate="pruned"),
+    "repair": Method(calibrated=True, gram=True, updates=True, propagate="pruned", in_order=True),
 }
 MEASURES = ("perplexity", "speed", "memory", "samples")
 
@@ -230,7 +232,7 @@ class Spec:
         if method.updates and spec.storage == "mask":
             raise InputError(
                 f"storage=mask: it takes the weights that stay from the base, but method={spec.method} changes them; "
-                f"give storage=packed, or method=wanda"
+                f"give storage=packed, or method=swaps"
             )
         if spec.quantize != "none" and spec.storage == "mask":
             raise InputError(

@@ -61,7 +61,7 @@ class CalibratedSelection:
         self.places = {p.name: p for p in in_block_order(source, chosen)}
         self.ids_NT = torch.from_numpy(samples.ids_NT)
         self.goes_on_pruned = samples.calibration.propagate == "pruned"
-        self.with_gram = METHODS[spec.method].updates
+        self.with_gram = METHODS[spec.method].gram
         self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
         self.left = len(self.places)  # tensors that were not asked for yet
         self.calibrate_s = 0.0

@@ -160,7 +160,7 @@ def passing(spec: Spec, groups: Sequence[Group], text: Text, itemsize: int, read
 
 
 def gram_bytes(spec: Spec, groups: Sequence[Group]) -> int:
-    if not METHODS[spec.method].updates:  # norms are enough
+    if not METHODS[spec.method].gram:  # norms are enough
         return sum(FLOAT * g.columns * g.count for g in groups)
     if METHODS[spec.method].in_order:  # one input after the other, perhaps with the outputs that are asked for
         return max(g.gram_bytes + FLOAT * g.columns * max(g.rows) for g in groups)
@@ -190,6 +190,8 @@ def method_bytes(spec: Spec, rows: int, columns: int, itemsize: int) -> int:
     result = numel * (itemsize + 1)
     if spec.method in FACTORIZED:
         return DOUBLE * columns**2 + result + FLOAT * numel
+    if spec.method == "swaps":  # scaled weights, what they gave, and flags of both
+        return result + numel * (3 * FLOAT + 2)
     if spec.method in ("alps", "repair"):
         return FLOAT * columns**2 + result + ADMM * FLOAT * numel
     chunks = CHUNKS * least_squares.CHUNK_BYTES if METHODS[spec.method].updates else numel

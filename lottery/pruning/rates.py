@@ -33,6 +33,7 @@ COMPARED = 4  # samples that go through all blocks before the first is solved: t
 # How often a method multiplies a whole weight by a Gram matrix; the layer error does it twice.
 ITERATIONS = 36  # of alps, about; each solves with a factor of the Gram matrix, which takes as long as a product
 PRODUCTS = {
+    "swaps": 3,
     "refit": least_squares.STEPS + 3,
     "sparsegpt": 2.5,
     "alps": ITERATIONS + least_squares.STEPS + 3,
@@ -74,11 +75,11 @@ def seconds(
         return 2 if text.propagate == "pruned" and block in targeted and block < last else 1
 
     passes = sum(pass_s(blocks[b]) * passes_of(b) for b in range(last + 1))
-    updates = METHODS[spec.method].updates
+    with_gram = METHODS[spec.method].gram
     adding = solving = 0.0
     for group in (g for groups in targeted.values() for g in groups):
         rows, columns = sum(group.rows) * group.count, group.columns
-        adding += text.seqlen * group.share * group.count * columns ** (2 if updates else 1) / rates.adding
+        adding += text.seqlen * group.share * group.count * columns ** (2 if with_gram else 1) / rates.adding
         solving += rows * columns * (PRODUCTS.get(spec.method, 0) * columns / rates.multiplying + rates.weight_s)
         if spec.method in FACTORIZED:
             solving += len(group.rows) * group.count * columns**3 / rates.factorizing
@@ -96,14 +97,14 @@ def measure(source: Source, spec: Spec, chosen: Sequence[Place], text: Text, con
     weight_OI = torch.randn(rows, columns, generator=random).to(device, dtype)
     x_TI = torch.randn(tokens, columns, generator=random).to(device, dtype)
     product_s = timed(lambda: functional.linear(x_TI, weight_OI), device)
-    updates, method = METHODS[spec.method].updates, methods.METHODS[spec.method]
-    inputs = Accumulator(columns, updates, device)
+    with_gram, method = METHODS[spec.method].gram, methods.METHODS[spec.method]
+    inputs = Accumulator(columns, with_gram, device)
     adding_s = timed(lambda: inputs.add(x_TI), device)
     statistics = inputs.finish()
 
     def solve() -> None:
         solved = method(weight_OI, statistics, Ask(weight_OI.numel() // 2))
-        if updates:
+        if with_gram:
             least_squares.layer_error(weight_OI, solved.weight_OI, statistics)
 
     solve()  # the first one compiles its kernels
@@ -118,7 +119,7 @@ def measure(source: Source, spec: Spec, chosen: Sequence[Place], text: Text, con
     return Rates(
         product=tokens * rows * columns / product_s,
         attention_s=time_attention(config, tokens, dtype, device) * (text.seqlen / tokens) ** 2,
-        adding=tokens * columns ** (2 if updates else 1) / adding_s,
+        adding=tokens * columns ** (2 if with_gram else 1) / adding_s,
         multiplying=rows * columns**2 / multiply_s,
         factorizing=columns**3 / factor_s,
         weight_s=max(0.0, solve_s - known_s) / (rows * columns),

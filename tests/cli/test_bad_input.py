@@ -26,7 +26,7 @@ from tests.support.servers import free_port
         (("--method", "wanda", "--scope", "global"), ("scope=global", "method=wanda", "scope=layer")),
         (("--method", "wanda", "--scope", "row"), ("scope=row", "method=wanda", "scope=layer")),
         (("--method", "refit", "--storage", "mask"), ("storage=mask", "method=refit", "storage=packed")),
-        (("--method", "sparsegpt", "--storage", "mask"), ("storage=mask", "method=sparsegpt", "method=wanda")),
+        (("--method", "sparsegpt", "--storage", "mask"), ("storage=mask", "method=sparsegpt", "method=swaps")),
         (("--nsamples", "0"), ("nsamples=0", "from 1")),
         (("--seqlen", "1"), ("seqlen=1", "from 2", "auto")),
         (("--propagate", "both"), ("propagate=both", "auto, dense, pruned")),

@@ -58,9 +58,9 @@ def test_a_matrix_loses_exactly_what_is_asked_for(
     assert int(gone_OI.sum()) == max(remove, int(zero_OI.sum()))
     assert gone_OI[zero_OI].all() and not solved.weight_OI[gone_OI].any()
     assert solved.weight_OI.dtype == dtype and solved.weight_OI.isfinite().all()
-    if method == "wanda":
+    if method in ("wanda", "swaps"):
         assert torch.equal(solved.weight_OI[solved.stays_OI], weight_OI[solved.stays_OI])
-    if method in ("wanda", "refit") and not zeros:  # the others choose over rows together
+    if method in ("wanda", "swaps", "refit") and not zeros:  # the others choose over rows together
         assert gone_OI.sum(1).max() - gone_OI.sum(1).min() <= 1
 
 
