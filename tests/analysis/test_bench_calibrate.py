@@ -41,7 +41,7 @@ def test_passes_and_solving_are_timed(bench: Any, tmp_path: Path, monkeypatch: p
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])["calibrate"]
     assert (
-        set(found["solving_s"]) == {"wanda", "refit", "sparsegpt", "alps", "repair"}
+        set(found["solving_s"]) == {"wanda", "swaps", "refit", "sparsegpt", "alps", "repair"}
         and min(found["solving_s"].values()) > 0
     )
     middle, low, high = found["passing"]["to_forward"]
