@@ -218,7 +218,8 @@ def measure(client: store.Client, job: Job, stored: StoredTicket, timings: Mappi
     params, files = spec.params(), job.source.base_record["files"]
     find_baseline = partial(lookup.load_dense_run, client)
     work = plan_pair(base, setup, files, job.cache, find_baseline)
-    plan_controls(work, spec, job.chosen, stored, setup, 0.0 if job.calibration else timings.get("prune_s", 0.0))
+    prune_s = 0.0 if job.calibration else timings.get("prune_s", 0.0)
+    plan_controls(job.source, spec, job.chosen, stored, setup, work, prune_s)
     with work.shown():
         ticket, dense, dense_run = measure_pair(stored, base, setup, files, params, job.cache, find_baseline, work)
         if spec.control and ticket.outcome:

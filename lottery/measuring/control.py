@@ -7,6 +7,8 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,14 +28,21 @@ from lottery.ticket.stored import StoredTicket
 
 
 def plan_controls(
-    work: Work, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup, prune_s: float
+    source: Source,
+    spec: Spec,
+    chosen: Sequence[Place],
+    stored: StoredTicket,
+    setup: Setup,
+    work: Work,
+    prune_s: float,
 ) -> None:
-    """Adds the controls to the work. `prune_s`: the seconds that pruning the ticket took."""
+    """Adds the controls to the work that were not measured yet. `prune_s`: the seconds that pruning the ticket took."""
     work.rate["prune"] = prune_s
     if not is_whole(chosen, stored):
         for i in range(1, spec.control + 1):
-            work.left[control_name(i, spec), "prune"] = 1.0
-            work.add(control_name(i, spec), replace(setup, measures=("perplexity",)))
+            if control_key(i, source, spec, chosen, stored, setup) not in work.cache.values:
+                work.left[control_name(i, spec), "prune"] = 1.0
+                work.add(control_name(i, spec), replace(setup, measures=("perplexity",)))
 
 
 def measure_controls(
@@ -52,27 +61,50 @@ def measure_controls(
             f"warning: control={spec.control}: no control is measured: at sparsity={spec.sparsity:g} nothing is removed"
         )
         return None
-    survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
-    perplexity_only = replace(setup, measures=("perplexity",))
-    source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
-    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
     rows_N = []
     for i in range(1, spec.control + 1):
-        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
-        random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
-        what = control_name(i, spec)
-        try:
-            prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
-            work.left.pop((what, "prune"), None)
-            ticket = StoredTicket(folder)
-            measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)
-        except OSError as e:
-            raise path_error(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        assert measured.nll_N is not None
-        rows_N.append(measured.nll_N)
+        # Tickets of a study that differ in their method alone have the same controls.
+        key = control_key(i, source, spec, chosen, stored, setup)
+        rows_N.append(
+            work.cache.get_or_compute(key, partial(measure_control, i, source, spec, chosen, stored, setup, work))
+        )
     return np.stack(rows_N)
+
+
+def measure_control(
+    i: int, source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup, work: Work
+) -> np.ndarray:
+    """Returns the mean NLL per window of control number `i`, [N]. It is written, measured and deleted again."""
+    survivors, what = kept_counts(chosen, stored), control_name(i, spec)
+    source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
+    folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
+    random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
+    try:
+        prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+        work.left.pop((what, "prune"), None)
+        ticket, perplexity_only = StoredTicket(folder), replace(setup, measures=("perplexity",))
+        measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)
+    except OSError as e:
+        raise path_error(e, f"LOTTERY_HOME={folder}: {e.strerror}; make room, or give control=0") from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert measured.nll_N is not None
+    return measured.nll_N
+
+
+def control_key(
+    i: int, source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup
+) -> tuple[Any, ...]:
+    """Returns what fixes the figures of control number `i`: the model that is pruned, the survivors of each tensor,
+    pattern, quantization, seed and protocol."""
+    survivors = tuple(sorted(kept_counts(chosen, stored).items()))
+    return "control", source.folder, survivors, spec.pattern, spec.quantize, spec.seed + i, setup.protocol_id
+
+
+def kept_counts(chosen: Sequence[Place], stored: StoredTicket) -> dict[str, int]:
+    """Returns tensor -> the number of its weights that stay."""
+    return {p.name: stored.entries[p.name]["kept"] for p in chosen}
 
 
 def control_name(i: int, spec: Spec) -> str:
