@@ -140,7 +140,7 @@ class Spec:
         "auto",
         "Text that the method looks at; auto: self for the embedded model, else c4.",
         **nonempty_text(
-            "auto, self (the dense model writes it), c4, wikitext2-train, or a .txt, .jsonl or .parquet file"
+            "auto, self (the dense model writes it), c4, wikitext2-train, builtin, or a .txt, .jsonl or .parquet file"
         ),
     )
     nsamples: int = parameter(32, "Calibration samples; papers use 128.", **int_range(1))
@@ -265,7 +265,7 @@ class Spec:
         default = {f.name: f.default for f in fields(self)}
         for name in ("method", "scope", "pattern", "quantize"):
             words += [getattr(self, name)] if getattr(self, name) != default[name] else []
-        return " ".join([*words, *calibration_words(self.params())])
+        return " ".join([*words, *drawing_words(self.params())])
 
     def identity_params(self) -> dict[str, Any]:
         """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes."""
@@ -288,16 +288,16 @@ class Spec:
         return None
 
 
-def calibration_words(params: Mapping[str, Any]) -> list[str]:
-    """Returns what is not the default of a calibration, in words; nothing for a method that looks at no data.
+def drawing_words(params: Mapping[str, Any]) -> list[str]:
+    """Returns what is not the default of what a method draws, in words: its calibration and its seed.
 
     `params` are parameters of a ticket as they were recorded; one that is missing has its default.
     """
-    if not METHODS.get(str(params.get("method")), Method()).calibrated:
-        return []
-    default = {f.name: str(f.default) for f in fields(Spec)}
+    method, default = str(params.get("method")), {f.name: str(f.default) for f in fields(Spec)}
+    names = ["calibration", "nsamples", "seqlen", "propagate"] if METHODS.get(method, Method()).calibrated else []
+    names += ["seed"] if names or method == "random" else []
     words = []
-    for name in ("calibration", "nsamples", "seqlen", "propagate", "seed"):
+    for name in names:
         value = re.sub(r"\.0$", "", str(params.get(name)))  # a column of numbers makes 32.0 of 32
         if value not in (default[name], "None", "nan"):
             words.append(short_base(value) if name == "calibration" else f"{name}={value}")

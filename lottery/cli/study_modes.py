@@ -32,7 +32,8 @@ def run_study(
         from lottery.report.writing import check_folder
 
         check_folder(Path(out).expanduser().resolve(), out)  # a study takes hours, so this is checked first
-    plan, cache = (read_plan(Path(name)), Cache()) if asked is None else prepare_study(asked, fresh)
+    read_texts = not dry_run and part in (None, "report")  # a task of a cluster reads those of its own ticket
+    plan, cache = (read_plan(Path(name)), Cache()) if asked is None else prepare_study(asked, fresh, read_texts)
     if slurm is not None:
         submit_study(plan, slurm, dry_run, yes, command_line, as_json)
     elif dry_run:

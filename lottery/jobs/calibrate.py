@@ -1,5 +1,6 @@
 """What a method of a job looks at: the text, the samples of it, and whether the evaluation text holds them too."""
 
+from dataclasses import replace
 from typing import Any
 
 from lottery.measuring.cache import Cache
@@ -43,7 +44,8 @@ def draw(
         if base is None:
             say("warning: calibration=self: the dense base is not here, so that the ticket itself writes the text")
         writer = base or source
-    where = (writer.folder, calibration, setup.device)
+    # What a block sees of it changes no sample, so that methods of both kinds share the text that a model writes.
+    where = (writer.folder, replace(calibration, propagate=""), setup.device)
     ids_NT = cache.get_or_compute(("samples", *where), lambda: draw_samples(calibration, writer, setup.device))
     samples = Samples(calibration, ids_NT, setup.device)
     if setup.protocol is None:

@@ -10,8 +10,8 @@ from lottery.models.architecture import read_config
 from lottery.models.checkpoint import Base
 from lottery.models.families import PRUNABLE, Place
 from lottery.models.targets import tied_head_notes
-from lottery.models.texts import WORDS
-from lottery.pruning.calibration import Calibration, resolve_calibration
+from lottery.models.texts import OF_HUB
+from lottery.pruning.calibration import Calibration, resolve_calibration, resolve_text
 from lottery.pruning.plan import plan_ticket
 from lottery.spec import Spec
 from lottery.ticket.stored import StoredTicket
@@ -58,8 +58,8 @@ def look(spec: Spec, source: Base | StoredTicket) -> tuple[Calibration | None, s
     """Returns what the method of a spec looks at, None if it looks at no data, and why a text of the hub leaves the
     ticket's id open."""
     base_id = source.id if isinstance(source, Base) else source.base_record["id"]
-    text = spec.calibration if spec.calibration != "auto" else "self" if base_id == "builtin" else "c4"
-    of_hub = spec.is_calibrated and text in WORDS["calibration"] and text != "self"
+    text = resolve_text(spec, base_id)
+    of_hub = spec.is_calibrated and text in OF_HUB
     found = resolve_calibration(replace(spec, calibration="self") if of_hub else spec, source, base_id)
     return (replace(found, text=text) if found else None), NO_TEXT.format(text=text) if of_hub else ""
 

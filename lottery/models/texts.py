@@ -18,8 +18,9 @@ BUILTIN_TEXT = Path(__file__).parent.parent / "assets" / "evaluation.txt"
 WIKITEXT = {"wikitext2": ("test", "\n\n"), "wikitext2-train": ("train", " ")}
 WORDS = {  # what a parameter takes beside a file
     "dataset": ("builtin", "wikitext2"),
-    "calibration": ("self", "c4", "wikitext2-train"),
+    "calibration": ("self", "c4", "wikitext2-train", "builtin"),
 }
+OF_HUB = ("wikitext2", "wikitext2-train", "c4")  # the words that name a text of the hub
 INSTEAD = {"dataset": "builtin", "calibration": "self"}  # what needs no hub
 MAX_TOKENS = 2048  # of a window or a sample, as in the GPTQ protocol, which the tables of wanda and sparsegpt use
 

@@ -25,7 +25,7 @@ SETTINGS = ("calibration", "nsamples", "seqlen", "propagate")  # parameters that
 class Calibration:
     """What a method looks at, and how.
 
-    `text` is a word (self, c4, wikitext2-train) or a file. `digest` is the sha256 of the text, of c4 that of its first
+    `text` is a word (self, c4, wikitext2-train, builtin) or a file. `digest` is the sha256 of the text, of c4 that of its first
     file; the text that the model writes itself has none, since its last bits depend on the machine: it is `self`.
     """
 
@@ -62,7 +62,7 @@ def resolve_calibration(spec: Spec, source: TensorSource, base_id: str) -> Calib
         if given:
             say(f"warning: {', '.join(given)}: ignored, because method={spec.method} looks at no data")
         return None
-    text = spec.calibration if spec.calibration != "auto" else "self" if base_id == "builtin" else "c4"
+    text = resolve_text(spec, base_id)
     context = architecture.context_length(architecture.read_config(source.folder))
     return Calibration(
         text=text,
@@ -70,8 +70,18 @@ def resolve_calibration(spec: Spec, source: TensorSource, base_id: str) -> Calib
         nsamples=spec.nsamples,
         seqlen=pick_length("seqlen", spec.seqlen, context),
         seed=spec.seed,
-        propagate=method.propagate if spec.propagate == "auto" else spec.propagate,
+        propagate=resolve_propagation(spec),
     )
+
+
+def resolve_text(spec: Spec, base_id: str) -> str:
+    """Returns the calibration text that `auto` stands for, or the one that was given."""
+    return spec.calibration if spec.calibration != "auto" else "self" if base_id == "builtin" else "c4"
+
+
+def resolve_propagation(spec: Spec) -> str:
+    """Returns what `propagate=auto` means for the method, or what was given."""
+    return METHODS[spec.method].propagate if spec.propagate == "auto" else spec.propagate
 
 
 def digest_of(text: str) -> str:

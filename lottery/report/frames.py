@@ -8,7 +8,7 @@ import pandas as pd
 
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.runs import as_typed
-from lottery.spec import calibration_words
+from lottery.spec import drawing_words
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "calibration", "nsamples", "seqlen", "propagate",
           "pattern", "quantize", "storage", "dataset", "window", "limit",
@@ -22,7 +22,7 @@ METRICS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ratio", "
            "sparsity_model", "parameters", "rounding_zeros", "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio",
            "cuda_bytes", "peak_bytes", "generate_tok_s", "prefill_tok_s", "decode_tok_s", "decode_tok_s_lo",
            "decode_tok_s_hi", "decode_floor_tok_s", "ttft_ms", "repetition", "distinct_2", "dense_nll",
-           "layer_error")  # fmt: skip
+           "layer_error", "calibrate_s", "prune_s")  # fmt: skip
 RESERVED = (
     "study",
     "part",
@@ -86,7 +86,7 @@ def ticket_title(params: Mapping[str, Any]) -> str:
     words += [
         str(params[name]) for name, usual in DEFAULT_PARAMS.items() if params.get(name, usual) not in (usual, None)
     ]
-    return " ".join(word for word in [*words, *calibration_words(params)] if word)
+    return " ".join(word for word in [*words, *drawing_words(params)] if word)
 
 
 def to_number(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from lottery.spec import calibration_words
+from lottery.spec import drawing_words
 
 Row: TypeAlias = Mapping[str, Any]
 Item = TypeVar("Item")
@@ -24,11 +24,44 @@ def setting(row: Row, *without: str) -> str:
     words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
-    unusual += calibration_words(row)
+    unusual += drawing_words({name: value for name, value in row.items() if name == "method" or name not in without})
     unusual += (
         [row["source"]] if isinstance(row.get("source"), str) else []
     )  # it was pruned from another ticket: results.with_source
-    return " ".join([*unusual, *(["seed " + f"{number(row, 'seed') or 0:g}"] if row.get("method") == "random" else [])])
+    return " ".join(unusual)
+
+
+def median_draws(rows: Iterable[Row]) -> list[Row]:
+    """Returns one ticket for all that differ in their seed alone: the one of the median ratio to dense, of an even number
+    the worse of the two in the middle. Rows that are no tickets stay."""
+    rows = list(rows)
+
+    def key(r: Row) -> tuple[Any, ...]:
+        place = (
+            r["base"],
+            r["protocol"],
+            r.get("target"),
+            number(r, "sparsity"),
+            number(r, "budget"),
+            number(r, "tolerance"),
+        )
+        return (*place, setting(r, "seed"))
+
+    kept: set[int] = set()
+    for members in group_by((r for r in rows if r.get("kind") == "ticket"), key).values():
+        kept.add(id(median_ticket(members)))
+    return [r for r in rows if r.get("kind") != "ticket" or id(r) in kept]
+
+
+def median_ticket(rows: Iterable[Row]) -> Row:
+    """Returns the ticket of the median ratio to dense; one that was measured twice counts once."""
+    ordered = sorted(distinct_tickets(rows), key=lambda r: number(r, "perplexity_ratio") or math.inf)
+    return ordered[len(ordered) // 2]
+
+
+def distinct_tickets(rows: Iterable[Row]) -> list[Row]:
+    """Returns the first row of each ticket."""
+    return [members[0] for members in group_by(rows, lambda r: r.get("ticket") or r.get("run_id")).values()]
 
 
 def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:

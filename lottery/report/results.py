@@ -18,6 +18,7 @@ from lottery.registry.store import Client, connect, every_page
 from lottery.report.artifacts import read_array, read_json
 from lottery.report.frames import frame, protocol_lines, records, run_to_row, string_list, to_number
 from lottery.report.study_plans import Study, absence, as_planned, newest_per_sparsity, planned, read_study, unfinished
+from lottery.study.titles import tell_apart
 
 ABSENT = ("study", "part", "title", "base", "state", "reason")
 LEFT_OUT = ("study", "model", "target", "reason")
@@ -145,7 +146,7 @@ def load_studies(client: Client, experiments: Sequence[str], studies: tuple[Stud
     results = Results(
         client,
         studies,
-        frame(labelled(client, rows)),
+        frame(labelled(client, told_apart(rows))),
         pd.DataFrame(absent, columns=list(ABSENT)),
         pd.DataFrame(left_out, columns=list(LEFT_OUT)),
         protocols,
@@ -173,8 +174,14 @@ def load_by_filter(client: Client, experiments: Sequence[str], filter: str) -> R
     protocols: dict[tuple[str, str], str] = {}
     for run in runs:
         protocols |= protocol_lines(run)
-    rows = labelled(client, [with_source(run_to_row(run)) for run in reversed(runs)])
+    rows = labelled(client, told_apart([with_source(run_to_row(run)) for run in reversed(runs)]))
     return Results(client, (), frame(rows), *empty, protocols)
+
+
+def told_apart(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows with titles that tell the tickets of one base and protocol apart."""
+    titles = tell_apart([((r.get("base"), r.get("protocol")), str(r["title"]), r) for r in rows])
+    return [{**r, "title": title} for r, title in zip(rows, titles, strict=True)]
 
 
 def with_source(found: dict[str, Any]) -> dict[str, Any]:

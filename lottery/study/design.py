@@ -92,19 +92,44 @@ class Study:
                 f"budget={','.join(map(str, study.budget))}: the study {study.name} searches for the sparsity itself; "
                 f"leave the budget out, or use the study locate"
             )
-        for values, row in study.combinations():
-            spec = Spec.parse(**values)
-            if row.refine and spec.pattern != "unstructured":
-                raise InputError(
-                    f"pattern={spec.pattern}: it has only one sparsity, so refine has nothing to search; leave refine "
-                    f"out, or give pattern=unstructured"
-                )
-            if row.refine and "perplexity" not in spec.measures:
-                raise InputError(
-                    f"measure={spec.measure}: a search for a sparsity needs the ratio of perplexities; add perplexity, "
-                    f"or leave refine out"
-                )
+        check_effect(study, given)
+        check_rows(study)
         return study
+
+
+def check_effect(study: Study, given: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises InputError for an option that has no effect, because every row of the grid names its own value."""
+    for name, value in given.items():
+        if all(row.values.get(name, value) != value for row in study.grid):
+            raise InputError(
+                f"{name}={','.join(value)}: it has no effect, because every row of the study {study.name} names its own "
+                f"{name}; leave it out, or change the rows (--show prints them)"
+            )
+
+
+def check_rows(study: Study) -> None:
+    """Raises InputError for values that exclude each other. The message names the row of the grid that holds them."""
+    for i, row in enumerate(study.grid, 1):
+        try:
+            for values, _ in replace(study, grid=(row,)).combinations():
+                check_searchable(Spec.parse(**values), row.refine)
+        except InputError as e:
+            where = f"study={study.name}: row {i} of its grid: " if len(study.grid) > 1 else ""
+            raise InputError(f"{where}{e}") from e
+
+
+def check_searchable(spec: Spec, refine: float | None) -> None:
+    """Raises InputError for a ticket at whose place no sparsity can be searched, if `refine` asks for that."""
+    if refine and spec.pattern != "unstructured":
+        raise InputError(
+            f"pattern={spec.pattern}: it has only one sparsity, so refine has nothing to search; leave refine "
+            f"out, or give pattern=unstructured"
+        )
+    if refine and "perplexity" not in spec.measures:
+        raise InputError(
+            f"measure={spec.measure}: a search for a sparsity needs the ratio of perplexities; add perplexity, "
+            f"or leave refine out"
+        )
 
 
 def plain_numbers(value: Any) -> Any:

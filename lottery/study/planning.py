@@ -17,10 +17,13 @@ from lottery.measuring.cache import Cache
 from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder
 from lottery.models.texts import WORDS
+from lottery.pruning.calibration import SETTINGS
 from lottery.pruning.plan import UnfitError, plan_ticket
 from lottery.pruning.tensors import tensor_info
 from lottery.spec import METHODS, Spec
 from lottery.study.design import EACH_LAYER, GridRow, Study, study_from_record
+from lottery.study.texts import canonical, check_flattery
+from lottery.study.titles import tell_apart
 from lottery.ticket.stored import StoredTicket
 
 BASELINE_PARAMS = ("model", "dataset", "window", "limit", "dtype", "runtime", "device", "measure")
@@ -130,12 +133,13 @@ class TooFewError(UnfitError):
 def make_plan(study: Study, cache: Cache) -> Plan:
     """Returns a plan with every ticket of a study, each once.
 
-    A target that one of several models does not have, or that is smaller than the budget, is left out, with the reason.
-    A target that no model has is an error. The weights are not needed yet, because config.json is enough. Raises
+    A target that one of several models does not have, or that is smaller than the budget, is left out, with the reason,
+    and so is a ticket calibrated with the embedded text that its model is measured on. A target that no model has is an
+    error. The weights are not needed yet, because config.json is enough. Raises
     InputError, and MachineError if a hub fails.
     """
     study = with_absolute_paths(study)
-    found: dict[Spec, Part] = {}
+    found: dict[Spec, Part] = {}  # by `canonical` spec
     searches: dict[Spec, Search] = {}
     left_out: list[dict[str, str]] = []
     unfit: dict[str, dict[str, InputError]] = {}  # target -> model -> why the model does not have it
@@ -151,24 +155,33 @@ def make_plan(study: Study, cache: Cache) -> Plan:
             if budget is not None:
                 spec = spec_for_budget(spec, source, budget, cache)
             _, chosen, _ = resolve(spec, cache, config_only=True)
+            base_id = source.base_record["id"]
+            check_flattery(spec, base_id)
         except InputError as e:
             if not isinstance(e, UnfitError):
                 unfit.setdefault(spec.target, {})[model] = e
             left = {"model": model, "target": spec.target, "reason": str(e)}
             left_out += [left] if left not in left_out else []
             continue
+        key = canonical(spec, base_id)
         if row.refine:
-            add_to_search(searches, spec, base, row.refine)
-        if spec not in found:
+            add_to_search(searches, key, spec, base, row.refine)
+        if key not in found:
             disk_bytes += plan_ticket(source, spec, chosen, with_ticket_id=False)["disk_bytes_after"]
-            found[spec] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
+            found[key] = Part(f"ticket-{len(found)}", spec.title, base, spec, budget)
     for of_models in unfit.values():
         if len(of_models) == len(study.models):
             raise next(iter(of_models.values()))
     if not found:
         raise InputError(f"study={study.name}: none of its tickets can be made: {left_out[0]['reason']}")
-    tickets = list(found.values())
+    tickets = with_titles(list(found.values()))
     return Plan(study, tickets, list(baselines_of(tickets)), search_parts(searches, found), left_out, disk_bytes)
+
+
+def with_titles(tickets: list[Part]) -> list[Part]:
+    """Returns the parts with titles that tell the tickets of one base apart."""
+    titles = tell_apart([(part.base, part.title, part.spec.params()) for part in tickets])
+    return [replace(part, title=title) for part, title in zip(tickets, titles, strict=True)]
 
 
 def every_spec(
@@ -185,25 +198,27 @@ def every_spec(
 class Search:
     """A search: specs that differ only in their sparsity, between which further sparsities are tried."""
 
+    spec: Spec
     base: str
     width: float
-    grid: list[Spec]
+    grid: list[Spec]  # the `canonical` specs of its tickets
 
 
-def add_to_search(searches: dict[Spec, Search], spec: Spec, base: str, width: float) -> None:
-    """Adds a spec to the search that it belongs to; the smallest `width` of all its specs counts."""
-    search = searches.setdefault(replace(spec, sparsity=0.0), Search(base, width, []))
+def add_to_search(searches: dict[Spec, Search], key: Spec, spec: Spec, base: str, width: float) -> None:
+    """Adds a spec to the search that it belongs to; the smallest `width` of all its specs counts. `key`: the `canonical`
+    spec."""
+    search = searches.setdefault(replace(key, sparsity=0.0), Search(replace(spec, sparsity=0.0), base, width, []))
     search.width = min(search.width, width)
-    search.grid.append(spec)
+    search.grid.append(key)
 
 
 def search_parts(searches: Mapping[Spec, Search], tickets: Mapping[Spec, Part]) -> list[Part]:
-    """Returns a part for each search. `tickets` holds the parts of all specs of its grid."""
+    """Returns a part for each search. `tickets` holds the parts of all specs of its grid, by `canonical` spec."""
     refined = []
-    for i, (group, search) in enumerate(searches.items()):
+    for i, search in enumerate(searches.values()):
         points = tuple(dict.fromkeys(tickets[spec].part for spec in search.grid))
-        title = group.title.replace(" 0%", "")
-        refined.append(Part(f"refine-{i}", title, search.base, group, None, search.width, points))
+        title = search.spec.title.replace(" 0%", "")
+        refined.append(Part(f"refine-{i}", title, search.base, search.spec, None, search.width, points))
     return refined
 
 
@@ -243,14 +258,16 @@ def specs_of(
     """Yields (spec, budget) for one combination of a row and one model.
 
     There is a spec for each layer that `@*` stands for, and for each budget. Tickets of a hub's model that keep its values
-    are stored as masks unless the study names a storage.
+    are stored as masks unless the study names a storage. A method that looks at no data leaves the parameters of the
+    calibration alone, which are for other methods of the study.
     """
     target = values.get("target", Spec().target)
     layers = 1 + max((p.layer for p in source.places if p.layer is not None), default=0)
     targets = [target.replace(EACH_LAYER, f"@{i}") for i in range(layers)] if EACH_LAYER in target else [target]
     hub = isinstance(source, Base) and source.revision is not None
-    updates = METHODS[values.get("method", Spec().method)].updates
-    light = {"storage": "mask"} if hub and not updates and values.get("quantize", "none") == "none" else {}
+    method = METHODS[values.get("method", Spec().method)]
+    values = values if method.calibrated else {name: v for name, v in values.items() if name not in SETTINGS}
+    light = {"storage": "mask"} if hub and not method.updates and values.get("quantize", "none") == "none" else {}
     for each in targets:
         spec = Spec.parse(**{**light, **values, "target": each, "model": model})
         if study.budget and not row.refine:

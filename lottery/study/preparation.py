@@ -4,13 +4,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from lottery.errors import InputError
+from lottery.errors import InputError, MachineError
 from lottery.files.home import home
 from lottery.measuring.cache import Cache
+from lottery.measuring.setup import resolve_dataset
+from lottery.models.texts import read_text
 from lottery.progress import say
+from lottery.pruning.calibration import SETTINGS, resolve_text
 from lottery.registry.address import is_server
 from lottery.study.design import Study
-from lottery.study.planning import Plan, make_plan
+from lottery.study.planning import Part, Plan, make_plan
+from lottery.study.texts import why_unreachable
 
 CONFIRM_BYTES = 100 * 10**9  # tickets of more than so many bytes are written only if a person says yes
 
@@ -37,10 +41,17 @@ def check_disk_space(plan: Plan, yes: bool) -> None:
         )
 
 
-def prepare_study(study: Study, fresh: bool = False) -> tuple[Plan, Cache]:
-    """Returns the plan of a study and says what it will make, before anything is made."""
+def prepare_study(study: Study, fresh: bool = False, read_texts: bool = True) -> tuple[Plan, Cache]:
+    """Returns the plan of a study and says what it will make, before anything is made.
+
+    With `read_texts` every text is read, so that what is wrong with one ends the study now and not hours later.
+    """
     cache = Cache()
     plan = replace(make_plan(study, cache), fresh=fresh)
+    warn_of_unused(plan)
+    if read_texts:
+        check_datasets(plan)
+        plan = leave_out_unreachable(plan, cache)
     count, (free, folder) = len(plan.refined), free_bytes(plan)
     searches = f" and {count} search{'es' if count > 1 else ''} for a sparsity" if count else ""
     room = f"{free / 1e9:,.1f} GB are free in {folder}" if free is not None else "the server's free space is not known"
@@ -48,3 +59,44 @@ def prepare_study(study: Study, fresh: bool = False) -> tuple[Plan, Cache]:
     for left in plan.left_out:
         say(f"left out, {left['model']}: {left['reason']}")
     return plan, cache
+
+
+def warn_of_unused(plan: Plan) -> None:
+    """Warns of parameters of the calibration that no ticket uses, because no method looks at data."""
+    given = {name: values for name, values in plan.study.parameters.items() if name in SETTINGS}
+    if given and not any(part.spec.is_calibrated for part in plan.tickets):
+        said = ", ".join(f"{name}={','.join(values)}" for name, values in given.items())
+        say(f"warning: {said}: ignored, because no method of the study {plan.study.name} looks at data")
+
+
+def check_datasets(plan: Plan) -> None:
+    """Raises InputError or MachineError for an evaluation text that cannot be had."""
+    for dataset in {resolve_dataset(p.spec, p.base_id) for p in plan.baselines if "perplexity" in p.spec.measures}:
+        read_text("dataset", dataset)
+
+
+def leave_out_unreachable(plan: Plan, cache: Cache) -> Plan:
+    """Returns the plan without the tickets whose calibration text the hub does not give, with the reason.
+
+    The other tickets keep the names of their parts. Raises InputError for a file that cannot be read, and the reason
+    itself if no ticket is left.
+    """
+    reasons: dict[str, InputError | MachineError] = {}  # part -> why its text cannot be had
+    for part in plan.tickets:
+        if part.spec.is_calibrated and (reason := why_unreachable(resolve_text(part.spec, part.base_id), cache)):
+            reasons[part.part] = reason
+    if not reasons:
+        return plan
+    if len(reasons) == len(plan.tickets):
+        raise next(iter(reasons.values()))
+    left_out = list(plan.left_out)
+    for part in plan.tickets:
+        if part.part in reasons:
+            left = {"model": part.spec.model, "target": part.spec.target, "reason": str(reasons[part.part])}
+            left_out += [left] if left not in left_out else []
+
+    def has_text(part: Part) -> bool:
+        return not reasons.keys() & {part.part, *part.points}
+
+    tickets, refined = ([part for part in parts if has_text(part)] for parts in (plan.tickets, plan.refined))
+    return replace(plan, tickets=tickets, refined=refined, left_out=left_out)

@@ -37,7 +37,7 @@ class PartRunner:
             return self.search(part, known)
         if part in self.plan.baselines:
             return [self.dense(part)]
-        return [self.ticket(part.part, part.spec, part.base, part.budget)]
+        return [self.ticket(part.part, part.title, part.spec, part.base, part.budget)]
 
     def dense(self, part: Part) -> PartResult:
         def work(extra_tags: dict[str, str]) -> PartResult:
@@ -55,12 +55,12 @@ class PartRunner:
             self.failed_baselines[baseline_key(part.spec)] = row.reason or ""
         return row
 
-    def ticket(self, part: str, spec: Spec, base: str, budget: float | None = None) -> PartResult:
+    def ticket(self, part: str, title: str, spec: Spec, base: str, budget: float | None = None) -> PartResult:
         def work(extra_tags: dict[str, str]) -> PartResult:
             if (reason := self.failed_baselines.get(baseline_key(spec))) is not None:
                 raise MachineError(f"its dense baseline failed: {reason}")
             job = prepare_job(spec, self.cache)
-            about = partial(PartResult, part, spec.title, base, params=spec.params(), ticket=job.ticket, budget=budget)
+            about = partial(PartResult, part, title, base, params=spec.params(), ticket=job.ticket, budget=budget)
             with process_lock(f"part-{job.ticket}"):  # another study's process may be making the same ticket
                 before = find_existing_run(self.client, job, self.run if self.plan.fresh else None)
                 if before is not None:
@@ -69,7 +69,7 @@ class PartRunner:
                 made = run_ticket(job, study=self.plan.study.name, extra_tags=extra_tags)
             return about("made", metrics=made.metrics, tags=made.tags, run_id=made.run_id)
 
-        return self.attempt(part, spec, base, spec.title, budget, work)
+        return self.attempt(part, spec, base, title, budget, work)
 
     def search(self, part: Part, known: list[PartResult]) -> list[PartResult]:
         """Makes the tickets of a search, each at a sparsity that halves the range in which the crossing lies."""
@@ -80,7 +80,8 @@ class PartRunner:
             sparsity = next_sparsity(*find_bracket(points, limit), part.width)
             if sparsity is None:
                 break
-            row = self.ticket(part.part, replace(part.spec, sparsity=sparsity), part.base)
+            spec = replace(part.spec, sparsity=sparsity)
+            row = self.ticket(part.part, spec.title, spec, part.base)
             rows.append(row)
             if row.ratio is None:  # the ticket failed and would fail again
                 break

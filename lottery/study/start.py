@@ -7,12 +7,10 @@ from pathlib import Path
 
 from lottery.errors import InputError
 from lottery.files.home import home
-from lottery.measuring.setup import resolve_dataset
-from lottery.models.texts import read_text
 from lottery.registry import parts, recovery, runs, store, versions
 from lottery.spec import json_sha256
 from lottery.study.planning import Plan
-from lottery.study.preparation import check_disk_space
+from lottery.study.preparation import check_datasets, check_disk_space
 
 
 def study_folder(plan: Plan) -> Path:
@@ -42,8 +40,7 @@ def check_texts_and_names(plan: Plan) -> None:
     for part in plan.tickets:
         if part.spec.register != "none":
             versions.model_name(part.spec.register, part.base_id)
-    for dataset in {resolve_dataset(p.spec, p.base_id) for p in plan.baselines if "perplexity" in p.spec.measures}:
-        read_text("dataset", dataset)
+    check_datasets(plan)
 
 
 def unschedule_run(plan: Plan, before: str | None, reason: str) -> None:

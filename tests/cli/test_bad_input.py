@@ -175,7 +175,7 @@ def test_calibration_texts_that_cannot_serve(tiny: Path, tmp_path: Path, cli: Ca
     (tmp_path / "short.txt").write_text("Too short.")
     says("short.txt", "calibration=", "tokens are fewer than one sample of 128", "calibration=self")
     says("short.txt", "seqlen=129: this model takes at most 128 tokens; give a smaller seqlen", more=("--seqlen", 129))
-    says("none.txt", "calibration=", "there is no such file; give self, c4, wikitext2-train or a file")
+    says("none.txt", "calibration=", "there is no such file; give self, c4, wikitext2-train, builtin or a file")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 1000)
     says("latin.txt", "calibration=", "latin.txt", "UTF-8")
     (tmp_path / "rows.jsonl").write_text('{"txt": "x"}\n')

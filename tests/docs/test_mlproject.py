@@ -31,20 +31,28 @@ def test_mlproject_says_what_the_command_line_says() -> None:
     assert set(project["entry_points"]["main"]["parameters"]) == {f.name for f in fields(Spec)}
 
 
+STUDY_PARAMS = ["budget", "method", "calibration", "nsamples", "seqlen", "propagate", "quantize", "dataset", "window", "limit",
+                "runtime", "measure", "control", "seed"]  # fmt: skip
+
+
 def test_mlproject_s_studies() -> None:
-    """They ask by the presets' names, in the words of the command, and say of each parameter what it is anyhow."""
+    """They ask by the presets' names, in the words of the command, and say of each parameter what the preset says
+    anyhow."""
     points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     options = {p.name for p in main.commands["study"].params}
-    default = {f.name: str(f.default) for f in fields(Spec)} | {"budget": "none"}
-    for name in ("cliff", "locate", "map", "compare"):
-        said, command = dict(points[name]["parameters"]), points[name]["command"]
+    for name in ("cliff", "locate", "map", "methods", "compare"):
+        said, command, preset = dict(points[name]["parameters"]), points[name]["command"], read_study(name)
+        default = {f.name: str(f.default) for f in fields(Spec)} | {"budget": "none"}
+        default |= {parameter: ",".join(values) for parameter, values in preset.parameters.items()}
         model = "models" if name == "compare" else "model"
-        assert list(said) == [model, "budget", "method", "quantize", "dataset", "runtime", "seed"]
+        assert list(said) == [model, *(p for p in STUDY_PARAMS if (name, p) != ("methods", "method"))]
         assert command.startswith(f"python -m lottery study {name} --models {{{model}}} ")
-        assert said.pop(model)["default"] == ",".join(read_study(name).models)
+        assert said.pop(model)["default"] == ",".join(preset.models)
         for parameter, about in said.items():
-            assert parameter in options and str(about["default"]) == default[parameter]
+            assert parameter in options and str(about["default"]) == default[parameter], (name, parameter)
             assert f"--{parameter} {{{parameter}}}" in command
+        given = {parameter: str(about["default"]) for parameter, about in said.items() if parameter != "budget"}
+        assert preset.with_options(",".join(preset.models), "none", given).id == preset.id
 
 
 def test_conda_yaml_and_pyproject_follow_the_lock() -> None:

@@ -129,7 +129,7 @@ def test_a_text_that_is_short(builtin: Base, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("none.txt", None, ("there is no such file", "self, c4, wikitext2-train or a file")),
+        ("none.txt", None, ("there is no such file", "self, c4, wikitext2-train, builtin or a file")),
         ("latin.txt", b"caf\xe9 " * 1000, ("UTF-8",)),
         ("rows.jsonl", b'{"txt": "x"}\n', ("no column 'text'",)),
         ("x.parquet", b"PAR1", ("not readable",)),

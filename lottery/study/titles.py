@@ -1,0 +1,23 @@
+"""This file tells tickets apart whose titles are the same."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+# What may fix the bytes of a ticket and is not in every title: of a file the title has the name alone, not its folder.
+TELLING = ("scope", "calibration", "nsamples", "seqlen", "propagate", "pattern", "quantize", "storage", "seed")
+
+
+def tell_apart(tickets: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:
+    """Returns a title for each (group, title, parameters). Within a group, titles that are the same are followed by the
+    parameters that differ, such as `storage=mask`."""
+    alike: dict[tuple[Hashable, str], list[Mapping[str, Any]]] = {}
+    for group, title, params in tickets:
+        alike.setdefault((group, title), []).append(params)
+    differing = {
+        key: [name for name in TELLING if len({str(params.get(name)) for params in members}) > 1]
+        for key, members in alike.items()
+    }
+    return [
+        " ".join([title, *(f"{name}={params.get(name)}" for name in differing[group, title])])
+        for group, title, params in tickets
+    ]
