@@ -1,4 +1,4 @@
-"""Answers the five questions of a study, each with how sure the answer is. It works on rows and arrays, without MLflow.
+"""Answers questions of a study, each with how sure the answer is. It works on rows and arrays, without MLflow.
 
 A row is a mapping, a record of `Results.rows`. Answers compare the mean NLL per token: the difference between a ticket
 and the dense base is the logarithm of the ratio of their perplexities. How sure an answer is comes from resampling the

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lottery.report.grouping import Row, group_by, keep_main_protocol, number, setting
+from lottery.report.grouping import Row, group_by, keep_main_protocol, median_draws, number, setting
 from lottery.report.judging import reasons_not_judged
 from lottery.report.wording import percent
 
@@ -66,10 +66,11 @@ def first_crossing(
 
 
 def find_cliffs(rows: Iterable[Row]) -> list[Cliff]:
-    """Returns the cliff of every curve (model, protocol, target, way of pruning) that has two sparsities or more."""
+    """Returns the cliff of every curve (model, protocol, target, way of pruning) that has two sparsities or more. Of
+    tickets that differ in their seed alone the median counts."""
     curves = group_by(
-        (r for r in rows if r.get("kind") == "ticket" and number(r, "sparsity") is not None),
-        lambda r: (r["base"], r["protocol"], r["target"], setting(r), number(r, "tolerance") or 0.0),
+        (r for r in median_draws(rows) if r.get("kind") == "ticket" and number(r, "sparsity") is not None),
+        lambda r: (r["base"], r["protocol"], r["target"], setting(r, "seed"), number(r, "tolerance") or 0.0),
     )
     found = []
     for (base, protocol, target, how, tolerance), members in curves.items():

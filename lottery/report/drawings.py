@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lottery.report import figures, frames, grouping, heatmaps, images, rankings, rendering, results, tables
 from lottery.report.answers import Answer
+from lottery.report.method_figure import METHODS_CAPTION, plot_methods
 
 MOST_CELLS = 24  # single layers in a ranking figure; the heat map shows more
 
@@ -62,6 +63,8 @@ def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, 
         made = ranking_drawings(data, drawn)
     elif answer.known and name == "agreement":
         made = agreement_drawings(data, drawn)
+    elif answer.known and name == "methods":
+        made = [draw(drawn, n, plot_methods, part, METHODS_CAPTION) for n, part in split_by_model(name, data)]
     elif answer.known and name == "eight_bits":
         caption = "Perplexity of a ticket in 8 bits over that of the same ticket in 16, with paired 95% intervals."
         made = [draw(drawn, n, figures.plot_quantization, part, caption) for n, part in split_by_model(name, data)]
@@ -81,13 +84,20 @@ def section(name: str, answer: Answer, found: results.Results, drawn: dict[str, 
 def cliff_drawings(answer: Answer, found: results.Results, drawn: dict[str, Figure]) -> list[Drawing | None]:
     """Draws the curves of each model. If there are several models, a figure of the curves that the answer is about
     comes first."""
-    rows = pd.DataFrame(grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows))))
+    measured = grouping.keep_main_protocol(grouping.measured_tickets(frames.records(found.rows)))
+    rows = pd.DataFrame(grouping.median_draws(measured))
     rows = rows[~rows["target"].str.fullmatch(rankings.SINGLE_LAYER)].reindex(columns=found.rows.columns)
-    usual = select_rows(rows, (not grouping.setting(r) for r in frames.records(rows)))
-    rows = usual if len(usual) else rows
     crossings = [c for c in answer.data if c["chief"]]
-    curves = {(c["base"], c["target"]) for c in answer.data}
-    rows = select_rows(rows, ((b, t) in curves for b, t in zip(rows["base"], rows["target"], strict=True)))
+    # A model's curves are all of one way of pruning, that of the answer: two ways in one line would make a zigzag.
+    ways = {c["base"]: c["setting"] for c in crossings}
+    curves = {(c["base"], c["target"]) for c in answer.data if c["setting"] == ways[c["base"]]}
+    rows = select_rows(
+        rows,
+        (
+            (r["base"], r["target"]) in curves and grouping.setting(r, "seed") == ways[r["base"]]
+            for r in frames.records(rows)
+        ),
+    )
     caption = "Ratio to the dense model's perplexity, with the 95% band of each curve; dashed: what a winner may lose; upright band: where the ends of the ratio's interval cross that."
     made: list[Drawing | None] = []
     chief = {(c["base"], c["target"]) for c in crossings}

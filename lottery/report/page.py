@@ -31,6 +31,7 @@ from lottery.report import (
 from lottery.report.cliff_answer import answer_cliff
 from lottery.report.drawings import draw, heatmap_drawings, section, split_by_model
 from lottery.report.grouping import number
+from lottery.report.methods_answer import answer_methods
 from lottery.report.wording import natural_list
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
@@ -70,7 +71,7 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
 def answer_sections(
     found: results.Results, rows: Sequence[grouping.Row], drawn: dict[str, Figure]
 ) -> list[drawings.Section]:
-    """Answers the five questions. The figures go into `drawn`."""
+    """Answers the six questions. The figures go into `drawn`."""
     chief = grouping.keep_main_protocol(grouping.measured_tickets(rows))
     ranked = rankings.rank_targets(chief, found.nll)
     return [
@@ -79,6 +80,7 @@ def answer_sections(
         section("agreement", answers.answer_agreement(ranked), found, drawn),
         section("eight_bits", answers.answer_quantization(rows, found.nll), found, drawn),
         section("bigger", answers.answer_model_size(rows), found, drawn),
+        section("methods", answer_methods(rows, found.nll), found, drawn),
     ]
 
 

@@ -20,7 +20,7 @@ from lottery.measuring.intervals import (
     tau_b,
 )
 from lottery.measuring.verdict import LEAST_WINDOWS
-from lottery.report.grouping import Row, group_by, measured_tickets, number, setting
+from lottery.report.grouping import Row, group_by, measured_tickets, median_draws, number, setting
 from lottery.report.judging import reasons_not_judged
 from lottery.report.wording import percent
 
@@ -67,7 +67,8 @@ class Ranking:
 
 def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
     """Returns a ranking for each model, protocol and level that has two targets or more. Tickets that overflowed are
-    left out. `nll` gives a run's mean NLL per window, [N]."""
+    left out, and of those that differ in their seed alone the median counts. `nll` gives a run's mean NLL per window, [N].
+    """
     found = []
 
     def level(r: Row) -> tuple[str, float]:
@@ -75,9 +76,9 @@ def rank_targets(rows: Sequence[Row], nll: Nll) -> list[Ranking]:
         return ("sparsity", round(number(r, "sparsity") or 0.0, 6)) if budget is None else ("budget", budget)
 
     def key(r: Row) -> tuple[Any, ...]:
-        return r["base"], r["protocol"], setting(r), *level(r), bool(SINGLE_LAYER.fullmatch(r["target"]))
+        return r["base"], r["protocol"], setting(r, "seed"), *level(r), bool(SINGLE_LAYER.fullmatch(r["target"]))
 
-    for (base, protocol, how, by, at, cells), members in group_by(measured_tickets(rows), key).items():
+    for (base, protocol, how, by, at, cells), members in group_by(median_draws(measured_tickets(rows)), key).items():
         if at == 0:
             continue
         of_target: dict[str, tuple[Row, np.ndarray]] = {}

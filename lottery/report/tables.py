@@ -19,9 +19,10 @@ METRIC_COLUMNS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ra
            "perplexity_ratio_hi", "bits_per_byte", "control_perplexity", "control_perplexity_lo", "control_perplexity_hi",
            "control_ratio", "control_ratio_lo", "control_ratio_hi", "sparsity_target", "sparsity_prunable", "sparsity_model",
            "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio", "peak_bytes", "prefill_tok_s", "decode_tok_s",
-           "decode_tok_s_lo", "decode_tok_s_hi", "decode_floor_tok_s", "beside_tok_s", "repetition", "distinct_2", "layer_error")  # fmt: skip
+           "decode_tok_s_lo", "decode_tok_s_hi", "decode_floor_tok_s", "beside_tok_s", "repetition", "distinct_2", "layer_error",
+           "calibrate_s", "prune_s")  # fmt: skip
 ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "scope", "calibration", "nsamples",
-         "seqlen", "propagate", "pattern", "quantize", "storage",
+         "seqlen", "propagate", "seed", "pattern", "quantize", "storage",
          "runtime", "protocol", "hardware", "winner", "beats_control", "coherent", "note", "outcome", "run_id")  # fmt: skip
 
 
@@ -207,13 +208,26 @@ def answer_table(name: str, answer: Answer) -> Table | None:
     """Returns the data that an answer rests on, one row per curve, target or pair; None if there is no data."""
     if not answer.data:
         return None
-    columns = {"cliff": CLIFFS, "where": RANKS, "agreement": AGREEMENTS, "eight_bits": EIGHT, "bigger": CLIFFS}[name]
+    columns = {
+        "cliff": CLIFFS,
+        "where": RANKS,
+        "agreement": AGREEMENTS,
+        "eight_bits": EIGHT,
+        "bigger": CLIFFS,
+        "methods": METHODS,
+    }[name]
     return make_table(name, answer.question, list(answer.data), columns)
 
 
 def ratio_with_ends(r: Row) -> str:
     low, high = number(r, "lo"), number(r, "hi")
     return format_ratio(r["ratio"]) if low is None or high is None else format_ends(r["ratio"], low, high, 4)
+
+
+def seconds_cell(r: Row) -> str:
+    """Returns the seconds that a method took: those of the calibration and those of the rest."""
+    spent = [s for name in ("calibrate_s", "prune_s") if (s := number(r, name)) is not None]
+    return f"{sum(spent):,.1f}" if spent else ""
 
 
 def tau_with_ends(r: Row) -> str:
@@ -285,4 +299,17 @@ EIGHT: Columns = {
     "perplexity in 8 / in 16 bits [95%]": (True, lambda r: ratio_with_ends(r)),
     "file, of the base's": (True, lambda r: format_number(r, "disk_ratio", 3)),
     "in 16 bits": (True, lambda r: format_number(r, "disk_ratio_16", 3)),
+}
+METHODS: Columns = {
+    "model": (False, lambda r: f"{r['base']} {r['setting']}".strip()),
+    "zeros": (True, lambda r: percent(r["sparsity"])),
+    "method": (False, lambda r: r["method"]),
+    "ratio to dense [95%]": (True, lambda r: "overflow" if number(r, "ratio") is None else ratio_with_ends(r)),
+    "text": (False, lambda r: r["text"]),
+    "over draws (how many)": (True, lambda r: r["draws"]),
+    "over texts (how many)": (True, lambda r: r["texts"]),
+    "layer error": (True, lambda r: format_number(r, "layer_error", 4)),
+    "seconds": (True, seconds_cell),
+    "ratio to the controls [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
+    "beats the controls": (False, lambda r: text_cell(r, "beats_control")),
 }

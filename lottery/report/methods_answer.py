@@ -1,0 +1,155 @@
+"""Answers how much of a ticket was the method: how far the methods lie apart at one sparsity, and how far draws and texts
+of the calibration spread."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lottery.measuring.numbers import format_ends, format_ratio
+from lottery.measuring.verdict import LEAST_WINDOWS
+from lottery.report.answers import Answer, unknown
+from lottery.report.grouping import Row, number
+from lottery.report.judging import mark_estimate, with_reasons
+from lottery.report.method_curves import Comparison, Gap, Point, Spread, compare_methods, find_gaps
+from lottery.report.rankings import Nll
+from lottery.report.wording import format_range, natural_list, percent, pluralize
+
+
+def answer_methods(rows: Sequence[Row], nll: Nll) -> Answer:
+    question = "How much of the ticket was the method?"
+    found = [(c, gaps) for c in compare_methods(rows) if (gaps := find_gaps(c, nll))]
+    if not found:
+        return unknown(question, "tickets of two methods at one sparsity of one target (`lottery study methods`)")
+    sentences = []
+    for c, gaps in found:
+        sentences += [*(span_sentence(c, gap) for gap in gaps), worth_sentence(c), spread_sentence(c, gaps)]
+    why = [c.not_judged for c, _ in found]
+    short, about = headline(found)
+    data = tuple(row for c, _ in found for row in data_rows(c))
+    sure = "\n".join(certainty(c, gaps) for c, gaps in found)
+    return Answer(
+        question, mark_estimate(short, why), "\n".join(filter(None, sentences)), sure, data, with_reasons(about, why)
+    )
+
+
+def headline(found: Sequence[tuple[Comparison, Sequence[Gap]]]) -> tuple[str, str]:
+    """Returns (the largest factor between two methods, which they are), of several models the range of these factors."""
+    largest = [max(gaps, key=lambda g: g.factor) for _, gaps in found]
+    if len(found) > 1:
+        return (
+            f"a factor of {format_range([g.factor for g in largest])}",
+            f"between the worst and the best method, in {len(found)} models",
+        )
+    gap = largest[0]
+    about = (
+        f"between `{gap.worst.method}` and `{gap.best.method}`, at {percent(gap.sparsity)} of `{found[0][0].target}`"
+    )
+    return f"a factor of {format_ratio(gap.factor)}", about
+
+
+def span_sentence(c: Comparison, gap: Gap) -> str:
+    """Returns from which ratio to which the methods span at one sparsity."""
+    random = f"; a random ticket has {format_ratio(c.controls[gap.sparsity][0])}" if gap.sparsity in c.controls else ""
+    lost = [p.method for p in c.levels[gap.sparsity] if not math.isfinite(p.ratio)]
+    broken = f"; {natural_list(f'`{m}`' for m in lost)} overflowed" if lost else ""
+    how = f" ({c.setting})" if c.setting else ""
+    return (
+        f"{c.base} without {percent(gap.sparsity)} of `{c.target}`{how}: the methods span ratios from "
+        f"{format_ratio(gap.best.ratio)} (`{gap.best.method}`) to {format_ratio(gap.worst.ratio)} (`{gap.worst.method}`), "
+        f"a factor of {factor_text(gap)}{random}{broken}."
+    )
+
+
+def factor_text(gap: Gap) -> str:
+    known = gap.lo is not None and gap.hi is not None and math.isfinite(gap.hi)
+    return format_ends(gap.factor, gap.lo, gap.hi, 4) if known else format_ratio(gap.factor)  # type: ignore[arg-type]
+
+
+def worth_sentence(c: Comparison) -> str:
+    """Returns how many more zeros the best method allows than the worst, as far as tickets show it; "" if none does."""
+    ends = [(s, points[0], points[-1]) for s, points in c.levels.items()]
+    pairs = [
+        (high, low, best, worst)
+        for high, best, _ in ends
+        for low, _, worst in ends
+        if high > low and best.ratio < worst.ratio
+    ]
+    if not pairs:
+        return ""
+    high, low, best, worst = max(pairs, key=lambda p: (p[0] - p[1], p[0]))
+    lost = format_ratio(worst.ratio) if math.isfinite(worst.ratio) else "overflow"
+    return (
+        f"`{best.method}` without {percent(high)} of the weights ({format_ratio(best.ratio)}) still loses less than "
+        f"`{worst.method}` without {percent(low)} ({lost})."
+    )
+
+
+def spread_sentence(c: Comparison, gaps: Sequence[Gap]) -> str:
+    """Returns by how much other draws and other texts of the calibration change a ratio, and whether the method decides
+    more than they do; "" if there is one draw of one text."""
+    parts, most = [], 1.0
+    for what, spreads in (
+        ("draws", [(p.draws.factor, p, p.draws) for p in c.points if p.draws]),
+        ("texts", [(p.texts.factor, p, p.texts) for p in c.points if p.texts]),
+    ):
+        if spreads:
+            factor, point, spread = max(spreads, key=lambda s: s[0])
+            parts.append(f"{what} by up to {format_ratio(factor)} times ({spread_words(point, spread, what)})")
+            most = max(most, factor)
+    if not parts:
+        return ""
+    more = "more" if max(g.factor for g in gaps) > most else "less"
+    return f"Other {natural_list(parts)} change a ratio: the method decides {more} than the calibration."
+
+
+def spread_words(point: Point, spread: Spread, what: str) -> str:
+    names = natural_list(spread.names) if what == "texts" else f"{len(spread.names)} of {point.text}"
+    return f"`{point.method}` at {percent(point.sparsity)}: {format_ratio(spread.least)} to {format_ratio(spread.most)}, {names}"
+
+
+def certainty(c: Comparison, gaps: Sequence[Gap]) -> str:
+    """Returns how sure the comparison is, and on which text it rests."""
+    sure = sum(g.certain for g in gaps)
+    texts = list(dict.fromkeys(p.text for p in c.points if p.text))
+    on = f" The methods looked at {natural_list(texts)}." if texts else ""
+    several = " Those of different texts compare roughly." if len(texts) > 1 else ""
+    one = [p for p in c.points if p.text and not p.draws]
+    drawn = f" Of {pluralize(len(one), 'point')} there is one draw alone, whose spread is not known." if one else ""
+    return (
+        f"{c.base}: of {pluralize(len(gaps), 'sparsity')} the worst method certainly loses more than the best in {sure} (the "
+        f"paired 95% interval of the factor over the windows lies above 1, from {LEAST_WINDOWS} windows on).{on}{several}{drawn}"
+    )
+
+
+def data_rows(c: Comparison) -> list[dict[str, Any]]:
+    """Returns one row for each point, by sparsity and then the least damaged first, and one for each random control."""
+    rows = []
+    for p in sorted(c.points, key=lambda p: (p.sparsity, p.ratio)):
+        several = p.tickets > 1
+        ends = [number(p.row, f"perplexity_ratio_{end}") for end in ("lo", "hi")]
+        rows.append(
+            {
+                "kind": "ticket", "base": c.base, "protocol": c.protocol, "target": c.target, "setting": c.setting,
+                "sparsity": p.sparsity, "method": p.method, "text": p.text, "tickets": p.tickets,
+                "ratio": p.ratio if math.isfinite(p.ratio) else None,
+                "lo": ends[0], "hi": ends[1], "band_lo": p.least if several and math.isfinite(p.least) else ends[0],
+                "band_hi": p.most if several and math.isfinite(p.most) else ends[1], "draws": spread_row(p.draws), "texts": spread_row(p.texts),
+                "run_id": p.row.get("run_id"),
+                **{name: p.row.get(name) for name in ("layer_error", "calibrate_s", "prune_s", "control_ratio",
+                                                      "control_ratio_lo", "control_ratio_hi", "beats_control")},
+            }
+        )  # fmt: skip
+    for sparsity, (middle, least, most) in c.controls.items():
+        rows.append(
+            {
+                "kind": "control", "base": c.base, "protocol": c.protocol, "target": c.target, "setting": c.setting,
+                "sparsity": sparsity, "method": "random", "text": "", "tickets": 1, "ratio": middle, "lo": None, "hi": None,
+                "band_lo": least, "band_hi": most, "draws": "", "texts": "",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def spread_row(spread: Spread | None) -> str:
+    """Returns "1.043 to 1.051 (3)" for a table, "" for no spread."""
+    return f"{format_range([spread.least, spread.most])} ({len(spread.names)})" if spread else ""
