@@ -50,7 +50,7 @@ def study(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Answer a question with many tickets: cliff, locate, map, compare, size, or your own YAML file. Writes a report.
+    """Answer a question with many tickets: cliff, locate, map, methods, compare, size, or your own YAML file. Writes a report.
 
     Tickets that exist already are not made again: the same command continues a study that was killed.
 

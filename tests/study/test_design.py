@@ -119,7 +119,7 @@ def test_a_wrong_file_is_named(cli: Callable[..., Result], tmp_path: Path, study
 def test_bad_input(cli: Callable[..., Result], tmp_path: Path) -> None:
     for arguments, said in (
         (("locat",), "did you mean locate"),
-        ((), "known: cliff, compare, locate, map, size"),
+        ((), "known: cliff, compare, locate, map, methods, size"),
         (("no-such.yaml",), "give a YAML file"),
         (("cliff", "--budget", "0.05"), "budget=0.05"),
         (("locate", "--budget", "x"), "budget=x"),
