@@ -115,14 +115,18 @@ def method_alone(r: Row) -> Row:
     return {**r, "method": "magnitude"}
 
 
-def method_name(r: Row) -> str:
-    """Returns the method with what belongs to it, but without text and seed: "magnitude row", "wanda nsamples=128"."""
-    scope = [str(r["scope"])] if r.get("scope", "layer") not in ("layer", None) else []
-    words = setting(r, "method", "scope", "pattern", "quantize", "calibration", "seed")
-    source = r["source"] if isinstance(r.get("source"), str) else ""
-    return " ".join(
-        [str(r.get("method", "magnitude")), *scope, *([words.removesuffix(source).strip()] if words else [])]
-    ).strip()
+def method_names(rows: Sequence[Row]) -> list[str]:
+    """Returns for each row its method with what belongs to it, but without text and seed: "magnitude row",
+    "wanda nsamples=128". What all methods that look at data have in common is left out."""
+    words = [setting(r, "method", "scope", "pattern", "quantize", "calibration", "seed") for r in rows]
+    said = {of for r, of in zip(rows, words, strict=True) if text_of(r)}
+    names = []
+    for r, of in zip(rows, words, strict=True):
+        scope = [str(r["scope"])] if r.get("scope", "layer") not in ("layer", None) else []
+        names.append(
+            " ".join([str(r.get("method", "magnitude")), *scope, *([of] if text_of(r) and len(said) > 1 else [])])
+        )
+    return [name.strip() for name in names]
 
 
 def text_of(r: Row) -> str:
@@ -136,15 +140,13 @@ def text_of(r: Row) -> str:
 def points_of(rows: Sequence[Row]) -> list[Point]:
     """Returns a point for each method and sparsity. The text that most methods looked at is the main one, so that methods
     are compared on one text where that is possible."""
-    looked = group_by((r for r in rows if text_of(r)), text_of)
-    rank = {text: (len({method_name(r) for r in of}), len(of)) for text, of in looked.items()}
+    named = list(zip(method_names(rows), rows, strict=True))
+    looked = group_by((n for n in named if text_of(n[1])), lambda n: text_of(n[1]))
+    rank = {text: (len({method for method, _ in of}), len(of)) for text, of in looked.items()}
     made = []
-
-    def place(r: Row) -> tuple[str, float]:
-        return method_name(r), round(number(r, "sparsity") or 0.0, 6)
-
-    for (method, sparsity), members in group_by(rows, place).items():
-        tickets = distinct_tickets(members)
+    places = group_by(named, lambda n: (n[0], round(number(n[1], "sparsity") or 0.0, 6)))
+    for (method, sparsity), members in places.items():
+        tickets = distinct_tickets(r for _, r in members)
         of_text = group_by(tickets, text_of)
         text = max(of_text, key=lambda t: rank.get(t, (0, 0)))
         row = median_ticket(of_text[text])

@@ -49,7 +49,7 @@ def headline(found: Sequence[tuple[Comparison, Sequence[Gap]]]) -> tuple[str, st
 
 def span_sentence(c: Comparison, gap: Gap) -> str:
     """Returns from which ratio to which the methods span at one sparsity."""
-    random = f"; a random ticket has {format_ratio(c.controls[gap.sparsity][0])}" if gap.sparsity in c.controls else ""
+    random = f"; random tickets have {format_ratio(c.controls[gap.sparsity][0])}" if gap.sparsity in c.controls else ""
     lost = [p.method for p in c.levels[gap.sparsity] if not math.isfinite(p.ratio)]
     broken = f"; {natural_list(f'`{m}`' for m in lost)} overflowed" if lost else ""
     how = f" ({c.setting})" if c.setting else ""
@@ -89,21 +89,24 @@ def spread_sentence(c: Comparison, gaps: Sequence[Gap]) -> str:
     more than they do; "" if there is one draw of one text."""
     parts, most = [], 1.0
     for what, spreads in (
-        ("draws", [(p.draws.factor, p, p.draws) for p in c.points if p.draws]),
-        ("texts", [(p.texts.factor, p, p.texts) for p in c.points if p.texts]),
+        ("another draw of the calibration samples", [(p.draws.factor, p, p.draws) for p in c.points if p.draws]),
+        ("another text", [(p.texts.factor, p, p.texts) for p in c.points if p.texts]),
     ):
         if spreads:
             factor, point, spread = max(spreads, key=lambda s: s[0])
-            parts.append(f"{what} by up to {format_ratio(factor)} times ({spread_words(point, spread, what)})")
+            parts.append(
+                f"{what} changes a ratio by up to {format_ratio(factor)} times ({spread_words(point, spread)})"
+            )
             most = max(most, factor)
     if not parts:
         return ""
     more = "more" if max(g.factor for g in gaps) > most else "less"
-    return f"Other {natural_list(parts)} change a ratio: the method decides {more} than the calibration."
+    said = ", and ".join(parts)
+    return f"{said[0].upper()}{said[1:]}: the method decides {more} than the calibration."
 
 
-def spread_words(point: Point, spread: Spread, what: str) -> str:
-    names = natural_list(spread.names) if what == "texts" else f"{len(spread.names)} of {point.text}"
+def spread_words(point: Point, spread: Spread) -> str:
+    names = f"{len(spread.names)} of {point.text}" if spread is point.draws else natural_list(spread.names)
     return f"`{point.method}` at {percent(point.sparsity)}: {format_ratio(spread.least)} to {format_ratio(spread.most)}, {names}"
 
 
@@ -114,7 +117,9 @@ def certainty(c: Comparison, gaps: Sequence[Gap]) -> str:
     on = f" The methods looked at {natural_list(texts)}." if texts else ""
     several = " Those of different texts compare roughly." if len(texts) > 1 else ""
     one = [p for p in c.points if p.text and not p.draws]
-    drawn = f" Of {pluralize(len(one), 'point')} there is one draw alone, whose spread is not known." if one else ""
+    drawn = (
+        f" {pluralize(len(one), 'point')} rest on one draw of the samples, whose spread is not known." if one else ""
+    )
     return (
         f"{c.base}: of {pluralize(len(gaps), 'sparsity')} the worst method certainly loses more than the best in {sure} (the "
         f"paired 95% interval of the factor over the windows lies above 1, from {LEAST_WINDOWS} windows on).{on}{several}{drawn}"

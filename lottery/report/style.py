@@ -67,12 +67,12 @@ def format_tick(x: float, _: Any = None) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:g}"
 
 
-def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
+def ratio_axis(axes: Axes, values: Sequence[float], least: float = 1.0, top: float = TOP) -> None:
     """Makes the y axis logarithmic with readable ticks: 1.05 and 1.1 if all values are near 1, decades if they span
-    some. It ends at TOP: a ticket that is broken altogether would press all others onto the lower edge. `mark_beyond`
-    shows what lies higher."""
-    known = [min(v, TOP) for v in values if math.isfinite(v) and v > 0]
-    low, high = min([*known, 1.0]), max([*known, 1.0])
+    some. It ends at `top`: a ticket that is broken altogether would press all others onto the lower edge. `mark_beyond`
+    shows what lies higher. The axis holds `least`."""
+    known = [min(v, top) for v in values if math.isfinite(v) and v > 0]
+    low, high = min([*known, least]), max([*known, least])
     pad = (high / low) ** 0.06
     axes.set_yscale("log")
     axes.set_ylim(low / pad, high * pad)

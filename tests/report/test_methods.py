@@ -62,6 +62,14 @@ def test_draws_and_texts_of_a_method_are_one_point() -> None:
     assert at["wanda", 0.6].draws is None and at["magnitude", 0.6].text == ""
 
 
+def test_a_method_s_name_says_what_differs_between_methods() -> None:
+    rows = [ticket("magnitude", 0.5, 2.0, scope="row"), *(ticket("wanda", 0.5, 1.5, nsamples=str(n)) for n in (8, 8))]
+    assert method_curves.method_names(rows) == ["magnitude row", "wanda", "wanda"]
+    rows.append(ticket("wanda", 0.5, 1.4, seqlen="64", seed=1.0, calibration="self"))
+    names = ["magnitude row", "wanda nsamples=8", "wanda nsamples=8", "wanda seqlen=64"]
+    assert method_curves.method_names(rows) == names
+
+
 def test_the_answer_of_tickets_of_several_methods() -> None:
     control = {
         "perplexity": 240.0,
@@ -81,14 +89,15 @@ def test_the_answer_of_tickets_of_several_methods() -> None:
     )
     assert lines[1] == (
         f"m without 60% of `all`: the methods span ratios from 2.000 (`repair`) to 24.00 (`magnitude`), a factor of "
-        f"12.00 [{lo:.2f}, {hi:.2f}]; a random ticket has 900.0."
+        f"12.00 [{lo:.2f}, {hi:.2f}]; random tickets have 900.0."
     )
     assert (
         lines[2] == "`repair` without 60% of the weights (2.000) still loses less than `magnitude` without 50% (4.000)."
     )
     assert lines[3] == (
-        "Other draws by up to 1.1053 times (`repair` at 60%: 1.9000 to 2.100, 3 of c4) and texts by up to 1.3684 times "
-        "(`repair` at 60%: 1.9000 to 2.600, c4, self and old.txt) change a ratio: the method decides more than the calibration."
+        "Another draw of the calibration samples changes a ratio by up to 1.1053 times (`repair` at 60%: 1.9000 to 2.100, "
+        "3 of c4), and another text changes a ratio by up to 1.3684 times (`repair` at 60%: 1.9000 to 2.600, c4, self and "
+        "old.txt): the method decides more than the calibration."
     )
     assert "certainly loses more than the best in 2 " in answer.sure and "The methods looked at c4." in answer.sure
     table = tables.answer_table("methods", answer)
@@ -97,6 +106,25 @@ def test_the_answer_of_tickets_of_several_methods() -> None:
     ]  # fmt: skip
     (of_repair,) = [row for row in table.rows if row[1:3] == ["60%", "repair"]]
     assert "1.9000 to 2.100 (3)" in of_repair and "1.9000 to 2.600 (3)" in of_repair
+
+
+@pytest.mark.parametrize("random", [2.0, 40.0, 2e6])
+def test_the_figure_keeps_methods_apart_however_bad_chance_is(random: float) -> None:
+    control = {
+        "perplexity": 11.0,
+        "control_perplexity": 10 * random,
+        "control_perplexity_lo": 9 * random,
+        "control_perplexity_hi": 11 * random,
+    }
+    rows = [r | control for s in (0.5, 0.6) for r in (ticket("magnitude", s, 1.3), ticket("repair", s, 1.1))]
+    rows = [r | {"perplexity": 10 * r["perplexity_ratio"]} for r in rows]
+    every = method_figure.plot_methods(pd.DataFrame(list(answer_methods(rows, known(rows)).data))).axes
+    low, high = every[-1].get_ylim()
+    assert math.log(1.3 / 1.1) / math.log(high / low) > 0.1 and low < 1
+    assert len(every) == (1 if random == 2 else 2)
+    if len(every) == 2:
+        low, high = every[0].get_ylim()
+        assert low < 0.9 * random and high > 1.1 * random and not every[0].texts
 
 
 def test_what_is_open_or_broken_or_of_few_windows() -> None:
@@ -202,7 +230,7 @@ def test_the_report_of_a_study_of_methods(
     metrics = {row["title"]: row["metrics"] for row in found["tickets"][1:]}
     ratio = {title: m["perplexity_ratio"] for title, m in metrics.items()}
     drawn = sorted(ratio[f"all 60% repair self nsamples=2 seqlen=32{seed}"] for seed in ("", " seed=1", " seed=2"))
-    ends = sorted([(ratio["all 60%"], "magnitude"), (drawn[1], "repair nsamples=2 seqlen=32")])
+    ends = sorted([(ratio["all 60%"], "magnitude"), (drawn[1], "repair")])
     words = " to ".join(f"{r:.4f} (`{method}`)" for r, method in ends)
     assert f"tiny without 60% of `all`: the methods span ratios from {words}, a factor of " in answer["sentence"]
     assert answer["answer"].startswith("a factor of ") and answer["answer"].endswith("(an estimate, not judged)")
