@@ -298,6 +298,10 @@ def caveats(rows: Sequence[grouping.Row]) -> list[str]:
             f"The largest model here has {sizes[-1]:,.0f} weights. A small model says nothing about big ones: in a model of billions, "
             f"the cliff and the parts that can be cut may be different."
         )
+    if "builtin" in bases:
+        sentences.append(
+            "The embedded model is far easier to prune than a real one: docs/results.md has results of real models."
+        )
     if len(bases) == 1:
         sentences.append("This is one model: nothing here says what holds for others.")
     if judging.reasons_not_judged(rows):

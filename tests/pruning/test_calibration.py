@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from lottery.errors import InputError, MachineError
+from lottery.jobs.plan import look
 from lottery.models.architecture import encode, read_tokenizer
 from lottery.models.checkpoint import BUILTIN, Base
 from lottery.models.sources import open_base
@@ -180,6 +181,19 @@ def wikitext_on(server: Hub, folder: Path, rows: list[str]) -> None:
     splits = "  data_files:\n  - split: train\n    path: raw/train-*\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n{splits}---\n")
     server.add("Salesforce/wikitext", folder, kind="datasets")
+
+
+def test_the_embedded_text_is_the_one_that_the_file_holds(builtin: Base, tiny: Path) -> None:
+    """Its ticket is that of the file; a plan reads it, since it needs no hub."""
+    spec, files = Spec.parse(method="wanda", sparsity=0.5), {"model.safetensors": "0"}
+    ids = {
+        ticket_id(spec, files, ["a"], None, resolve(base, calibration=text, seqlen=32).identity)
+        for base in (builtin, open_base(str(tiny)))
+        for text in ("builtin", str(BUILTIN_TEXT))
+    }
+    assert len(ids) == 1
+    assert (draw(builtin, calibration="builtin", seqlen=32) == draw(builtin, seqlen=32)).all()
+    assert look(Spec.parse(method="wanda", calibration="builtin"), builtin)[1] == ""
 
 
 def test_wikitext_s_training_split_is_joined_by_spaces(
