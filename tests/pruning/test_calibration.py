@@ -145,10 +145,11 @@ def test_a_file_that_is_no_text(
     refused(InputError, builtin, f"calibration={tmp_path / name}: ", *says, calibration=tmp_path / name)
 
 
-def test_words_of_the_other_parameter_are_no_texts(builtin: Base) -> None:
-    """The evaluation's texts can be given as files, and their names say what they are."""
-    for word in ("builtin", "wikitext2"):
-        refused(InputError, builtin, f"calibration={word}: there is no such file", "wikitext2-train", calibration=word)
+def test_the_test_split_is_no_text_to_look_at(builtin: Base) -> None:
+    """It can be given as a file, whose name says what it is."""
+    refused(
+        InputError, builtin, "calibration=wikitext2: there is no such file", "wikitext2-train", calibration="wikitext2"
+    )
 
 
 def test_a_sample_beyond_the_model_s_context(builtin: Base) -> None:
