@@ -66,13 +66,14 @@ def factor_text(gap: Gap) -> str:
 
 
 def worth_sentence(c: Comparison) -> str:
-    """Returns how many more zeros the best method allows than the worst, as far as tickets show it; "" if none does."""
-    ends = [(s, points[0], points[-1]) for s, points in c.levels.items()]
+    """Returns how many more zeros the best method allows than the worst, as far as tickets show it; "" if none does. The
+    two intervals must lie apart."""
+    ends = [(sparsity, points[0], points[-1]) for sparsity, points in c.levels.items()]
     pairs = [
         (high, low, best, worst)
         for high, best, _ in ends
         for low, _, worst in ends
-        if high > low and best.ratio < worst.ratio
+        if high > low and (number(best.row, "perplexity_ratio_hi") or best.ratio) < least_ratio(worst)
     ]
     if not pairs:
         return ""
@@ -82,6 +83,11 @@ def worth_sentence(c: Comparison) -> str:
         f"`{best.method}` without {percent(high)} of the weights ({format_ratio(best.ratio)}) still loses less than "
         f"`{worst.method}` without {percent(low)} ({lost})."
     )
+
+
+def least_ratio(point: Point) -> float:
+    """Returns the lower end of a point's interval; its ratio itself if it has no interval."""
+    return number(point.row, "perplexity_ratio_lo") or point.ratio
 
 
 def spread_sentence(c: Comparison, gaps: Sequence[Gap]) -> str:

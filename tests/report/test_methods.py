@@ -127,6 +127,24 @@ def test_the_figure_keeps_methods_apart_however_bad_chance_is(random: float) -> 
         assert low < 0.9 * random and high > 1.1 * random and not every[0].texts
 
 
+def test_more_zeros_and_less_loss_are_said_where_the_intervals_lie_apart() -> None:
+    """Each interval reaches 2% to either side."""
+    for worst, said in ((1.29, False), (1.36, True)):
+        rows = [
+            ticket(m, s, r)
+            for m, s, r in (
+                ("magnitude", 0.5, worst),
+                ("wanda", 0.5, 1.1),
+                ("magnitude", 0.6, 2.0),
+                ("wanda", 0.6, 1.3),
+            )
+        ]
+        words = (
+            f"`wanda` without 60% of the weights (1.3000) still loses less than `magnitude` without 50% ({worst:.4f})."
+        )
+        assert (words in answer_methods(rows, known(rows)).sentence) == said
+
+
 def test_what_is_open_or_broken_or_of_few_windows() -> None:
     for rows in ([OTHERS[0], OTHERS[3]], [OTHERS[0], OTHERS[5]], DRAWS, []):  # chance is no method; one method; none
         answer = answer_methods(rows, known(rows))
