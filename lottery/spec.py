@@ -265,7 +265,7 @@ class Spec:
         default = {f.name: f.default for f in fields(self)}
         for name in ("method", "scope", "pattern", "quantize"):
             words += [getattr(self, name)] if getattr(self, name) != default[name] else []
-        return " ".join([*words, *drawing_words(self.params())])
+        return " ".join([*words, *calibration_words(self.params())])
 
     def identity_params(self) -> dict[str, Any]:
         """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes."""
@@ -288,8 +288,8 @@ class Spec:
         return None
 
 
-def drawing_words(params: Mapping[str, Any]) -> list[str]:
-    """Returns what is not the default of what a method draws, in words: its calibration and its seed.
+def calibration_words(params: Mapping[str, Any]) -> list[str]:
+    """Returns what is not the default of a calibration, and the seed of what is drawn, in words.
 
     `params` are parameters of a ticket as they were recorded; one that is missing has its default.
     """

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.runs import as_typed
-from lottery.spec import drawing_words
+from lottery.spec import calibration_words
 
 PARAMS = ("model", "target", "sparsity", "method", "scope", "calibration", "nsamples", "seqlen", "propagate",
           "pattern", "quantize", "storage", "dataset", "window", "limit",
@@ -86,7 +86,7 @@ def ticket_title(params: Mapping[str, Any]) -> str:
     words += [
         str(params[name]) for name, usual in DEFAULT_PARAMS.items() if params.get(name, usual) not in (usual, None)
     ]
-    return " ".join(word for word in [*words, *drawing_words(params)] if word)
+    return " ".join(word for word in [*words, *calibration_words(params)] if word)
 
 
 def to_number(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from lottery.spec import drawing_words
+from lottery.spec import calibration_words
 
 Row: TypeAlias = Mapping[str, Any]
 Item = TypeVar("Item")
@@ -24,7 +24,9 @@ def setting(row: Row, *without: str) -> str:
     words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
-    unusual += drawing_words({name: value for name, value in row.items() if name == "method" or name not in without})
+    unusual += calibration_words(
+        {name: value for name, value in row.items() if name == "method" or name not in without}
+    )
     unusual += (
         [row["source"]] if isinstance(row.get("source"), str) else []
     )  # it was pruned from another ticket: results.with_source
