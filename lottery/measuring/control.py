@@ -20,6 +20,7 @@ from lottery.measuring.work import Work
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.progress import say
+from lottery.pruning.allocation import Allocation
 from lottery.pruning.stream import prune_source
 from lottery.spec import Spec
 from lottery.ticket.stored import StoredTicket
@@ -52,17 +53,20 @@ def measure_controls(
             f"warning: control={spec.control}: no control is measured: at sparsity={spec.sparsity:g} nothing is removed"
         )
         return None
-    survivors = {p.name: stored.entries[p.name]["kept"] for p in chosen}
+    removed = {p.name: stored.info(p.name).numel - stored.entries[p.name]["kept"] for p in chosen}
     perplexity_only = replace(setup, measures=("perplexity",))
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
     rows_N = []
     for i in range(1, spec.control + 1):
         shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
-        random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
+        random = replace(
+            spec, method="random", scope="layer", allocation="uniform", storage="packed", seed=spec.seed + i
+        )
         what = control_name(i, spec)
         try:
-            prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+            made = make_folder(folder, "LOTTERY_HOME")
+            prune_source(source, random, chosen, made, Allocation(removed), f"{what}: prune")
             work.left.pop((what, "prune"), None)
             ticket = StoredTicket(folder)
             measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lottery.measuring.console import LABEL, format_ranges, label_line, render, result_table, summary_lines
+from lottery.measuring.console import LABEL, label_line, render, result_table, summary_lines
 from lottery.measuring.measurement import Measurement
 from lottery.measuring.numbers import format_perplexity, format_ratio
+from lottery.models.targets import format_ranges
 
 LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # MLflow's database columns hold at most so many characters
 

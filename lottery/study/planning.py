@@ -214,7 +214,7 @@ def with_absolute_paths(study: Study) -> Study:
         path = Path(value).expanduser()
         if value in ("builtin", "auto", *WORDS["dataset"], *WORDS["calibration"]):
             return value
-        here = (name in ("dataset", "calibration") and path.is_file()) or (
+        here = (name in ("dataset", "calibration", "allocation") and path.is_file()) or (
             name == "model" and local_folder(value) is not None
         )
         return os.path.abspath(path) if here else value
