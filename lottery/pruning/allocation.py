@@ -10,9 +10,10 @@ from lottery.parameters import owl_numbers
 from lottery.progress import say
 from lottery.pruning.rules import Rules, counts_by_rules, read_rules
 from lottery.pruning.samples import Samples
-from lottery.pruning.spreading import layer_shares, shares_line
+from lottery.pruning.spreading import shares_line
 from lottery.pruning.tensors import parse_nm_pattern, tensor_info, uniform_counts
 from lottery.spec import Spec
+from lottery.ticket.record import layer_shares
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 Legend: B blocks, P tensors.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -73,27 +71,13 @@ def round_to(total: int, wanted: Sequence[float]) -> list[int]:
 
 def warn_of_clipped(spec: Spec, blocks: Sequence[int], share_B: np.ndarray) -> None:
     """Says which blocks lose everything, or nothing, because their share lies beyond that."""
-    for beyond_B, would, do in (
-        (share_B > 1, "more than all of their weights", "everything"),
-        (share_B < 0, "less than none of their weights", "nothing"),
-    ):
+    for beyond_B, would, do in ((share_B > 1, "more than all", "all go"), (share_B < 0, "less than none", "none go")):
         if beyond_B.any():
-            layers = format_ranges([b for b, beyond in zip(blocks, beyond_B, strict=True) if beyond])
+            layers = [b for b, beyond in zip(blocks, beyond_B, strict=True) if beyond]
             say(
-                f"warning: allocation={spec.allocation}: at sparsity={spec.sparsity:g} the layers {layers} would lose "
-                f"{would}; they lose {do}, and the others make up for it"
+                f"warning: allocation={spec.allocation}: at sparsity={spec.sparsity:g} {would} of the weights of "
+                f"layer{'s' if len(layers) > 1 else ''} {format_ranges(layers)} would go; {do}, and the others make up for it"
             )
-
-
-def layer_shares(entries: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Returns layer -> the share of its targeted weights that is asked to go, from what a record says of each tensor."""
-    asked: dict[int, list[int]] = {}
-    for entry in entries:
-        if "requested" in entry and "layer" in entry:
-            numel = math.prod(entry["shape"])
-            sums = asked.setdefault(entry["layer"], [0, 0])
-            sums[0], sums[1] = sums[0] + numel - entry["requested"], sums[1] + numel
-    return {layer: removed / numel for layer, (removed, numel) in sorted(asked.items())}
 
 
 def shares_line(shares: Mapping[int, float]) -> str:

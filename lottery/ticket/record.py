@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,17 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
     if any("rounding_zeros" in entry for entry in record["tensors"].values()):
         result["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
     return result
+
+
+def layer_shares(entries: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Returns layer -> the share of its targeted weights that is asked to go, from what a record says of each tensor."""
+    asked: dict[int, list[int]] = {}
+    for entry in entries:
+        if "requested" in entry and "layer" in entry:
+            numel = math.prod(entry["shape"])
+            sums = asked.setdefault(entry["layer"], [0, 0])
+            sums[0], sums[1] = sums[0] + numel - entry["requested"], sums[1] + numel
+    return {layer: removed / numel for layer, (removed, numel) in sorted(asked.items())}
 
 
 def header_sha256(shard: Path) -> str:
