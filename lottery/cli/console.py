@@ -11,13 +11,11 @@ from rich.table import Table
 
 from lottery.measuring.console import megabytes, render
 from lottery.models.targets import format_ranges
-from lottery.ticket.record import layer_shares
+from lottery.ticket.record import layer_shares, shares_line
 
 
 def plan_table(plan: dict[str, Any]) -> str:
     """Returns the plan as a table. The same matrix of several layers has one row; `--json` lists every tensor."""
-    from lottery.pruning.spreading import shares_line  # it loads torch, which the other texts do not need
-
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, entry in plan["tensors"].items():
         if "requested" in entry:

@@ -10,10 +10,10 @@ from lottery.parameters import owl_numbers
 from lottery.progress import say
 from lottery.pruning.rules import Rules, counts_by_rules, read_rules
 from lottery.pruning.samples import Samples
-from lottery.pruning.spreading import shares_line
+from lottery.pruning.spreading import blocks_of
 from lottery.pruning.tensors import parse_nm_pattern, tensor_info, uniform_counts
 from lottery.spec import Spec
-from lottery.ticket.record import layer_shares
+from lottery.ticket.record import layer_shares, shares_line
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def resolve_allocation(spec: Spec, source: Source, chosen: Sequence[Place]) -> A
     if spec.allocation == "uniform":
         return Allocation(uniform_counts(spec, source, chosen))
     if spec.allocation == "alpha" or owl_numbers(spec.allocation):
-        return Allocation(uniform_counts(spec, source, chosen), is_open=0 < spec.sparsity < 1)
+        is_open = 0 < spec.sparsity < 1 and len(blocks_of(chosen)) > 1
+        return Allocation(uniform_counts(spec, source, chosen), is_open)
     rules = read_rules(spec.allocation)
     return Allocation(counts_by_rules(rules, spec, source, chosen, parse_nm_pattern(spec)), rules=rules)
 
@@ -47,10 +48,10 @@ def decide(
 ) -> tuple[Mapping[str, int], float]:
     """Returns how many weights each targeted tensor loses, and the seconds that samples took to go through the blocks.
 
-    A line says what each layer loses. A target without layers has nothing to be spread.
+    A line says what each layer loses. In a target of one layer, or of none, there is nothing to spread.
     """
     counts, looked_s = allocation.counts, 0.0
-    if allocation.is_open and any(p.layer is not None for p in chosen):
+    if allocation.is_open:
         if spec.allocation == "alpha":
             from lottery.pruning.alpha import counts_by_spectra
 

@@ -3,8 +3,7 @@
 Legend: B blocks, P tensors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -78,10 +77,3 @@ def warn_of_clipped(spec: Spec, blocks: Sequence[int], share_B: np.ndarray) -> N
                 f"warning: allocation={spec.allocation}: at sparsity={spec.sparsity:g} {would} of the weights of "
                 f"layer{'s' if len(layers) > 1 else ''} {format_ranges(layers)} would go; {do}, and the others make up for it"
             )
-
-
-def shares_line(shares: Mapping[int, float]) -> str:
-    """Returns the shares in words; neighbouring layers of the same share stand together: "0-3 45.0%, 4 52.1%"."""
-    shown = [(layer, f"{100 * share:.1f}%") for layer, share in shares.items()]
-    parts = [(share, [layer for layer, _ in group]) for share, group in groupby(shown, key=lambda pair: pair[1])]
-    return ", ".join(f"{format_ranges(layers)} {share}" for share, layers in parts)

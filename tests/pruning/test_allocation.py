@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from hypothesis import given
@@ -204,7 +205,12 @@ def test_tickets_of_the_embedded_model(allocation: str, tmp_path: Path, lottery_
     look = ("--nsamples", 2, "--seqlen", 64) if allocation == "owl" else ()
     made = lottery_json("prune", "--allocation", word, *how, *look, "--out", tmp_path / "t")
     assert made["metrics"]["sparsity_target"] == pytest.approx(0.5, abs=1e-6)
-    assert made["metrics"]["control_ratio"] > 0 and made["model_uri"]
+    assert made["metrics"]["control_ratio"] > 0
+    name, version = made["model_uri"].removeprefix("models:/").split("/")
+    card = mlflow.MlflowClient().get_model_version(name, version).description
+    by = {"owl": "allocation owl:5:0.08", "alpha": "allocation alpha", "file": "allocation by a file"}[allocation]
+    assert by in card and "the layers were asked to lose 0" in card
+    assert allocation != "file" or "the layers were asked to lose 0-3 40.0%, 4-7 60.0%" in card
     again = lottery_json("evaluate", made["model_uri"], "--limit", 4, "--measure", "perplexity")
     assert again["metrics"]["perplexity"] == made["metrics"]["perplexity"]
 
