@@ -21,6 +21,7 @@ from tests.runtime.test_experts import fuse
 from tests.support import slow_allocations as slow
 from tests.support.allocated import by_layer, removed, same_but_for_rounding, sizes, uneven_model
 from tests.support.families import make
+from tests.support.refused import refused
 from tests.support.weights import tensors
 
 
@@ -194,6 +195,31 @@ def test_data_is_looked_at_and_propagation_is_ignored(
     assert "warning: propagate=pruned: ignored, because method=magnitude looks at no data\n" in said
     assert lottery_json(*given, "--allocation", "owl", "--propagate", "pruned")["ticket"] == names[0]
     assert "nsamples=2, seqlen=32: ignored" in cli(*given, "--allocation", "alpha").stderr
+
+
+def test_a_target_of_one_layer_has_nothing_to_spread(
+    model: Path, words: Path, tmp_path: Path, cli: Cli, lottery_json: Json
+) -> None:
+    look = ("--calibration", words, "--nsamples", 2, "--seqlen", 32)
+    asked = ("--model", model, "--target", "mlp@1+embeddings", "--sparsity", 0.3, "--allocation", "owl", *look)
+    assert "count the outliers" not in cli("prune", *asked, "--out", tmp_path / "t", *QUICK).stderr
+    sizes_of = {n: t.numel() for n, t in tensors(model).items() if n in removed(tmp_path / "t")}
+    assert removed(tmp_path / "t") == {n: round(0.3 * c) for n, c in sizes_of.items()} and len(sizes_of) == 4
+    assert not [note for note in lottery_json("plan", *asked)["notes"] if "a run decides" in note]
+
+
+def test_a_model_that_overflows_is_told_the_way_out(words: Path, tmp_path: Path, cli: Cli) -> None:
+    from safetensors.torch import save_file
+
+    broken = uneven_model(tmp_path / "m")
+    state = tensors(broken)
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        state[name] *= 1e25
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    look = ("--calibration", words, "--nsamples", 2, "--seqlen", 32)
+    said = cli("prune", "--model", broken, "--allocation", "owl", *look, "--out", tmp_path / "t", *QUICK, code=2)
+    refused(said, "its hidden states are not finite", "give allocation=uniform, which looks at no data")
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("allocation", ["owl", "alpha", "file"])
