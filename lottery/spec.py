@@ -2,73 +2,17 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lottery.errors import InputError as InputError  # scripts of earlier versions find both errors here
 from lottery.errors import MachineError as MachineError
 from lottery.errors import did_you_mean
+from lottery.parameters import float_range, int_range, nonempty_text, one_of, owl_numbers, parameter, parse_allocation
 
 FORMAT_VERSION = 1  # the version of the ticket's folder; it is part of every ticket's identity
-
-
-def parameter(default: Any, help: str, parse: Callable[[str, Any], Any], values: str) -> Any:
-    return field(default=default, metadata={"help": help, "parse": parse, "values": values})
-
-
-def one_of(*words: str) -> dict[str, Any]:
-    def parse(name: str, value: Any) -> str:
-        word = str(value)
-        if word not in words:
-            raise InputError(f"{name}={word}: {did_you_mean(word, words)}")
-        return word
-
-    return {"parse": parse, "values": ", ".join(words)}
-
-
-def nonempty_text(values: str) -> dict[str, Any]:
-    def parse(name: str, value: Any) -> str:
-        if not (word := str(value).strip()):
-            raise InputError(f"{name} is empty: give {values}")
-        return word
-
-    return {"parse": parse, "values": values}
-
-
-def float_range(low: float, high: float) -> dict[str, Any]:
-    def parse(name: str, value: Any) -> float:
-        try:
-            x = float(value)
-        except (TypeError, ValueError):
-            x = math.nan
-        if not low <= x <= high:
-            percent = str(value).strip().rstrip("%")
-            meant = f" ({percent}% is {float(percent) / 100:g})" if high == 1 and re.fullmatch(r"\d+", percent) else ""
-            raise InputError(f"{name}={value}: give a number from {low:g} to {high:g}{meant}")
-        return x
-
-    return {"parse": parse, "values": f"{low:g} to {high:g}"}
-
-
-def int_range(low: int, *, word: str | None = None) -> dict[str, Any]:
-    """Takes a whole number that is at least `low`, or the word `word`."""
-
-    def parse(name: str, value: Any) -> int | str:
-        if word is not None and str(value) == word:
-            return word
-        try:
-            x = int(str(value))
-        except ValueError:
-            x = low - 1
-        if not low <= x < 2**63:
-            raise InputError(f"{name}={value}: give a whole number from {low}{f', or {word}' if word else ''}")
-        return x
-
-    values = f"{low} and up"
-    return {"parse": parse, "values": f"{word}, or {values}" if word else values}
 
 
 QUANTIZATIONS = ("fp8", "int8")
@@ -135,6 +79,12 @@ class Spec:
     )
     scope: str = parameter(
         "layer", "Sparsity per tensor, per output row, or over all together.", **one_of("layer", "row", "global")
+    )
+    allocation: str = parameter(
+        "uniform",
+        "How the sparsity is spread: evenly, by outliers (owl), by spectra (alpha), or by a file.",
+        parse=parse_allocation,
+        values="uniform, owl, owl:M:LAMBDA, alpha, or a .yaml file: tensors or layers -> sparsity",
     )
     calibration: str = parameter(
         "auto",
@@ -217,6 +167,16 @@ class Spec:
                 raise InputError(
                     f"pattern={spec.pattern}: its groups lie within a row already, so that scope=row changes nothing; give scope=layer"
                 )
+            if spec.allocation == "alpha" or owl_numbers(spec.allocation):
+                raise InputError(
+                    f"allocation={spec.allocation}: it gives some layers more than half, and pattern={spec.pattern} removes "
+                    f"half of each; give allocation=uniform, or pattern=unstructured"
+                )
+        if spec.allocation != "uniform" and spec.scope == "global":
+            raise InputError(
+                f"allocation={spec.allocation}: with scope=global the weights decide how much each tensor loses; "
+                f"give scope=layer, or allocation=uniform"
+            )
         method = METHODS[spec.method]
         if method.calibrated and spec.scope != "layer":
             raise InputError(
@@ -259,19 +219,27 @@ class Spec:
         return METHODS[self.method].calibrated
 
     @property
+    def looks_at_data(self) -> bool:
+        """Whether the method or the allocation looks at data."""
+        return self.is_calibrated or owl_numbers(self.allocation) is not None
+
+    @property
     def title(self) -> str:
         """The shortest text that tells tickets of one base apart: target, sparsity, and what is not the default."""
         words = [self.target, f"{100 * self.sparsity:g}%"]
         default = {f.name: f.default for f in fields(self)}
-        for name in ("method", "scope", "pattern", "quantize"):
-            words += [getattr(self, name)] if getattr(self, name) != default[name] else []
+        for name in ("method", "scope", "allocation", "pattern", "quantize"):
+            words += [short_base(getattr(self, name))] if getattr(self, name) != default[name] else []
         return " ".join([*words, *calibration_words(self.params())])
 
     def identity_params(self) -> dict[str, Any]:
-        """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes."""
+        """Returns the parameters that, with the base and the chosen tensors, determine a ticket's bytes. Of an allocation's
+        file its content counts, which stands in `Allocation.identity`."""
         names = ("sparsity", "method", "scope", "pattern", "quantize", "storage")
         drawn = {"seed": self.seed} if self.method == "random" else {}
-        return {name: getattr(self, name) for name in names} | drawn
+        numbers = owl_numbers(self.allocation)
+        spread = {"allocation": "owl:{:g}:{:g}".format(*numbers) if numbers else self.allocation}
+        return {name: getattr(self, name) for name in names} | drawn | (spread if self.allocation != "uniform" else {})
 
     def params(self) -> dict[str, str]:
         """Returns every parameter as text, as MLflow records it."""
@@ -294,7 +262,8 @@ def calibration_words(params: Mapping[str, Any]) -> list[str]:
     `params` are parameters of a ticket as they were recorded; one that is missing has its default.
     """
     method, default = str(params.get("method")), {f.name: str(f.default) for f in fields(Spec)}
-    names = ["calibration", "nsamples", "seqlen", "propagate"] if METHODS.get(method, Method()).calibrated else []
+    looks = METHODS.get(method, Method()).calibrated or owl_numbers(str(params.get("allocation")))
+    names = ["calibration", "nsamples", "seqlen", "propagate"] if looks else []
     names += ["seed"] if names or method == "random" else []
     words = []
     for name in names:
@@ -320,7 +289,7 @@ def ticket_id(
 
     They are a hash of the base (`base_files`: file name -> sha256), of the chosen tensors, of the parameters that
     determine the bytes, of `source`, the ticket that was pruned further, if there was one, and of `calibration`: what
-    a method that looks at data saw (`Calibration.identity`).
+    was looked at (`Calibration.identity`, `Allocation.identity`).
     """
     further = {"source": source} if source else {}
     fixed = {

@@ -9,7 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lottery.measuring.console import format_ranges, megabytes, render
+from lottery.measuring.console import megabytes, render
+from lottery.models.targets import format_ranges
+from lottery.ticket.record import layer_shares, shares_line
 
 
 def plan_table(plan: dict[str, Any]) -> str:
@@ -34,6 +36,8 @@ def plan_table(plan: dict[str, Any]) -> str:
     if plan["tied"]:
         shares += " (the head is the embedding matrix itself)"
     dropped = [f"left out, as each is a buffer or a copy: {', '.join(plan['dropped'])}"] if plan["dropped"] else []
+    layers_lose = layer_shares(plan["tensors"].values())
+    uneven = len({f"{share:.3f}" for share in layers_lose.values()}) > 1
     no_id = f"(its id is not known yet: {plan.get('no_ticket')})"
     return render(
         table,
@@ -43,6 +47,7 @@ def plan_table(plan: dict[str, Any]) -> str:
         f"{f'{quantized} tensors are stored in 8 bits; ' if quantized else ''}{untouched} tensors stay as they are",
         f"zeros: {plan['sparsity_target']:.2%} of the target, {plan['sparsity_prunable']:.2%} of the prunable, "
         f"{plan['sparsity_model']:.2%} of all weights",
+        *([f"allocation={plan['allocation']}: the layers lose {shares_line(layers_lose)}"] if uneven else []),
         f"on disk: {megabytes(plan['disk_bytes_before'])} MB before, {megabytes(plan['disk_bytes_after'])} MB after",
         *dropped,
         *(calibration_lines(plan) if "calibration" in plan else []),

@@ -16,6 +16,7 @@ PLANNED = (
     "sparsity",
     "method",
     "scope",
+    "allocation",
     "calibration",
     "nsamples",
     "seqlen",

@@ -17,8 +17,9 @@ from lottery.ticket.stored import StoredTicket
 
 
 def find_calibration(spec: Spec, source: Base | StoredTicket, cache: Cache) -> Calibration | None:
-    """Returns what the method of a spec looks at, None if it looks at no data. A study reads a text once."""
-    asked = (spec.method, spec.calibration, spec.nsamples, spec.seqlen, spec.propagate, spec.seed)
+    """Returns what the method of a spec, or its allocation, looks at; None if neither looks at data. A study reads a text
+    once."""
+    asked = (spec.method, spec.allocation, spec.calibration, spec.nsamples, spec.seqlen, spec.propagate, spec.seed)
     base_id = source.base_record["id"]
     return cache.get_or_compute(
         ("calibration", source.folder, *asked), lambda: resolve_calibration(spec, source, base_id)

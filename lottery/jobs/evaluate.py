@@ -90,7 +90,8 @@ def prepare_evaluation(ticket: str, base: str, spec: Spec) -> Evaluation:
 def read_ticket_spec(evaluation: Evaluation) -> Spec:
     """Returns the spec that made the ticket."""
     params, made = evaluation.where.params, evaluation.stored.record["spec"]
-    asked = {name: params.get(name, getattr(Spec(), name)) for name in SETTINGS}  # the record holds the text's hash
+    # The record holds the hash of a text, and the content of an allocation's file.
+    asked = {name: params.get(name, getattr(Spec(), name)) for name in (*SETTINGS, "allocation")}
     return Spec.parse(**{"target": params.get("target", "ticket"), **made, **asked})
 
 

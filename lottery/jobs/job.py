@@ -10,6 +10,7 @@ from lottery.measuring.cache import Cache
 from lottery.measuring.setup import Setup, make_setup
 from lottery.models.checkpoint import Base
 from lottery.models.families import Place
+from lottery.pruning.allocation import Allocation, resolve_allocation
 from lottery.pruning.calibration import Calibration
 from lottery.registry import lookup, store, versions
 from lottery.spec import Spec, run_name, ticket_id
@@ -29,12 +30,13 @@ class Job:
     cache: Cache
     tags: dict[str, str]  # the tags with which its run begins
     name: str | None  # the registered model that will hold it
-    calibration: Calibration | None = None  # what the method looks at, if it looks at data
+    allocation: Allocation  # how many weights each tensor loses, as far as it is known
+    calibration: Calibration | None = None  # what the method or the allocation looks at, if it looks at data
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of the calibration goes into the ticket's id."""
-        return self.calibration.identity if self.calibration else {}
+        """What of calibration and allocation goes into the ticket's id."""
+        return (self.calibration.identity if self.calibration else {}) | self.allocation.identity
 
     @property
     def run_name(self) -> str:
@@ -49,10 +51,10 @@ def prepare_job(spec: Spec, cache: Cache | None = None) -> Job:
     name = versions.model_name(spec.register, about["id"]) if spec.register != "none" else None
     setup = make_setup(source, spec, about["id"], spec.quantize, cache)
     calibration = find_calibration(spec, source, cache)
-    identity = calibration.identity if calibration else {}
-    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket, identity)
-    tags = identity_tags("ticket", id, about["id"], setup)
-    return Job(spec, source, chosen, base, setup, id, cache, tags, name, calibration)
+    allocation = resolve_allocation(spec, source, chosen)
+    job = Job(spec, source, chosen, base, setup, "", cache, {}, name, allocation, calibration)
+    id = ticket_id(spec, about["files"], [p.name for p in chosen], source.ticket, job.identity)
+    return replace(job, ticket=id, tags=identity_tags("ticket", id, about["id"], setup))
 
 
 def find_existing_run(client: store.Client, job: Job, parent: str | None = None) -> Any | None:

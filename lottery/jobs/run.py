@@ -160,7 +160,7 @@ def clear_unreadable(destination: Destination) -> None:
 
 def check_free_space(job: Job, folder: Path, where: str) -> None:
     """Raises MachineError that begins with `where` if the disk has not enough room for the ticket."""
-    need = plan_ticket(job.source, job.spec, job.chosen)["disk_bytes_after"]
+    need = plan_ticket(job.source, job.spec, job.chosen, False, allocation=job.allocation)["disk_bytes_after"]
     if need > (free := shutil.disk_usage(folder).free):
         raise MachineError(
             f"{where}: the ticket takes {need:,} bytes, the disk has {free:,} free; make room, or give another folder"
@@ -171,7 +171,9 @@ def prune_into(job: Job, folder: Path, where: str, samples: Samples | None) -> d
     """Writes the ticket into the empty folder. Returns the seconds that samples took to go through the blocks
     (`calibrate_s`, for a method that looks at data), and those of the rest (`prune_s`)."""
     try:
-        calibrate_s, seconds = timed(lambda: prune_source(job.source, job.spec, job.chosen, folder, samples=samples))
+        calibrate_s, seconds = timed(
+            lambda: prune_source(job.source, job.spec, job.chosen, folder, job.allocation, samples=samples)
+        )
     except OSError as e:
         raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e
     return {"prune_s": seconds - calibrate_s} | ({"calibrate_s": calibrate_s} if samples else {})
@@ -181,11 +183,12 @@ def prefer_registered(client: store.Client, job: Job, stored: StoredTicket, dest
     """Returns the ticket that will be measured: the registered one, where it is of this spec and has other bytes. It then
     takes the place of the other in its folder.
 
-    Of a method that looks at data the last bits of a sum depend on processor, threads and device, and may decide which of
-    two nearly equal weights goes. A line then says how many did.
+    Of what looks at data, or at spectra, the last bits of a sum depend on processor, threads and device, and may decide
+    which of two nearly equal weights goes. A line then says how many did.
     """
+    may_differ = job.calibration is not None or job.allocation.is_open
     with publishing.explain_store_errors(destination.folder):
-        known = versions.find_version(client, job.name, job.ticket) if job.name and job.calibration else None
+        known = versions.find_version(client, job.name, job.ticket) if job.name and may_differ else None
         if known is None or versions.is_registered_as(client, known[1], stored.folder):
             return stored
         registered = StoredTicket(fetching.fetch(client, known[0]).folder, stored.base)

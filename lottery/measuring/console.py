@@ -158,14 +158,3 @@ def ticket_table(found: Measurement, uri: str | None, path: str | None, page: st
     if page:
         lines.append(f"browse: {page}")
     return render(result_table(found), *lines)
-
-
-def format_ranges(numbers: list[int]) -> str:
-    """Returns the numbers as ranges: [0, 1, 2, 5] becomes "0-2, 5"."""
-    parts: list[list[int]] = []
-    for n in sorted(numbers):
-        if parts and n == parts[-1][-1] + 1:
-            parts[-1].append(n)
-        else:
-            parts.append([n])
-    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

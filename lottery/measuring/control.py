@@ -22,6 +22,7 @@ from lottery.measuring.work import Work
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.progress import say
+from lottery.pruning.allocation import Allocation
 from lottery.pruning.stream import prune_source
 from lottery.spec import Spec
 from lottery.ticket.stored import StoredTicket
@@ -75,13 +76,15 @@ def measure_control(
     i: int, source: Source, spec: Spec, chosen: Sequence[Place], stored: StoredTicket, setup: Setup, work: Work
 ) -> np.ndarray:
     """Returns the mean NLL per window of control number `i`, [N]. It is written, measured and deleted again."""
-    survivors, what = kept_counts(chosen, stored), control_name(i, spec)
+    what = control_name(i, spec)
+    kept = kept_counts(chosen, stored)
+    removed = Allocation({name: stored.info(name).numel - count for name, count in kept.items()})
     source_bytes = sum(stored.info(name).nbytes for name in stored.tensors)
     folder = make_folder(home() / "unfinished", "LOTTERY_HOME") / f"control-{stored.id}"
     shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
-    random = replace(spec, method="random", scope="layer", storage="packed", seed=spec.seed + i)
+    random = replace(spec, method="random", scope="layer", allocation="uniform", storage="packed", seed=spec.seed + i)
     try:
-        prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), survivors, f"{what}: prune")
+        prune_source(source, random, chosen, make_folder(folder, "LOTTERY_HOME"), removed, f"{what}: prune")
         work.left.pop((what, "prune"), None)
         ticket, perplexity_only = StoredTicket(folder), replace(setup, measures=("perplexity",))
         measured, _ = measure_model(what, ticket, list(ticket.tensors), perplexity_only, source_bytes, work)

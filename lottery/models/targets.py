@@ -27,6 +27,17 @@ def layer_range(term: str, layers: str, count: int) -> range:
     )
 
 
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Returns the numbers as ranges: [0, 1, 2, 5] becomes "0-2, 5"."""
+    parts: list[list[int]] = []
+    for n in sorted(numbers):
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
 def resolve_target(target: str, places: Sequence[Place], tied_head: str | None = None) -> list[Place]:
     """Returns the prunable tensors that a target expression means, in checkpoint order, each once.
 

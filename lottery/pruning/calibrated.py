@@ -8,7 +8,7 @@ Legend: N samples, T tokens of a sample, H width of the hidden states, O rows, I
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from lottery.pruning.kept import SAMPLES, KeptSums
 from lottery.pruning.samples import Samples
 from lottery.pruning.solving import Piece, Solver, joined
 from lottery.pruning.streaming import ANOTHER_METHOD, open_blocks
-from lottery.pruning.tensors import columns_of, count_to_prune, parse_nm_pattern
+from lottery.pruning.tensors import columns_of, uniform_counts
 from lottery.runtime.blocks import BlockModel, Matrix, StopForwardError
 from lottery.spec import METHODS, Spec
 
@@ -56,8 +56,17 @@ class CalibratedSelection:
     together, so that the tensors must come as `in_block_order` puts them.
     """
 
-    def __init__(self, spec: Spec, source: Source, chosen: Sequence[Place], samples: Samples) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        source: Source,
+        chosen: Sequence[Place],
+        samples: Samples,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        """`counts` states how many weights each tensor loses; without it all lose the same share."""
         self.spec, self.source, self.samples = spec, source, samples
+        self.counts = uniform_counts(spec, source, chosen) if counts is None else counts
         self.places = {p.name: p for p in in_block_order(source, chosen)}
         self.ids_NT = torch.from_numpy(samples.ids_NT)
         self.goes_on_pruned = samples.calibration.propagate == "pruned"
@@ -69,7 +78,7 @@ class CalibratedSelection:
         self.done: dict[str, Piece] = {}
         compared_NT = torch.cat([self.ids_NT, self.ids_NT.roll(1, 1)])[:CHECKED]  # two, also where one is asked for
         self.model = open_blocks(source, compared_NT, samples.device, self._find_kept)
-        self.solver = Solver(spec, source, self.places, self.model)
+        self.solver = Solver(spec, source, self.places, self.model, self.counts)
         self.pieces = self._solve_all()
 
     def show(self, advance: Advance) -> Advance:
@@ -141,8 +150,7 @@ class CalibratedSelection:
             self.solver.warn()
         if piece.bits_OI is not None:
             np.copyto(bits_OI, piece.bits_OI)
-        groups = parse_nm_pattern(self.spec)
-        asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else count_to_prune(self.spec, info.numel)
+        asked = self.counts[place.name]
         kept = int(bitmask.survivors_per_row(piece.mask_OB).sum())
         self.sparser += kept < info.numel - asked
         return piece.mask_OB, {"requested": info.numel - asked, **piece.about}

@@ -49,18 +49,19 @@ class Calibration:
 
 
 def resolve_calibration(spec: Spec, source: TensorSource, base_id: str) -> Calibration | None:
-    """Returns what the method of `spec` looks at, with a value in place of each `auto`; None if it looks at no data.
+    """Returns what the method of `spec`, or its allocation, looks at, with a value in place of each `auto`; None if
+    neither looks at data.
 
     The text is read, and c4 is downloaded, because its hash is a part of the ticket's name. Warns of parameters that are
     given and ignored. Raises InputError for a text that cannot be used and for a `seqlen` beyond the model's context,
     MachineError where the hub fails.
     """
-    method = METHODS[spec.method]
-    if not method.calibrated:
-        default = {f.name: f.default for f in fields(Spec)}
-        given = [f"{name}={getattr(spec, name)}" for name in SETTINGS if getattr(spec, name) != default[name]]
-        if given:
-            say(f"warning: {', '.join(given)}: ignored, because method={spec.method} looks at no data")
+    method, default = METHODS[spec.method], {f.name: f.default for f in fields(Spec)}
+    # An allocation that looks at data sees the dense model.
+    unused = () if method.calibrated else ("propagate",) if spec.looks_at_data else SETTINGS
+    if given := [f"{name}={getattr(spec, name)}" for name in unused if getattr(spec, name) != default[name]]:
+        say(f"warning: {', '.join(given)}: ignored, because method={spec.method} looks at no data")
+    if not spec.looks_at_data:
         return None
     text = resolve_text(spec, base_id)
     context = architecture.context_length(architecture.read_config(source.folder))
@@ -80,8 +81,9 @@ def resolve_text(spec: Spec, base_id: str) -> str:
 
 
 def resolve_propagation(spec: Spec) -> str:
-    """Returns what `propagate=auto` means for the method, or what was given."""
-    return METHODS[spec.method].propagate if spec.propagate == "auto" else spec.propagate
+    """Returns what `propagate=auto` means for the method, or what was given. An allocation sees the dense model."""
+    method = METHODS[spec.method]
+    return method.propagate if spec.propagate == "auto" or not method.calibrated else spec.propagate
 
 
 def digest_of(text: str) -> str:

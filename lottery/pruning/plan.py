@@ -8,10 +8,10 @@ from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.tensors import DTYPES, FLOAT_BITS
 from lottery.progress import say
+from lottery.pruning.allocation import Allocation, resolve_allocation
 from lottery.pruning.tensors import (
     all_places,
     columns_of,
-    count_to_prune,
     parse_nm_pattern,
     tensor_entry,
     tensor_info,
@@ -57,6 +57,7 @@ def check_targets(source: Source, spec: Spec, chosen: Sequence[Place], what: str
                 f"pattern={spec.pattern}: the {columns_of(place, info)} inputs of {place.name!r} do not divide into groups of "
                 f"{groups[1]}; leave it out of the target, or give pattern=unstructured"
             )
+    resolve_allocation(spec, source, chosen)  # it raises for a file that does not fit
     if len(types) > 1:
         mixed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(types.items()))
         if spec.scope == "global":
@@ -70,22 +71,24 @@ def plan_ticket(
     chosen: Sequence[Place],
     with_ticket_id: bool = True,
     calibration: Mapping[str, Any] | None = None,
+    allocation: Allocation | None = None,
 ) -> dict[str, Any]:
     """Returns what `prune_source` would write, from the headers alone: counts, and the bytes of the tensors.
 
-    With `scope=global` the weights decide how much each tensor loses; the plan spreads the loss evenly. With
-    `with_ticket_id` it states the ticket's id, which needs the hashes of the source's files, and `calibration`, the
-    identity of what the method looks at.
+    With `scope=global`, and where an allocation looks at weights or data, a run decides how much each tensor loses; the
+    plan spreads the loss evenly. With `with_ticket_id` it states the ticket's id, which needs the hashes of the source's
+    files, and `calibration`, the identity of what is looked at.
     """
-    targeted = {p.name for p in chosen}
+    targeted, allocation = {p.name for p in chosen}, allocation or resolve_allocation(spec, source, chosen)
     in_8_bits = to_quantize(source, spec, chosen)
     tensors = {
-        place.name: plan_tensor(source, spec, place, place.name in targeted, place.name in in_8_bits)
+        place.name: plan_tensor(source, spec, place, allocation.counts.get(place.name), place.name in in_8_bits)
         for place in all_places(source, chosen)
     }
     ticket = None
     if with_ticket_id:
-        ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket, calibration)
+        looked_at = {**(calibration or {}), **allocation.identity}
+        ticket = ticket_id(spec, source.base_record["files"], targeted, source.ticket, looked_at)
     return {
         "ticket": ticket,
         "layers": sorted({p.layer for p in chosen if p.layer is not None}),
@@ -96,13 +99,12 @@ def plan_ticket(
     }
 
 
-def plan_tensor(source: Source, spec: Spec, place: Place, targeted: bool, in_8_bits: bool) -> dict[str, Any]:
-    """Returns what the record would say of one tensor, and its `bytes`."""
-    info, groups = tensor_info(source, place), parse_nm_pattern(spec)
+def plan_tensor(source: Source, spec: Spec, place: Place, asked: int | None, in_8_bits: bool) -> dict[str, Any]:
+    """Returns what the record would say of one tensor, and its `bytes`. A targeted tensor is `asked` to lose weights."""
+    info = tensor_info(source, place)
     entry = tensor_entry(place, info) | {"bytes": 0 if spec.storage == "mask" else info.nbytes}
     known = source.kept(place.copy_of or place.name)  # how many weights an earlier ticket left
-    if targeted:
-        asked = info.numel // groups[1] * (groups[1] - groups[0]) if groups else count_to_prune(spec, info.numel)
+    if asked is not None:
         entry["requested"] = info.numel - asked
         entry["kept"] = info.numel - asked if known is None else min(known, info.numel - asked)
     elif known is not None:

@@ -98,8 +98,15 @@ def is_close(x: torch.Tensor, y: torch.Tensor, term: torch.Tensor) -> bool:
 class InOrderSelection(CalibratedSelection):
     """Selects as `CalibratedSelection` does, for a method that solves the matrices of a block in order."""
 
-    def __init__(self, spec: Spec, source: Source, chosen: Sequence[Place], samples: Samples) -> None:
-        super().__init__(spec, source, chosen, samples)
+    def __init__(
+        self,
+        spec: Spec,
+        source: Source,
+        chosen: Sequence[Place],
+        samples: Samples,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(spec, source, chosen, samples, counts)
         self.dense_NTH: torch.Tensor | None = None  # the dense model's hidden states, from the first pruned block on
         self.is_told = False
 

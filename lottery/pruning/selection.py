@@ -16,7 +16,7 @@ from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
 from lottery.progress import Advance, progress_bar
 from lottery.pruning.reading import Budget, check_finite, stream_of
-from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
+from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info, uniform_counts
 from lottery.spec import Spec
 from lottery.ticket.packing import matrix_bits
 
@@ -31,14 +31,15 @@ def draw_seed(spec: Spec, name: str) -> int | None:
 class Selection:
     """Selects which weights of a tensor stay. With `scope=global`, the constructor reads all targeted tensors twice.
 
-    `survivors` states how many weights of each targeted tensor stay, and replaces the sparsity: a control has as many
-    as its ticket.
+    `counts` states how many weights each targeted tensor loses; without it all lose the same share. With `scope=global`
+    it means nothing.
     """
 
     def __init__(
-        self, spec: Spec, source: Source, chosen: Sequence[Place], survivors: Mapping[str, int] | None = None
+        self, spec: Spec, source: Source, chosen: Sequence[Place], counts: Mapping[str, int] | None = None
     ) -> None:
-        self.spec, self.survivors = spec, survivors
+        self.spec = spec
+        self.counts = uniform_counts(spec, source, chosen) if counts is None else counts
         self.groups = parse_nm_pattern(spec)
         self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
         self.calibrate_s = 0.0
@@ -99,10 +100,7 @@ class Selection:
                 int(bitmask.survivors_per_row(mask_OB).sum()) < info.numel // self.groups[1] * self.groups[0]
             )
             return mask_OB, {"requested": info.numel // self.groups[1] * self.groups[0]}
-        if self.survivors:
-            kept = self.survivors[place.name]
-            return select.select(bits_OI, info.numel - kept, seed), {"requested": kept}
-        asked = count_to_prune(self.spec, info.numel)
+        asked = self.counts[place.name]
         self.sparser += zeros > asked
         of_scope = select_rows if self.spec.scope == "row" else select.select
         return of_scope(bits_OI, max(asked, zeros), seed), {"requested": info.numel - asked}

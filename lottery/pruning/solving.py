@@ -4,6 +4,7 @@ Legend: O rows, I columns, B = ceil(I/8).
 """
 
 import ctypes
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from lottery.pruning import methods
 from lottery.pruning.choosing import Ask, share_out
 from lottery.pruning.least_squares import layer_error
 from lottery.pruning.statistics import Statistics
-from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info
+from lottery.pruning.tensors import parse_nm_pattern, tensor_info
 from lottery.runtime.blocks import BlockModel, Matrix
 from lottery.spec import METHODS, Spec
 from lottery.ticket.packing import matrix_bits
@@ -68,8 +69,11 @@ def give_memory_back() -> None:
 class Solver:
     """Solves matrices by the method of a spec."""
 
-    def __init__(self, spec: Spec, source: Source, places: dict[str, Place], model: BlockModel) -> None:
-        self.spec, self.source, self.places, self.model = spec, source, places, model
+    def __init__(
+        self, spec: Spec, source: Source, places: dict[str, Place], model: BlockModel, counts: Mapping[str, int]
+    ) -> None:
+        """`counts`: how many weights each tensor loses."""
+        self.spec, self.source, self.places, self.model, self.counts = spec, source, places, model, counts
         self.traits = METHODS[spec.method]
         self.shares: dict[str, list[int]] = {}  # of a tensor of all experts, how many weights each loses
         self.starved = self.experts = 0  # experts' matrices that saw few tokens; all of them
@@ -109,7 +113,7 @@ class Solver:
         """Returns how many weights of the matrix go. A tensor of many experts loses exactly what is asked for; each of
         them loses its share of that, rounded."""
         numel = tensor_info(self.source, place).numel
-        total, pieces = count_to_prune(self.spec, numel), matrix.of
+        total, pieces = self.counts[place.name], matrix.of
         if pieces == 1:
             return Ask(total, parse_nm_pattern(self.spec))
         if place.name not in self.shares:

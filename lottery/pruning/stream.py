@@ -29,6 +29,7 @@ from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
 from lottery.models.tensors import FLOAT_BITS
 from lottery.progress import Advance, progress_bar, say
+from lottery.pruning.allocation import Allocation, decide, resolve_allocation
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.samples import Samples
 from lottery.pruning.selection import Selection, draw_seed
@@ -56,24 +57,26 @@ def prune_source(
     spec: Spec,
     chosen: Sequence[Place],
     folder: Path,
-    survivors: Mapping[str, int] | None = None,
+    allocation: Allocation | None = None,
     title: str | None = None,
     samples: Samples | None = None,
 ) -> float:
     """Writes the ticket that `spec` makes of `source` into the empty `folder`. The chosen places lose weights.
 
-    `survivors` is that of `Selection`; `title` names the progress bar; a method that looks at data needs `samples`.
-    Returns the seconds that the samples took to go through the blocks. Raises InputError where the source holds NaN or
-    infinity, and for a model whose blocks cannot be run one by one.
+    `allocation` says how many each loses, if not that of the spec; `title` names the progress bar; what looks at data
+    needs `samples`. Returns the seconds that the samples took to go through the blocks. Raises InputError where the
+    source holds NaN or infinity, and for a model whose blocks cannot be run one by one.
     """
     title = title or f"prune {spec.target} to {100 * spec.sparsity:g}% by {spec.method}"
-    places, selection, bar = open_selection(source, spec, chosen, survivors, title, samples)
+    allocation = allocation or resolve_allocation(spec, source, chosen)
+    counts, looked_s = decide(allocation, spec, source, chosen, samples)
+    places, selection, bar = open_selection(source, spec, chosen, counts, title, samples)
     groups = group_tensors(source, spec, chosen)
     writer = Writer(folder, parts_of_all(source, spec, places, groups))
     entries = write_tensors(source, spec, places, groups, selection, writer, bar)
     warn_if_sparser(spec, chosen, selection, entries)
-    write_rest(source, spec, chosen, entries, folder, samples)
-    return selection.calibrate_s
+    write_rest(source, spec, chosen, entries, folder, allocation, samples)
+    return looked_s + selection.calibrate_s
 
 
 class Selector(Protocol):
@@ -98,7 +101,7 @@ def open_selection(
     source: Source,
     spec: Spec,
     chosen: Sequence[Place],
-    survivors: Mapping[str, int] | None,
+    counts: Mapping[str, int] | None,
     title: str,
     samples: Samples | None,
 ) -> tuple[list[Place], Selector, AbstractContextManager[Advance]]:
@@ -111,11 +114,11 @@ def open_selection(
         assert samples, "a method that looks at data gets samples"
         with progress_bar(f"compare the blocks of {short_base(source.base_record['id'])} with the whole model"):
             selection_class = InOrderSelection if METHODS[spec.method].in_order else CalibratedSelection
-            calibrated = selection_class(spec, source, chosen, samples)
+            calibrated = selection_class(spec, source, chosen, samples, counts)
         return in_block_order(source, places), calibrated, progress_bar(title, calibrated.steps)
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
-    selection = Selection(spec, source, chosen, survivors)
+    selection = Selection(spec, source, chosen, counts)
     return places, selection, progress_bar(title, sum(tensor_info(source, p).nbytes for p in places), "bytes")
 
 
@@ -306,6 +309,7 @@ def write_rest(
     chosen: Sequence[Place],
     entries: dict[str, dict[str, Any]],
     folder: Path,
+    allocation: Allocation,
     samples: Samples | None = None,
 ) -> None:
     """Writes the small files, and the record last."""
@@ -313,14 +317,14 @@ def write_rest(
         shutil.copyfile(source.folder / name, folder / name)
     if any(p.copy_of for p in chosen):
         atomic_write(folder / "config.json", untied(read_json(folder / "config.json")))
-    calibration = samples.calibration.identity if samples else {}
+    looked_at = (samples.calibration.identity if samples else {}) | allocation.identity
     names = [p.name for p in chosen]
     write_record(
         folder,
         {
             "format": FORMAT_VERSION,
-            "ticket": ticket_id(spec, source.base_record["files"], names, source.ticket, calibration),
-            "spec": spec.identity_params() | calibration,
+            "ticket": ticket_id(spec, source.base_record["files"], names, source.ticket, looked_at),
+            "spec": spec.identity_params() | looked_at,
             "base": source.base_record,
             **({"source": source.ticket} if source.ticket else {}),
             **({"updated": True} if METHODS[spec.method].updates or source.has_new_values else {}),

@@ -14,6 +14,15 @@ def count_to_prune(spec: Spec, numel: int) -> int:
     return round(spec.sparsity * numel)
 
 
+def uniform_counts(spec: Spec, source: Source, chosen: Sequence[Place]) -> dict[str, int]:
+    """Returns how many weights each targeted tensor loses if all lose the same share, in a pattern's groups if it has any."""
+    numel, groups = {p.name: tensor_info(source, p).numel for p in chosen}, parse_nm_pattern(spec)
+    if groups:
+        keep, size = groups
+        return {name: n // size * (size - keep) for name, n in numel.items()}
+    return {name: count_to_prune(spec, n) for name, n in numel.items()}
+
+
 def parse_nm_pattern(spec: Spec) -> tuple[int, int] | None:
     """Returns (survivors, group size) of an N:M pattern, None for an unstructured one."""
     if spec.pattern == "unstructured":

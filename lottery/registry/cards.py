@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lottery.measuring.console import LABEL, format_ranges, label_line, render, result_table, summary_lines
+from lottery.measuring.console import LABEL, label_line, render, result_table, summary_lines
 from lottery.measuring.measurement import Measurement
 from lottery.measuring.numbers import format_perplexity, format_ratio
+from lottery.models.targets import format_ranges
+from lottery.ticket.record import layer_shares, shares_line
 
 LONGEST_TAG, LONGEST_DESCRIPTION = 8000, 5000  # MLflow's database columns hold at most so many characters
 
@@ -126,9 +128,12 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
         entries = [entry for entry in chosen.values() if entry["role"] == role]
         lines.append(f"- {role}: {removed_line(entries)}")
     how = [f"method {spec['method']}", f"scope {spec['scope']}", f"pattern {spec['pattern']}"]
+    shares = layer_shares(chosen.values()) if "allocation" in spec else {}
+    how += [allocation_words(spec["allocation"])] if "allocation" in spec else []
     how += [f"quantized to {spec['quantize']}"] if spec["quantize"] != "none" else []
     lines += [
         f"- {', '.join(how)}; stored {spec['storage']}",
+        *([f"- the layers were asked to lose {shares_line(shares)}"] if shares else []),
         *(f"- {escape_markdown(note)}" for note in extra_notes(record)),
     ]
     revision = f" at revision {base['revision']}" if base["revision"] else ""
@@ -145,6 +150,11 @@ def card(found: Measurement, record: dict[str, Any], use: Sequence[str]) -> str:
     lines += [f"- its weights were {escape_markdown(found.tags['origin'])}"] if "origin" in found.tags else []
     lines += ["", "### Use it", "", "```python", *use, "```", "", "### Limits", "", LIMITS, *samples(found, 1)]
     return "\n".join(lines)
+
+
+def allocation_words(spread: Any) -> str:
+    """Returns how the sparsity was spread: a word, or the lines of a file."""
+    return f"allocation {escape_markdown(spread)}" if isinstance(spread, str) else "allocation by a file"
 
 
 def removed_line(entries: Sequence[dict[str, Any]]) -> str:

@@ -19,9 +19,10 @@ from lottery.registry.logged_models import logged_model_id
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.store import Client, every_page
 from lottery.registry.verdicts import JUDGED_BY, VERDICT
+from lottery.spec import short_base
 
 MEASURED_TAGS = (*VERDICT, "protocol", "arithmetic")
-COLUMNS = ("target", "sparsity", "method", "scope", "pattern", "quantize", "storage")
+COLUMNS = ("target", "sparsity", "method", "scope", "allocation", "pattern", "quantize", "storage")
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def shown_columns(rows: Sequence[VersionRow]) -> dict[str, Callable[[VersionRow]
         "ticket": lambda r: r.uri.removeprefix("models:/"),
         "target": lambda r: r.params.get("target", ""),
         "sparsity": lambda r: f"{100 * float(r.params['sparsity']):g}%" if "sparsity" in r.params else "",
-        **{name: column(name) for name in ("method", "scope", "pattern", "quantize", "storage")},
+        **{name: column(name) for name in ("method", "scope", "allocation", "pattern", "quantize", "storage")},
         "perplexity [95%]": lambda r: format_interval(r.metrics, "perplexity", 2) or r.outcome or "",
         "ratio to dense [95%]": lambda r: format_interval(r.metrics, "perplexity_ratio", 4),
         "arithmetic": lambda r: r.arithmetic if several else "",
@@ -197,6 +198,7 @@ def shown_columns(rows: Sequence[VersionRow]) -> dict[str, Callable[[VersionRow]
     usual = {
         "method": "magnitude",
         "scope": "layer",
+        "allocation": "uniform",
         "pattern": "unstructured",
         "quantize": "none",
         "storage": "packed",
@@ -205,4 +207,4 @@ def shown_columns(rows: Sequence[VersionRow]) -> dict[str, Callable[[VersionRow]
 
 
 def column(name: str) -> Callable[[VersionRow], str]:
-    return lambda row: row.params.get(name, "")
+    return lambda row: short_base(row.params.get(name, ""))  # of an allocation's file its name

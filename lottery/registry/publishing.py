@@ -23,7 +23,7 @@ from lottery.registry.recovery import recover_logged_model
 from lottery.registry.views import NOTE_TAG
 from lottery.spec import run_name
 from lottery.ticket.folder import TicketFolder
-from lottery.ticket.record import MEASUREMENTS
+from lottery.ticket.record import MEASUREMENTS, layer_shares
 
 
 def artifacts(found: Measurement) -> dict[str, Any]:
@@ -80,10 +80,12 @@ def log_ticket(
                 model_id = versions.log_model(run, stored, run_name(about["id"], found.title), found.params, found.tags)
     person = labels.find_labels(client, found.tags, model_id if known else None)
     found = replace(found, tags=found.tags | person)
-    targeted = [tensor for tensor, entry in stored.entries.items() if "requested" in entry]
-    log_measurement(
-        run, found, about["id"], model_id, {"layers.json": {"layers": stored.record["layers"], "tensors": targeted}}
-    )
+    layers = {
+        "layers": stored.record["layers"],
+        "tensors": [tensor for tensor, entry in stored.entries.items() if "requested" in entry],
+        "shares": layer_shares(stored.entries.values()),
+    }
+    log_measurement(run, found, about["id"], model_id, {"layers.json": layers})
     if not name or not model_id:
         return None, person
     card, judged = cards.version_description(found, stored.record, model_id), dict(found.tags)

@@ -8,9 +8,9 @@ import pandas as pd
 
 from lottery.registry.protocols import describe_protocol
 from lottery.registry.runs import as_typed
-from lottery.spec import calibration_words
+from lottery.spec import calibration_words, short_base
 
-PARAMS = ("model", "target", "sparsity", "method", "scope", "calibration", "nsamples", "seqlen", "propagate",
+PARAMS = ("model", "target", "sparsity", "method", "scope", "allocation", "calibration", "nsamples", "seqlen", "propagate",
           "pattern", "quantize", "storage", "dataset", "window", "limit",
           "dtype", "runtime", "measure", "control", "tolerance", "seed", "register")  # fmt: skip
 NUMBERS = ("sparsity", "tolerance", "control", "seed")  # params that are numbers
@@ -36,6 +36,7 @@ RESERVED = (
 DEFAULT_PARAMS = {
     "method": "magnitude",
     "scope": "layer",
+    "allocation": "uniform",
     "pattern": "unstructured",
     "quantize": "none",
     "runtime": "dense",
@@ -84,7 +85,9 @@ def ticket_title(params: Mapping[str, Any]) -> str:
     sparsity = to_number(params.get("sparsity"))
     words = [str(params.get("target", "")), "" if sparsity is None else f"{100 * sparsity:g}%"]
     words += [
-        str(params[name]) for name, usual in DEFAULT_PARAMS.items() if params.get(name, usual) not in (usual, None)
+        short_base(str(params[name]))
+        for name, usual in DEFAULT_PARAMS.items()
+        if params.get(name, usual) not in (usual, None)
     ]
     return " ".join(word for word in [*words, *calibration_words(params)] if word)
 

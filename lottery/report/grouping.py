@@ -5,11 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from lottery.spec import calibration_words
+from lottery.spec import calibration_words, short_base
 
 Row: TypeAlias = Mapping[str, Any]
 Item = TypeVar("Item")
-SETTING = {"method": "magnitude", "scope": "layer", "pattern": "unstructured", "quantize": "none"}
+SETTING = {
+    "method": "magnitude",
+    "scope": "layer",
+    "allocation": "uniform",
+    "pattern": "unstructured",
+    "quantize": "none",
+}
 
 
 def number(row: Row, name: str) -> float | None:
@@ -21,7 +27,7 @@ def number(row: Row, name: str) -> float | None:
 def setting(row: Row, *without: str) -> str:
     """Returns how a ticket was made, as words for what differs from the defaults; "" for the defaults. Parameters named
     in `without` do not count."""
-    words = [str(row.get(name, default)) for name, default in SETTING.items() if name not in without]
+    words = [short_base(str(row.get(name, default))) for name, default in SETTING.items() if name not in without]
     defaults = [default for name, default in SETTING.items() if name not in without]
     unusual = [w for w, d in zip(words, defaults, strict=True) if w not in (d, "nan", "None")]
     unusual += calibration_words(

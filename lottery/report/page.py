@@ -28,6 +28,7 @@ from lottery.report import (
     study_plans,
     tables,
 )
+from lottery.report.allocations import allocation_drawings
 from lottery.report.cliff_answer import answer_cliff
 from lottery.report.drawings import draw, heatmap_drawings, section, split_by_model
 from lottery.report.grouping import number
@@ -55,7 +56,7 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
         facts=facts(found, rows), not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
         answered=[s for s in sections if s.answer.known],
         places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
-        speeds=speeds, others=others, samples=samples(found),
+        allocations=allocation_drawings(drawn, found), speeds=speeds, others=others, samples=samples(found),
         protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())],
         apart=protocols_note(found), limits=caveats(rows), version=__version__,
     )  # fmt: skip

@@ -52,6 +52,13 @@ class Results:
             return []
         return [{str(k): str(v) for k, v in s.items()} for s in found if isinstance(s, dict) and "prompt" in s]
 
+    def layer_shares(self, run_id: str) -> dict[int, float]:
+        """Returns layer -> the share of its targeted weights that a ticket was asked to lose; {} if that is not recorded."""
+        found = read_json(self.client, run_id, "layers.json")
+        shares = found.get("shares") if isinstance(found, dict) else None
+        known = shares.items() if isinstance(shares, dict) else ()
+        return {int(k): float(v) for k, v in known if k.isdigit() and isinstance(v, (int, float))}
+
     def dense_metrics(self, run_id: str) -> dict[str, float]:
         """Returns the dense base's metrics as the same process measured them (a study measures them once). Speeds are
         compared with these."""

@@ -21,7 +21,7 @@ METRIC_COLUMNS = ("perplexity", "perplexity_lo", "perplexity_hi", "perplexity_ra
            "disk_bytes", "disk_ratio", "weights_bytes", "weights_ratio", "peak_bytes", "prefill_tok_s", "decode_tok_s",
            "decode_tok_s_lo", "decode_tok_s_hi", "decode_floor_tok_s", "beside_tok_s", "repetition", "distinct_2", "layer_error",
            "calibrate_s", "prune_s")  # fmt: skip
-ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "scope", "calibration", "nsamples",
+ABOUT = ("title", "kind", "base", "target", "sparsity", "budget", "method", "scope", "allocation", "calibration", "nsamples",
          "seqlen", "propagate", "seed", "pattern", "quantize", "storage",
          "runtime", "protocol", "hardware", "winner", "beats_control", "coherent", "note", "outcome", "run_id")  # fmt: skip
 

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from lottery.errors import InputError, did_you_mean
-from lottery.spec import Spec, float_range, json_sha256
+from lottery.files.yaml_files import read_yaml
+from lottery.parameters import float_range
+from lottery.spec import Spec, json_sha256
 
 PRESETS = Path(__file__).parent.parent / "assets" / "presets"
 TICKET_PARAMS = tuple(f.name for f in fields(Spec) if f.name != "model")  # a study may set these for its tickets
@@ -148,32 +150,15 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-class Loader(yaml.BaseLoader):
-    """A YAML loader that makes only texts, lists and mappings, and refuses a key that appears twice in a mapping.
-
-    YAML itself would take the last of the two.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} appears twice")
-        return super().construct_mapping(node, deep)
-
-
 def read_study(name: str) -> Study:
     """Returns a preset by its name, or the study of a YAML file by its path.
 
     Raises InputError, which lists similar names, if there is none, and for a key or value that a study cannot have.
     """
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
-    try:
-        if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
-            raise InputError(f"study={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
-        # Every scalar stays a text: YAML would read `2:4` as a number of seconds and `no` as false.
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"study={name}: not readable as YAML: {' '.join(str(e).split())[:200]}") from e
+    if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+        raise InputError(f"study={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
+    found = read_yaml(path, f"study={name}")
     if not isinstance(found, dict):
         raise InputError(f"study={name}: it holds no keys; `lottery study locate --show` prints one to begin with")
     return study_from_record(found, f"study={name}", path.stem)

@@ -17,6 +17,7 @@ from lottery.measuring.cache import Cache
 from lottery.models.checkpoint import Base
 from lottery.models.sources import local_folder
 from lottery.models.texts import WORDS
+from lottery.parameters import owl_numbers
 from lottery.pruning.calibration import SETTINGS
 from lottery.pruning.plan import UnfitError, plan_ticket
 from lottery.pruning.tensors import tensor_info
@@ -229,7 +230,7 @@ def with_absolute_paths(study: Study) -> Study:
         path = Path(value).expanduser()
         if value in ("builtin", "auto", *WORDS["dataset"], *WORDS["calibration"]):
             return value
-        here = (name in ("dataset", "calibration") and path.is_file()) or (
+        here = (name in ("dataset", "calibration", "allocation") and path.is_file()) or (
             name == "model" and local_folder(value) is not None
         )
         return os.path.abspath(path) if here else value
@@ -266,7 +267,8 @@ def specs_of(
     targets = [target.replace(EACH_LAYER, f"@{i}") for i in range(layers)] if EACH_LAYER in target else [target]
     hub = isinstance(source, Base) and source.revision is not None
     method = METHODS[values.get("method", Spec().method)]
-    values = values if method.calibrated else {name: v for name, v in values.items() if name not in SETTINGS}
+    looks = method.calibrated or owl_numbers(values.get("allocation", "uniform"))
+    values = values if looks else {name: v for name, v in values.items() if name not in SETTINGS}
     light = {"storage": "mask"} if hub and not method.updates and values.get("quantize", "none") == "none" else {}
     for each in targets:
         spec = Spec.parse(**{**light, **values, "target": each, "model": model})

@@ -64,7 +64,7 @@ def prepare_study(study: Study, fresh: bool = False, read_texts: bool = True) ->
 def warn_of_unused(plan: Plan) -> None:
     """Warns of parameters of the calibration that no ticket uses, because no method looks at data."""
     given = {name: values for name, values in plan.study.parameters.items() if name in SETTINGS}
-    if given and not any(part.spec.is_calibrated for part in plan.tickets):
+    if given and not any(part.spec.looks_at_data for part in plan.tickets):
         said = ", ".join(f"{name}={','.join(values)}" for name, values in given.items())
         say(f"warning: {said}: ignored, because no method of the study {plan.study.name} looks at data")
 
@@ -83,7 +83,7 @@ def leave_out_unreachable(plan: Plan, cache: Cache) -> Plan:
     """
     reasons: dict[str, InputError | MachineError] = {}  # part -> why its text cannot be had
     for part in plan.tickets:
-        if part.spec.is_calibrated and (reason := why_unreachable(resolve_text(part.spec, part.base_id), cache)):
+        if part.spec.looks_at_data and (reason := why_unreachable(resolve_text(part.spec, part.base_id), cache)):
             reasons[part.part] = reason
     if not reasons:
         return plan

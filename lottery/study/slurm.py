@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from lottery.errors import InputError, MachineError, did_you_mean
 from lottery.files.home import home, make_folder
-from lottery.spec import int_range, nonempty_text, parameter
+from lottery.models.targets import format_ranges
+from lottery.parameters import int_range, nonempty_text, parameter
 
 ANSWER_S = 120  # seconds that one of Slurm's commands may take
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
@@ -109,9 +110,6 @@ def sbatch_command(
 
 def ranges(indices: Sequence[int]) -> str:
     """Returns indices as --array takes them: 0, 1, 2, 3, 7 become 0-3,7."""
-    # Every command imports this file for its options; numpy and rich, which the import below brings, would slow all down.
-    from lottery.measuring.console import format_ranges
-
     return format_ranges(list(set(indices))).replace(", ", ",")
 
 

@@ -19,14 +19,14 @@ class FlatteringError(UnfitError):
 def canonical(spec: Spec, base_id: str) -> Spec:
     """Returns the spec with values in place of `auto` for what a method looks at, so that two specs of one ticket are
     equal."""
-    if not spec.is_calibrated:
+    if not spec.looks_at_data:
         return spec
     return replace(spec, calibration=resolve_text(spec, base_id), propagate=resolve_propagation(spec))
 
 
 def check_flattery(spec: Spec, base_id: str) -> None:
     """Raises FlatteringError for a method that would look at the embedded text, where that is the evaluation text."""
-    if spec.is_calibrated and resolve_text(spec, base_id) == "builtin" == resolve_dataset(spec, base_id):
+    if spec.looks_at_data and resolve_text(spec, base_id) == "builtin" == resolve_dataset(spec, base_id):
         raise FlatteringError(
             f"calibration=builtin: model={base_id} is measured on that text, which would flatter method={spec.method}; "
             f"give another calibration or dataset"

@@ -4,7 +4,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 # What may fix the bytes of a ticket and is not in every title: of a file the title has the name alone, not its folder.
-TELLING = ("scope", "calibration", "nsamples", "seqlen", "propagate", "pattern", "quantize", "storage", "seed")
+TELLING = (
+    "scope",
+    "allocation",
+    "calibration",
+    "nsamples",
+    "seqlen",
+    "propagate",
+    "pattern",
+    "quantize",
+    "storage",
+    "seed",
+)
 
 
 def tell_apart(tickets: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lottery.files.atomic import atomic_write
 from lottery.models.families import PRUNABLE
 from lottery.models.headers import ITEM_BYTES, WEIGHT_TYPES
+from lottery.models.targets import format_ranges
 from lottery.spec import QUANTIZATIONS, json_sha256
 
 RECORD = "ticket.json"
@@ -187,6 +189,24 @@ def sparsities(record: dict[str, Any]) -> dict[str, float]:
     if any("rounding_zeros" in entry for entry in record["tensors"].values()):
         result["rounding_zeros"] = sum(entry.get("rounding_zeros", 0) for entry in record["tensors"].values())
     return result
+
+
+def layer_shares(entries: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Returns layer -> the share of its targeted weights that is asked to go, from what a record says of each tensor."""
+    asked: dict[int, list[int]] = {}
+    for entry in entries:
+        if "requested" in entry and "layer" in entry:
+            numel = math.prod(entry["shape"])
+            sums = asked.setdefault(entry["layer"], [0, 0])
+            sums[0], sums[1] = sums[0] + numel - entry["requested"], sums[1] + numel
+    return {layer: removed / numel for layer, (removed, numel) in sorted(asked.items())}
+
+
+def shares_line(shares: Mapping[int, float]) -> str:
+    """Returns the shares in words; neighbouring layers of the same share stand together: "0-3 45.0%, 4 52.1%"."""
+    shown = [(layer, f"{100 * share:.1f}%") for layer, share in shares.items()]
+    parts = [(share, [layer for layer, _ in group]) for share, group in groupby(shown, key=lambda pair: pair[1])]
+    return ", ".join(f"{format_ranges(layers)} {share}" for share, layers in parts)
 
 
 def header_sha256(shard: Path) -> str:

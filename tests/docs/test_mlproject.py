@@ -31,7 +31,7 @@ def test_mlproject_says_what_the_command_line_says() -> None:
     assert set(project["entry_points"]["main"]["parameters"]) == {f.name for f in fields(Spec)}
 
 
-STUDY_PARAMS = ["budget", "method", "calibration", "nsamples", "seqlen", "propagate", "quantize", "dataset", "window", "limit",
+STUDY_PARAMS = ["budget", "method", "allocation", "calibration", "nsamples", "seqlen", "propagate", "quantize", "dataset", "window", "limit",
                 "runtime", "measure", "control", "seed"]  # fmt: skip
 
 

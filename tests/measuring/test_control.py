@@ -31,6 +31,7 @@ SHORT = ("--dataset", "builtin", "--limit", 12, "--measure", "perplexity", "--re
         ("--pattern", "2:4"),
         ("--storage", "mask"),
         ("--method", "random"),
+        ("--allocation", "alpha"),
     ],
     ids="=".join,
 )

@@ -79,7 +79,7 @@ def test_a_run_records_everything(registered: dict[str, Any], tiny: Path) -> Non
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
         "layers.json", "measurements.json", "nll_per_window.npy", "samples.json",
     }  # fmt: skip
-    assert len(run.data.params) == 23 and run.data.params["model"] == str(tiny)
+    assert len(run.data.params) == 24 and run.data.params["model"] == str(tiny)
     dataset = run.inputs.dataset_inputs[0].dataset
     assert dataset.name == "builtin-w128-first40"
 
