@@ -59,7 +59,8 @@ def test_owl_keeps_more_where_outliers_are(
     assert np.abs(by_layer(found) / by_layer(numel) - share_B).max() < 0.002
     assert sum(found.values()) == round(0.7 * sum(numel.values()))
     assert np.ptp(share_B) == pytest.approx(0.2)
-    assert made["metrics"]["calibrate_s"] > 0 and made["metrics"]["sparsity_target"] == pytest.approx(0.7, abs=1e-5)
+    assert made["metrics"]["calibrate_s"] >= 0  # nothing, where an earlier run kept the norms
+    assert made["metrics"]["sparsity_target"] == pytest.approx(0.7, abs=1e-5)
     record = json.loads((tmp_path / "t" / "ticket.json").read_text())
     assert record["spec"]["allocation"] == "owl:3:0.1" and record["spec"]["nsamples"] == 3
     plan = lottery_json("plan", *asked, *look)
