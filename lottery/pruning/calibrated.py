@@ -126,7 +126,10 @@ class CalibratedSelection:
 
     @property
     def steps(self) -> int:
-        """Returns how many times a sample goes through a block, or through the head."""
+        """Returns how many times a sample goes through a block, or through the head; where none must, how many parts are
+        solved."""
+        if not self.absent:
+            return self.pruned_parts
         return len(self.ids_NT) * (sum(map(self.passes, range(self.last_to_run + 1))) + (None in self.absent))
 
     def passes(self, block: int) -> int:
@@ -164,6 +167,8 @@ class CalibratedSelection:
                 self.model.load(block)
                 yield from self._solve_block(block, hidden_NTH)
                 self.model.unload(block)
+                if not self.absent:
+                    self.advance(1, f"block {block + 1} of {self.last + 1}")
         if self.has_head:
             yield from self._solve_head(hidden_NTH)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lottery.errors import InputError, MachineError
 from lottery.files.atomic import atomic_folder, atomic_write
@@ -114,12 +114,14 @@ class KeptSums:
         and for each matrix that first one."""
         sums: dict[Key, Accumulator] = {}
         owner: dict[Key, Key] = {}
-        for inputs in self.found.pop(part):
-            for one in inputs:
-                first = owner.get(one.keys[0], one.keys[0])
-                owner |= dict.fromkeys(one.keys, first)
+        for one in (one for inputs in self.found.pop(part) for one in inputs):
+            first = owner.get(one.keys[0], one.keys[0])
+            owner |= dict.fromkeys(one.keys, first)
+            try:
                 added = self._read_input(one)
-                sums[first] = sums[first].merge(added) if first in sums else added
+            except (OSError, ValueError, SafetensorError) as e:  # another run may have made room
+                raise MachineError(f"the kept sums in {one.folder} went away while they were read; run it again") from e
+            sums[first] = sums[first].merge(added) if first in sums else added
         return sums, owner
 
     def _read_input(self, one: Input) -> Accumulator:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lottery
-from lottery.pruning import least_squares
+from lottery.pruning import sparsegpt
 from lottery.spec import METHODS, Spec
 from lottery.ticket.stored import StoredTicket
 from tests.pruning.test_calibrated import CALIBRATED, LINEAR, LOOK, QUICK, Cli, Json, folder_hashes, text  # noqa: F401
@@ -37,7 +37,7 @@ def test_a_registered_ticket_of_another_machine_stands(
         "other-machine",
     )
     with monkeypatch.context() as other:
-        other.setattr(least_squares, "RIDGE", 0.011)
+        other.setattr(sparsegpt, "RIDGE", 0.011)
         first = lottery_json(*given)
     result = cli(*given, "--json")
     again = json.loads(result.stdout)
@@ -48,7 +48,7 @@ def test_a_registered_ticket_of_another_machine_stands(
     same = cli(*given, "--json")
     assert "made elsewhere" in same.stderr  # it is said each time
     with monkeypatch.context() as other:
-        other.setattr(least_squares, "RIDGE", 0.011)
+        other.setattr(sparsegpt, "RIDGE", 0.011)
         assert "made elsewhere" not in cli(*given, "--json").stderr
 
 
@@ -107,7 +107,7 @@ def test_the_folder_that_is_kept_holds_what_was_measured(
     model = tiny_model(tmp_path / "kept-elsewhere")
     given = ("prune", "--model", model, "--method", "sparsegpt", *LOOK, "--measure", "memory")
     with monkeypatch.context() as other:
-        other.setattr(least_squares, "RIDGE", 0.011)
+        other.setattr(sparsegpt, "RIDGE", 0.011)
         first = lottery_json(*given, "--out", tmp_path / "first")
     again = lottery_json(*given, "--out", tmp_path / "again")
     assert again["model_uri"] == first["model_uri"] and again["path"] == str(tmp_path / "again")
