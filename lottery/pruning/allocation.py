@@ -64,6 +64,10 @@ def decide(
         say(
             f"allocation={spec.allocation}: the layers lose {shares_line(layer_shares(as_entries(counts, source, chosen)))}"
         )
+    elif (spec.allocation == "alpha" or owl_numbers(spec.allocation)) and 0 < spec.sparsity < 1:
+        say(
+            f"warning: allocation={spec.allocation}: the target lies in one layer, or in none, so that there is nothing to spread"
+        )
     return counts, looked_s
 
 

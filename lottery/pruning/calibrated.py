@@ -151,6 +151,7 @@ class CalibratedSelection:
         self.left -= 1
         if not self.left:
             self.solver.warn()
+            self._let_go()
         if piece.bits_OI is not None:
             np.copyto(bits_OI, piece.bits_OI)
         asked = self.counts[place.name]
@@ -171,6 +172,12 @@ class CalibratedSelection:
                     self.advance(1, f"block {block + 1} of {self.last + 1}")
         if self.has_head:
             yield from self._solve_head(hidden_NTH)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Lets other runs remove what was kept for this one."""
+        if self.kept:
+            self.kept.in_use.close()
 
     def _embed(self) -> torch.Tensor:
         """Returns the hidden states that the first block gets."""

@@ -8,14 +8,16 @@ is checked before it is used. Where the folders take more than 20 GB, those that
 Legend: N samples, T tokens of a sample, I columns.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from lottery.errors import InputError, MachineError
 from lottery.files.atomic import atomic_folder, atomic_write
 from lottery.files.hashes import file_sha256
-from lottery.files.home import home
+from lottery.files.home import home, make_folder
 from lottery.files.locks import try_process_lock
 from lottery.files.reading import read_json
 from lottery.models import devices
@@ -40,7 +42,8 @@ SAMPLES = 32  # of a folder
 LIMIT = 20 * 10**9  # bytes of all folders together
 LOCK_S = 5.0  # how long a run waits for another one that makes room
 NUMBERS = 2**20  # that are read at once
-INDEX = "index.json"
+INDEX, LOCK = "index.json", ".lock"
+SPARE = 5 * 10**9  # bytes that they leave free on the disk
 Key = tuple[str, int | None, bool]  # of a matrix: module, expert, whether the input is the expert's inner one
 
 
@@ -61,10 +64,10 @@ class KeptSums:
     def __init__(self, source: Source, ids_NT: torch.Tensor, dtype: torch.dtype, device: str, with_gram: bool) -> None:
         about = {
             "base": source.base_record["files"],
-            "ticket": source.ticket,
+            "ticket": file_sha256(source.folder / "ticket.json") if source.ticket else None,
             "dtype": str(dtype),
             "machine": devices.hardware(device),
-            "torch": torch.__version__,
+            "versions": [version(name) for name in ("torch", "transformers", "numpy", "scipy")],
         }
         self.with_gram, self.device = with_gram, device
         self.folders = [
@@ -74,7 +77,19 @@ class KeptSums:
             for ids_nT in ids_NT.split(SAMPLES)
         ]
         self.writes = True
+        self.made: list[Path] = []
+        self.held: set[Path] = set()
+        self.in_use = ExitStack()  # as long as this lives, no other process removes the folders
+        for folder in self.folders:
+            self._hold(folder)
         self.found: dict[str, list[list[Input]]] = {}  # of each part that is whole, what each folder holds of it
+
+    def _hold(self, folder: Path) -> None:
+        if folder.is_dir() and folder not in self.held:
+            self.held.add(folder)
+            with suppress(OSError):  # a file system without locks, or a folder of somebody else
+                file = self.in_use.enter_context(open(folder / LOCK, "a+"))  # noqa: SIM115
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def holds(self, part: str, keys: Collection[Key]) -> bool:
         """Returns whether the sums of all these matrices of a part, a block or the head, are here and undamaged."""
@@ -98,12 +113,16 @@ class KeptSums:
 
     def _index(self, place: Path) -> dict[str, Any]:
         """Returns what a part's index says, {} where the part is damaged; it is then removed."""
+        with suppress(OSError):
+            os.utime(place.parent)  # it was used now
         try:
             index = read_json(place / INDEX)
-            os.utime(place.parent)  # it was used now
-            if all(file_sha256(place / name) == sha256 for name, sha256 in index["files"].items()):
+            sound = index.pop("digest", None) == json_sha256(index)
+            if sound and all(file_sha256(place / name) == sha256 for name, sha256 in index["files"].items()):
                 return index
-        except (InputError, OSError, KeyError, TypeError):
+        except PermissionError:
+            return {}
+        except (InputError, OSError, KeyError, TypeError, AttributeError):
             pass
         say(f"the kept sums in {place} are damaged; they are made again")
         shutil.rmtree(place, ignore_errors=True)
@@ -114,14 +133,21 @@ class KeptSums:
         and for each matrix that first one."""
         sums: dict[Key, Accumulator] = {}
         owner: dict[Key, Key] = {}
-        for one in (one for inputs in self.found.pop(part) for one in inputs):
-            first = owner.get(one.keys[0], one.keys[0])
-            owner |= dict.fromkeys(one.keys, first)
-            try:
-                added = self._read_input(one)
-            except (OSError, ValueError, SafetensorError) as e:  # another run may have made room
-                raise MachineError(f"the kept sums in {one.folder} went away while they were read; run it again") from e
-            sums[first] = sums[first].merge(added) if first in sums else added
+        for inputs in self.found.pop(part):
+            added: set[Key] = set()  # one folder may hold an input twice, for different matrices
+            for one in inputs:
+                first = owner.get(one.keys[0], one.keys[0])
+                owner |= dict.fromkeys(one.keys, first)
+                if first in added:
+                    continue
+                added.add(first)
+                try:
+                    new = self._read_input(one)
+                except (OSError, ValueError, SafetensorError) as e:
+                    raise MachineError(
+                        f"the kept sums in {one.folder} went away while they were read; run it again"
+                    ) from e
+                sums[first] = sums[first].merge(new) if first in sums else new
         return sums, owner
 
     def _read_input(self, one: Input) -> Accumulator:
@@ -149,16 +175,26 @@ class KeptSums:
         place = folder / f"{part}-{kind}-{json_sha256(keys)[:8]}"
         nbytes = sum(triangle_bytes(s) for s in sums.values())
         try:
-            if nbytes * parts * len(self.folders) > LIMIT:
-                raise MachineError(f"they would take more than {LIMIT / 1e9:g} GB")
+            self._check_room(nbytes * parts * len(self.folders))
             with only_one():
                 make_room(nbytes, self.folders)
             with atomic_folder(place, "LOTTERY_HOME") as fresh:
                 if fresh is not None:
                     write_sums(fresh, list(sums.values()), keys)
+                    self.made.append(place)
+            self._hold(folder)
         except (OSError, InputError, MachineError) as e:
             self.writes = False
+            for made in self.made:  # the ticket itself may need the room
+                shutil.rmtree(made, ignore_errors=True)
             say(f"the sums of the calibration are not kept for later runs: {e}")
+
+    def _check_room(self, nbytes: int) -> None:
+        """Raises MachineError where all sums of this run have no room, in what they may take or on the disk."""
+        if nbytes > LIMIT:
+            raise MachineError(f"they would take more than {LIMIT / 1e9:g} GB")
+        if not self.made and (free := shutil.disk_usage(make_folder(home(), "LOTTERY_HOME")).free) < nbytes + SPARE:
+            raise MachineError(f"{home()} has {free / 1e9:.1f} GB left, and they would take {nbytes / 1e9:.1f}")
 
 
 def as_key(given: Sequence[Any]) -> Key:
@@ -209,8 +245,8 @@ def write_sums(folder: Path, sums: Sequence[Accumulator], keys: Sequence[Sequenc
     inputs = [
         {"keys": of, "columns": len(one.square_I), "tokens": one.tokens} for one, of in zip(sums, keys, strict=True)
     ]
-    files = {name: file_sha256(folder / name) for name in names}
-    atomic_write(folder / INDEX, json.dumps({"inputs": inputs, "files": files}).encode())
+    index = {"inputs": inputs, "files": {name: file_sha256(folder / name) for name in names}}
+    atomic_write(folder / INDEX, json.dumps({**index, "digest": json_sha256(index)}).encode())
 
 
 @contextmanager
@@ -229,11 +265,25 @@ def only_one() -> Iterator[None]:
 
 def make_room(nbytes: int, mine: Sequence[Path]) -> None:
     """Removes folders of other runs, the one first that was not used for the longest time, until `nbytes` more fit."""
-    folders = sorted((f for f in (home() / "grams").glob("*") if f.is_dir()), key=lambda f: f.stat().st_mtime)
-    sizes = {f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file()) for f in folders}
-    for folder in folders:
-        if folder not in mine and sum(sizes.values()) + nbytes > LIMIT:
-            shutil.rmtree(folder, ignore_errors=True)
+    sizes: dict[Path, int] = {}
+    used: dict[Path, float] = {}
+    for folder in (home() / "grams").glob("*"):
+        with suppress(FileNotFoundError):  # another process renames a file
+            used[folder] = folder.stat().st_mtime
+            sizes[folder] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    for folder in sorted(sizes, key=lambda f: used[f]):
+        if folder not in mine and sum(sizes.values()) + nbytes > LIMIT and remove_unused(folder):
             sizes[folder] = 0
     if sum(sizes.values()) + nbytes > LIMIT:
         raise MachineError(f"they would take more than {LIMIT / 1e9:g} GB")
+
+
+def remove_unused(folder: Path) -> bool:
+    """Removes a folder unless another process reads it. Returns whether it was removed."""
+    try:
+        with open(folder / LOCK, "a+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    except OSError:
+        return False

@@ -91,7 +91,9 @@ class Accumulator:
         norm_I = gram_II.diagonal().sqrt()
         gram_II /= nonzero(norm_I)
         gram_II /= nonzero(norm_I)[:, None]
-        if not gram_II.is_cuda:
+        if gram_II.is_cuda:
+            mirror_on_gpu(gram_II)
+        else:
             mirror(gram_II.numpy())
         gram_II.diagonal().fill_(1)
         goal_OI, self.goal_OI = self.goal_OI, None
@@ -111,6 +113,12 @@ def add_gram(gram_II: np.ndarray, x_TI: np.ndarray) -> None:
 
     syrk = blas.ssyrk if gram_II.dtype == np.float32 else blas.dsyrk
     syrk(1.0, x_TI.T, beta=1.0, c=gram_II.T, overwrite_c=1, lower=1)
+
+
+def mirror_on_gpu(gram_II: torch.Tensor) -> None:
+    """Copies the upper triangle to the lower one, in place: what a product gave there, or nothing where sums were kept."""
+    lower_II = gram_II.triu(1).T
+    gram_II.triu_().add_(lower_II)
 
 
 def mirror(gram_II: np.ndarray) -> None:

@@ -53,7 +53,8 @@ def median_draws(rows: Iterable[Row]) -> list[Row]:
             number(r, "budget"),
             number(r, "tolerance"),
         )
-        return (*place, setting(r, "seed"))
+        files = (str(r.get("calibration")), str(r.get("allocation")))  # of which `setting` has the names alone
+        return (*place, setting(r, "seed"), *files)
 
     kept: set[int] = set()
     for members in group_by((r for r in rows if r.get("kind") == "ticket"), key).values():

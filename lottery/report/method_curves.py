@@ -178,8 +178,8 @@ def spread_of(rows: Sequence[Row], name: Callable[[Row], str]) -> Spread | None:
     known = [r for r in rows if math.isfinite(ratio_of(r))]
     if len(known) < 2:
         return None
-    ratios = [ratio_of(r) for r in known]
-    return Spread(tuple(dict.fromkeys(map(name, known))), min(ratios), max(ratios))
+    names, ratios = tuple(dict.fromkeys(map(name, known))), [ratio_of(r) for r in known]
+    return Spread(names, min(ratios), max(ratios)) if len(names) > 1 else None
 
 
 def controls_of(rows: Sequence[Row]) -> dict[float, tuple[float, float, float]]:

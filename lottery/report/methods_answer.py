@@ -73,21 +73,23 @@ def worth_sentence(c: Comparison) -> str:
         (high, low, best, worst)
         for high, best, _ in ends
         for low, _, worst in ends
-        if high > low and (number(best.row, "perplexity_ratio_hi") or best.ratio) < least_ratio(worst)
+        if high > low and end_of(best, "hi") < end_of(worst, "lo")
     ]
     if not pairs:
         return ""
     high, low, best, worst = max(pairs, key=lambda p: (p[0] - p[1], p[0]))
     lost = format_ratio(worst.ratio) if math.isfinite(worst.ratio) else "overflow"
     return (
-        f"`{best.method}` without {percent(high)} of the weights ({format_ratio(best.ratio)}) still loses less than "
+        f"`{best.method}` without {percent(high)} of `{c.target}` ({format_ratio(best.ratio)}) still loses less than "
         f"`{worst.method}` without {percent(low)} ({lost})."
     )
 
 
-def least_ratio(point: Point) -> float:
-    """Returns the lower end of a point's interval; its ratio itself if it has no interval."""
-    return number(point.row, "perplexity_ratio_lo") or point.ratio
+def end_of(point: Point, end: str) -> float:
+    """Returns an end of a point's interval; NaN, which is neither less nor more than anything, if it has none. A ticket
+    that overflowed loses more than every other."""
+    found = number(point.row, f"perplexity_ratio_{end}")
+    return found or (math.nan if math.isfinite(point.ratio) else math.inf)
 
 
 def spread_sentence(c: Comparison, gaps: Sequence[Gap]) -> str:

@@ -225,9 +225,10 @@ def ratio_with_ends(r: Row) -> str:
 
 
 def seconds_cell(r: Row) -> str:
-    """Returns the seconds that a method took: those of the calibration and those of the rest."""
-    spent = [s for name in ("calibrate_s", "prune_s") if (s := number(r, name)) is not None]
-    return f"{sum(spent):,.1f}" if spent else ""
+    """Returns the seconds of pruning, and those of the passes of the samples, which are 0 where an earlier ticket's sums
+    were kept."""
+    passes = f" + {s:,.1f}" if (s := number(r, "calibrate_s")) is not None else ""
+    return f"{spent:,.1f}{passes}" if (spent := number(r, "prune_s")) is not None else ""
 
 
 def tau_with_ends(r: Row) -> str:
@@ -309,7 +310,7 @@ METHODS: Columns = {
     "over draws (how many)": (True, lambda r: r["draws"]),
     "over texts (how many)": (True, lambda r: r["texts"]),
     "layer error": (True, lambda r: format_number(r, "layer_error", 4)),
-    "seconds": (True, seconds_cell),
+    "seconds (pruning + passes)": (True, seconds_cell),
     "ratio to the controls [95%]": (True, lambda r: interval(r, "control_ratio", 3)),
     "beats the controls": (False, lambda r: text_cell(r, "beats_control")),
 }

@@ -1,9 +1,10 @@
 """This file tells tickets apart whose titles are the same."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-# What may fix the bytes of a ticket and is not in every title: of a file the title has the name alone, not its folder.
+# What may fix a ticket's bytes or how it is measured and is not in every title: of a file the title has the name alone.
 TELLING = (
     "scope",
     "allocation",
@@ -15,6 +16,11 @@ TELLING = (
     "quantize",
     "storage",
     "seed",
+    "dataset",
+    "window",
+    "limit",
+    "dtype",
+    "runtime",
 )
 
 
@@ -29,6 +35,11 @@ def tell_apart(tickets: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> li
         for key, members in alike.items()
     }
     return [
-        " ".join([title, *(f"{name}={params.get(name)}" for name in differing[group, title])])
+        " ".join([title, *(f"{name}={plain(params.get(name))}" for name in differing[group, title])])
         for group, title, params in tickets
     ]
+
+
+def plain(value: Any) -> str:
+    """Returns a value as it was typed: a column of numbers makes 1.0 of 1."""
+    return re.sub(r"\.0$", "", str(value))

@@ -1,7 +1,10 @@
 """What dense blocks gave is kept: later tickets need no pass, and have the bytes that they have without it."""
 
+import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 
 from lottery.pruning import kept
+from lottery.pruning.statistics import mirror, mirror_on_gpu
 from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 
@@ -83,6 +88,21 @@ def test_parts_of_several_runs_serve_one(prune: Any, home: Path) -> None:
     assert prune("refit", "--target", "all", "--seed", "1")[1] > 0, "other samples"
 
 
+def test_an_input_that_a_folder_holds_twice_counts_once(prune: Any, home: Path) -> None:
+    """q alone, then q, k and v together; the folder of the first samples then holds the second kind alone."""
+    prune("refit", "--target", "q_proj")
+    prune("refit", "--target", "attention")
+    for folder in sorted({p.parent for p in parts(home)}):
+        kept_elsewhere = folder.with_name("elsewhere")
+        folder.rename(kept_elsewhere)
+        prune("refit", "--target", "attention")
+        shas, seconds = prune("refit", "--target", "attention", "--sparsity", "0.7")
+        assert seconds == 0
+        assert shas == prune("refit", "--target", "attention", "--sparsity", "0.7", alone=True)[0]
+        shutil.rmtree(folder)
+        kept_elsewhere.rename(folder)
+
+
 def test_norms_alone_do_not_serve_a_gram_matrix(prune: Any, home: Path) -> None:
     prune("wanda")
     assert all("-norms-" in p.name for p in parts(home))
@@ -136,6 +156,32 @@ def test_the_oldest_go_first(prune: Any, home: Path, monkeypatch: pytest.MonkeyP
     left = {p.parent for p in parts(home)}
     assert first <= left and not second <= left
     assert sum(p.stat().st_size for p in (home / "grams").rglob("*") if p.is_file()) <= 2.6 * one
+
+
+def test_what_another_run_reads_is_not_removed(prune: Any, home: Path) -> None:
+    prune("refit")
+    folder = parts(home)[0].parent
+    with open(folder / kept.LOCK, "a+") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        assert not kept.remove_unused(folder) and parts(home)
+    assert kept.remove_unused(folder) and not folder.exists()
+
+
+def test_a_disk_that_is_nearly_full(prune: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SPARE", 10**16)
+    prune("refit")
+    assert re.search(r"not kept for later runs: \S+ has [\d.]+ GB left, and they would take 0.0", said[-1])
+    assert not parts(home)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1500])
+def test_both_ways_to_mirror(size: int) -> None:
+    """What a GPU does is done here on the CPU."""
+    upper_II = torch.randn(size, size, generator=torch.manual_seed(0))
+    here, there = upper_II.clone(), upper_II.clone()
+    mirror(here.numpy())
+    mirror_on_gpu(there)
+    assert torch.equal(here, there) and torch.equal(here, here.T) and torch.equal(here.triu(), upper_II.triu())
 
 
 def test_no_room(prune: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
