@@ -168,11 +168,16 @@ class CalibratedSelection:
                 self.model.load(block)
                 yield from self._solve_block(block, hidden_NTH)
                 self.model.unload(block)
-                if not self.absent:
-                    self.advance(1, f"block {block + 1} of {self.last + 1}")
+                self._count_part(f"block {block + 1} of {self.last + 1}")
         if self.has_head:
             yield from self._solve_head(hidden_NTH)
+            self._count_part("head")
         self._let_go()
+
+    def _count_part(self, note: str) -> None:
+        """Moves the bar where no samples do."""
+        if not self.absent:
+            self.advance(1, note)
 
     def _let_go(self) -> None:
         """Lets other runs remove what was kept for this one."""

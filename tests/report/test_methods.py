@@ -91,9 +91,7 @@ def test_the_answer_of_tickets_of_several_methods() -> None:
         f"m without 60% of `all`: the methods span ratios from 2.000 (`repair`) to 24.00 (`magnitude`), a factor of "
         f"12.00 [{lo:.2f}, {hi:.2f}]; random tickets have 900.0."
     )
-    assert (
-        lines[2] == "`repair` without 60% of `all` (2.000) still loses less than `magnitude` without 50% (4.000)."
-    )
+    assert lines[2] == "`repair` without 60% of `all` (2.000) still loses less than `magnitude` without 50% (4.000)."
     assert lines[3] == (
         "Another draw of the calibration samples changes a ratio by up to 1.1053 times (`repair` at 60%: 1.9000 to 2.100, "
         "3 of c4), and another text changes a ratio by up to 1.3684 times (`repair` at 60%: 1.9000 to 2.600, c4, self and "
@@ -139,9 +137,7 @@ def test_more_zeros_and_less_loss_are_said_where_the_intervals_lie_apart() -> No
                 ("wanda", 0.6, 1.3),
             )
         ]
-        words = (
-            f"`wanda` without 60% of `all` (1.3000) still loses less than `magnitude` without 50% ({worst:.4f})."
-        )
+        words = f"`wanda` without 60% of `all` (1.3000) still loses less than `magnitude` without 50% ({worst:.4f})."
         assert (words in answer_methods(rows, known(rows)).sentence) == said
 
 
