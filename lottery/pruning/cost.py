@@ -18,7 +18,7 @@ from lottery.spec import METHODS, Spec
 
 LIBRARIES = 700 * 10**6  # bytes of a process that has imported all that it needs, with what the libraries keep
 FACTORIZED = ("sparsegpt",)  # methods that factorize a Gram matrix, in float64
-ADMM = 10  # matrices of the weight's shape that alps holds at once, in float32
+ADMM = 12  # matrices of the weight's shape that alps holds at once, in float32
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of one module
 CHUNKS = 8 + least_squares.ORTHOGONAL  # matrices of some rows that conjugate gradients hold at once
 FLOAT, DOUBLE = 4, 8  # bytes

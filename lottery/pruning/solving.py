@@ -24,7 +24,7 @@ from lottery.runtime.blocks import BlockModel, Matrix
 from lottery.spec import METHODS, Spec
 from lottery.ticket.packing import matrix_bits
 
-LARGE = 2**22  # weights of a matrix
+LARGE = 2**21  # weights of a matrix
 
 
 @dataclass

@@ -4,7 +4,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-# What may fix a ticket's bytes or how it is measured and is not in every title: of a file the title has the name alone.
+# What may fix the bytes of a ticket and is not in every title: of a file the title has the name alone, not its folder.
 TELLING = (
     "scope",
     "allocation",
@@ -16,11 +16,6 @@ TELLING = (
     "quantize",
     "storage",
     "seed",
-    "dataset",
-    "window",
-    "limit",
-    "dtype",
-    "runtime",
 )
 
 
