@@ -42,6 +42,19 @@ METHODS = {
     "alps": Method(calibrated=True, gram=True, updates=True, propagate="pruned"),
     "repair": Method(calibrated=True, gram=True, updates=True, propagate="pruned", in_order=True, revision=2),
 }
+# What fixes a ticket's bytes beside model, target, sparsity and method.
+FIXING = (
+    "scope",
+    "allocation",
+    "calibration",
+    "nsamples",
+    "seqlen",
+    "propagate",
+    "pattern",
+    "quantize",
+    "storage",
+    "seed",
+)
 MEASURES = ("perplexity", "speed", "memory", "samples")
 
 

@@ -102,7 +102,7 @@ def look_at(base: Any, ids_NT: np.ndarray, method: str) -> tuple[float, float]:
         finally:
             solving_s += time.process_time() - began
 
-    selection.solver.solve = timed_solve  # type: ignore[method-assign,assignment]
+    selection.solver.solve = timed_solve  # type: ignore[method-assign,assignment]  # a timer around the method
     all_s = cpu_seconds(lambda: [None for _ in selection.pieces])
     return all_s - solving_s, solving_s
 

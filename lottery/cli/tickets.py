@@ -8,24 +8,9 @@ import click
 from lottery.cli.options import base_option, json_option, spec_options, ticket_argument, ticket_or_base_argument
 from lottery.errors import InputError
 from lottery.progress import say
-from lottery.spec import Spec
+from lottery.spec import FIXING, Spec
 
-PLANNED = (
-    "model",
-    "target",
-    "sparsity",
-    "method",
-    "scope",
-    "allocation",
-    "calibration",
-    "nsamples",
-    "seqlen",
-    "propagate",
-    "pattern",
-    "quantize",
-    "storage",
-    "seed",
-)  # the parameters that fix a ticket's bytes
+PLANNED = ("model", "target", "sparsity", "method", *FIXING)  # the parameters that fix a ticket's bytes
 
 
 @click.command()

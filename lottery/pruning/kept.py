@@ -88,7 +88,7 @@ class KeptSums:
         if folder.is_dir() and folder not in self.held:
             self.held.add(folder)
             with suppress(OSError):  # a file system without locks, or a folder of somebody else
-                file = self.in_use.enter_context(open(folder / LOCK, "a+"))  # noqa: SIM115
+                file = self.in_use.enter_context(open(folder / LOCK, "a+"))  # noqa: SIM115  # the stack closes it
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def holds(self, part: str, keys: Collection[Key]) -> bool:
@@ -204,7 +204,12 @@ def as_key(given: Sequence[Any]) -> Key:
 
 def triangle_bytes(sums: Accumulator) -> int:
     columns = len(sums.square_I)
-    return 4 * (columns + (columns * (columns + 1) // 2 if sums.gram_II is not None else 0))
+    return 4 * (columns + (triangle(columns) if sums.gram_II is not None else 0))
+
+
+def triangle(columns: int) -> int:
+    """Returns the number of entries of an upper triangle."""
+    return columns * (columns + 1) // 2
 
 
 def fill_triangle(gram_II: np.ndarray, packed: Any) -> None:
@@ -230,7 +235,7 @@ def write_sums(folder: Path, sums: Sequence[Accumulator], keys: Sequence[Sequenc
         columns = len(one.square_I)
         parts.append((f"{i}.squares", "F32", [columns]))
         if one.gram_II is not None:
-            parts.append((f"{i}.gram", "F32", [columns * (columns + 1) // 2]))
+            parts.append((f"{i}.gram", "F32", [triangle(columns)]))
     writer = Writer(folder, parts)
     try:
         for i, one in enumerate(sums):
@@ -238,7 +243,7 @@ def write_sums(folder: Path, sums: Sequence[Accumulator], keys: Sequence[Sequenc
             if one.gram_II is not None:
                 gram_II = one.gram_II.cpu().numpy()
                 rows = [as_bytes(gram_II[row, row:]) for row in range(len(gram_II))]
-                writer.add(f"{i}.gram", "F32", [sum(len(row) for row in rows) // 4], rows)
+                writer.add(f"{i}.gram", "F32", [triangle(len(gram_II))], rows)
         names = writer.finish("sums")
     finally:
         writer.close()

@@ -18,17 +18,13 @@ from typing import Any
 
 import torch
 
-from lottery.models.checkpoint import Source
-from lottery.models.families import Place
 from lottery.progress import say
 from lottery.pruning.calibrated import CalibratedSelection
 from lottery.pruning.capture import Capture
 from lottery.pruning.hidden_states import new_hidden_states
-from lottery.pruning.samples import Samples
 from lottery.pruning.solving import Piece
 from lottery.runtime.block_parts import Matrix
 from lottery.runtime.blocks import BlockModel
-from lottery.spec import Spec
 
 PASSES = 6  # of the samples through a block with four inputs: one dense, one for each input, one to go on
 CLOSE = 0.02  # by which sums in 16 bits may differ, relative to their terms
@@ -98,17 +94,8 @@ def is_close(x: torch.Tensor, y: torch.Tensor, term: torch.Tensor) -> bool:
 class InOrderSelection(CalibratedSelection):
     """Selects as `CalibratedSelection` does, for a method that solves the matrices of a block in order."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        source: Source,
-        chosen: Sequence[Place],
-        samples: Samples,
-        counts: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__(spec, source, chosen, samples, counts)
-        self.dense_NTH: torch.Tensor | None = None  # the dense model's hidden states, from the first pruned block on
-        self.is_told = False
+    dense_NTH: torch.Tensor | None = None  # the dense model's hidden states, from the first pruned block on
+    is_told = False
 
     def passes(self, block: int) -> int:
         return PASSES if self._matrices_of(block) else 1

@@ -4,19 +4,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-# What may fix the bytes of a ticket and is not in every title: of a file the title has the name alone, not its folder.
-TELLING = (
-    "scope",
-    "allocation",
-    "calibration",
-    "nsamples",
-    "seqlen",
-    "propagate",
-    "pattern",
-    "quantize",
-    "storage",
-    "seed",
-)
+from lottery.spec import FIXING
 
 
 def tell_apart(tickets: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:
@@ -26,7 +14,7 @@ def tell_apart(tickets: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> li
     for group, title, params in tickets:
         alike.setdefault((group, title), []).append(params)
     differing = {
-        key: [name for name in TELLING if len({str(params.get(name)) for params in members}) > 1]
+        key: [name for name in FIXING if len({str(params.get(name)) for params in members}) > 1]
         for key, members in alike.items()
     }
     return [

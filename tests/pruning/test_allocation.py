@@ -23,6 +23,7 @@ from tests.support.allocated import by_layer, removed, same_but_for_rounding, si
 from tests.support.families import make
 from tests.support.refused import refused
 from tests.support.weights import tensors
+from tests.support.words import write_random_words
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(" ".join(np.random.default_rng(0).choice([f"w{i:03d}" for i in range(700)], 3000)))
-    return path
+    return write_random_words(tmp_path_factory.mktemp("text") / "calibration.txt")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lottery.ticket.stored import StoredTicket
@@ -13,6 +12,7 @@ from tests.pruning.test_calibrated import CALIBRATED, QUICK, Cli, Json
 from tests.support.allocated import by_layer, layer_of, removed, sizes, uneven_model
 from tests.support.refused import refused
 from tests.support.weights import tensors
+from tests.support.words import write_random_words
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(" ".join(np.random.default_rng(0).choice([f"w{i:03d}" for i in range(700)], 3000)))
-    return path
+    return write_random_words(tmp_path_factory.mktemp("text") / "calibration.txt")
 
 
 def test_a_file_says_what_each_tensor_loses(model: Path, tmp_path: Path, lottery_json: Json, cli: Cli) -> None:

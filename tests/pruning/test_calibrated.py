@@ -21,6 +21,7 @@ from lottery.ticket.comparing import mask_of
 from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
 from tests.support.weights import same_bits, tensors
+from tests.support.words import write_random_words
 
 QUICK = ("--measure", "none", "--register", "none")
 LOOK = ("--calibration", "self", "--nsamples", "4", "--seqlen", "64")
@@ -32,11 +33,7 @@ LINEAR = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.\w+_proj\.weight"
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Words at random: none of what it says is in the evaluation text."""
-    words = [f"w{i:03d}" for i in range(700)]
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(" ".join(np.random.default_rng(0).choice(words, 3000)))
-    return path
+    return write_random_words(tmp_path_factory.mktemp("text") / "calibration.txt")
 
 
 @pytest.fixture(autouse=True)

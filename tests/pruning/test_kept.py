@@ -20,6 +20,7 @@ from lottery.pruning import kept
 from lottery.pruning.statistics import mirror, mirror_on_gpu
 from lottery.ticket.stored import StoredTicket
 from tests.support.models import tiny_model
+from tests.support.words import write_random_words
 
 Cli = Callable[..., Result]
 QUICK = ("--measure", "none", "--register", "none")
@@ -39,8 +40,7 @@ def prune(tmp_path: Path, home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch)
     """Prunes a tiny model by what dense blocks give of 40 samples, in this home or, with `alone`, in a new one. Returns
     the hashes of the ticket's shards, and the seconds of the passes. `said` holds what was
     written to stderr."""
-    model, text = tiny_model(tmp_path / "m"), tmp_path / "text.txt"
-    text.write_text(" ".join(np.random.default_rng(0).choice([f"w{i:03d}" for i in range(700)], 3000)))
+    model, text = tiny_model(tmp_path / "m"), write_random_words(tmp_path / "text.txt")
     count = 0
 
     def run(method: str, *more: Any, alone: bool = False) -> tuple[dict[str, str], float]:
