@@ -1,0 +1,1 @@
+"""Trains small models from scratch, with and without a mask, for the lottery ticket hypothesis."""
