@@ -52,7 +52,7 @@ def figures_of(record: Record) -> dict[str, tuple[Figure, str]]:
     """Returns name -> (figure, caption) of all figures of losses whose data the record has."""
     usual, every = usual_rows(record), [r for r in best_rows(record) if r["arm"] != "dense"]
     ticket = [r for r in usual if r["arm"] == TICKETS[0]] or [r for r in usual if r["arm"] == TICKETS[1]]
-    band = "Each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model."
+    band = "On the report text, each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model."
     parts = {
         "loss": ([r for r in usual if r["arm"] in (*TICKETS, *CONTROLS)], f"Loss against density: the ticket and its controls. {band}"),
         "before": ([r for r in usual if r["arm"] in BEFORE], f"Masks that are found before or early in training, beside the ticket. {band}"),
@@ -95,15 +95,15 @@ def plot_losses(record: Record, rows: Sequence[Row]) -> Figure:
         dense = next((r["loss"] for r in longer_dense(record) if r["steps"] == record["setup"]["steps"]), None)
         top = (dense if dense is not None else min(r["loss"] for r in rows)) + CLIP
         lines = curves(rows)
-        single = [c for c in lines if len(c) == 1]
-        handles = [
-            draw_curve(axes, record, c, seen[label(record, c[0])], top, next((i for i, s in enumerate(single) if s is c), 0)) for c in lines
-        ]  # fmt: skip
+        handles, single = [], 0
+        for c in lines:
+            handles.append(draw_curve(axes, record, c, seen[label(record, c[0])], top, single))
+            single += len(c) == 1
         highest = draw_levels(axes, record, rows, top)
         low, high = axes.get_ylim()
         axes.set_ylim(low, min(max(high, highest), top))
         density_axis(axes, [r["density"] for r in rows])
-        axes.set_ylabel("loss on the report text, nats a token")
+        axes.set_ylabel("loss, nats a token")
         legend(axes, handles, 3, -0.17)
         return figure
 
@@ -114,7 +114,7 @@ def draw_curve(
     """Draws one arm with its band; a curve of one point has an error bar. `place`: how many such points stand to its right.
     Returns the line for the legend."""
     colour, marker, line = look
-    x, y = [100 * r["density"] * ASIDE**place for r in curve], [r["loss"] for r in curve]
+    x, y = [100 * r["density"] * (ASIDE**place if len(curve) == 1 else 1) for r in curve], [r["loss"] for r in curve]
     low = [r["lo"] if r["lo"] is not None else r["loss"] for r in curve]
     high = [r["hi"] if r["hi"] is not None else r["loss"] for r in curve]
     if len(curve) > 1:
@@ -220,6 +220,6 @@ def plot_training(record: Record, lines: Sequence[tuple[Row, list[tuple[int, flo
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.set_xlabel("step")
-        axes.set_ylabel("loss on the search text, nats a token")
+        axes.set_ylabel("search loss, nats a token")
         legend(axes, handles, 2, -0.2)
         return figure
