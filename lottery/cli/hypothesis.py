@@ -13,7 +13,8 @@ from lottery.errors import InputError
 from lottery.parameters import int_range
 
 if TYPE_CHECKING:
-    from lottery.hypothesis.run import Lab, Result
+    from lottery.hypothesis.lab import Lab
+    from lottery.hypothesis.run import Result
 
 
 @click.command()
@@ -57,7 +58,8 @@ def hypothesis(
         from lottery.report.writing import check_folder
 
         check_folder(Path(str(out)).expanduser().resolve(), str(out))
-    from lottery.hypothesis.run import default_jobs, open_lab, run
+    from lottery.hypothesis.lab import open_lab
+    from lottery.hypothesis.run import default_jobs, run
 
     lab = open_lab(asked)
     if dry_run:
@@ -71,11 +73,12 @@ def hypothesis(
 def print_plan(lab: "Lab", as_json: bool) -> None:
     """Prints every training with the number of steps that it takes."""
     from lottery.hypothesis.wording import training_title
+    from lottery.training.recipe import Training
 
     rows = [
         {"part": task.name, "title": training_title(task.what), "steps": task.steps, "needs": list(task.needs)}
         for task in lab.tasks
-        if task.kind == "training"
+        if isinstance(task.what, Training)
     ]
     if as_json:
         click.echo(json.dumps({"hypothesis": lab.hypothesis.name, "study_id": lab.id, "trainings": rows}))

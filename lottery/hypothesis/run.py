@@ -5,49 +5,23 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lottery.errors import InputError, did_you_mean
 from lottery.files.home import home
-from lottery.hypothesis.design import Hypothesis
-from lottery.hypothesis.plan import Plan, Segment, make_plan, make_setup
+from lottery.hypothesis.lab import Lab
+from lottery.hypothesis.plan import Segment
 from lottery.hypothesis.record import collect, shown_arm
 from lottery.hypothesis.runner import Runner
-from lottery.hypothesis.tasks import Task, divide
+from lottery.hypothesis.tasks import Task
+from lottery.hypothesis.tickets import register_winners
 from lottery.hypothesis.wording import training_title
-from lottery.models.devices import pick_device
 from lottery.progress import progress_bar, say
 from lottery.registry import parts, recovery, runs, store, trainings
 from lottery.spec import json_sha256
-from lottery.training.corpus import Corpus, load_corpus, prepare_corpus
 from lottery.training.network import Network
-from lottery.training.outputs import Outputs
 from lottery.training.recipe import Training
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A hypothesis with its corpus on disk, its plan and the place of its outputs."""
-
-    hypothesis: Hypothesis
-    corpus_folder: Path
-    plan: Plan
-    outputs: Outputs
-
-    @cached_property
-    def corpus(self) -> Corpus:
-        return load_corpus(self.corpus_folder)
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        return divide(self.plan)
-
-    @cached_property
-    def id(self) -> str:
-        """12 hexadecimal digits, which also depend on the text's content. The same command continues the same id."""
-        return json_sha256([self.hypothesis.id, self.plan.setup.record()])[:12]
 
 
 @dataclass(frozen=True)
@@ -58,17 +32,6 @@ class Result:
     run_id: str
     page: str | None
     failed: list[dict[str, Any]] = field(default_factory=list)
-
-
-def open_lab(hypothesis: Hypothesis) -> Lab:
-    """Returns the laboratory of a hypothesis; its text is read, and its vocabulary made, now.
-
-    Raises InputError for a text that is too short, or a device that is not there.
-    """
-    device = pick_device(hypothesis.device)
-    folder = prepare_corpus(hypothesis.text, hypothesis.vocabulary, hypothesis.context)
-    setup = make_setup(hypothesis, load_corpus(folder).sha256, device)
-    return Lab(hypothesis, folder, make_plan(hypothesis, setup), Outputs(setup))
 
 
 def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
@@ -184,10 +147,10 @@ class Recorder:
             "arm": shown_arm(training), "round": str(training.round), "density": f"{result['density']:.4f}",
             "seed": str(training.seed), "training": result["id"], self.key: task.name, "outcome": result["outcome"],
         }  # fmt: skip
-        metrics = {name: result[name] for name in ("loss", "search_loss") if name in result}
-        metrics |= {"density": result["density"], "cost": result["cost"], "train_s": result["seconds"]}
+        measured: dict[str, float] = {name: result[name] for name in ("loss", "search_loss") if name in result}
+        measured |= {"density": result["density"], "cost": result["cost"], "train_s": result["seconds"]}
         curve = [(int(step), train, search) for step, train, search in result["curve"]]
-        return trainings.log_training(self.client, self.run_id, training_title(training), params, tags, metrics, curve)
+        return trainings.log_training(self.client, self.run_id, training_title(training), params, tags, measured, curve)
 
 
 def log_result(run: runs.Run, lab: Lab, recorder: Recorder) -> Result:
@@ -196,6 +159,7 @@ def log_result(run: runs.Run, lab: Lab, recorder: Recorder) -> Result:
     record = collect(
         lab.plan, lab.outputs, lab.corpus, network.prunable, network.size, recorder.reasons, recorder.run_ids
     )
+    record["tickets"] = register_winners(lab, run.id, record)
     run.log_files({"hypothesis.json": record})
     failed = [t for t in record["trainings"] if t["outcome"] in ("failed", "missing")]
     metrics = {"trainings": float(len(record["trainings"]) - len(failed)), "failed": float(len(failed))}
