@@ -5,28 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lottery.report import figures, frames, grouping, heatmaps, images, rankings, rendering, results, tables
+from lottery.report import figures, frames, grouping, heatmaps, rankings, rendering, results, tables
 from lottery.report.answers import Answer
+from lottery.report.images import Drawing
 from lottery.report.method_figure import METHODS_CAPTION, plot_methods
 
 MOST_CELLS = 24  # single layers in a ranking figure; the heat map shows more
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure inside the page. It is rendered when the page asks for it: that takes far longer than all answers."""
-
-    name: str
-    caption: str
-    figure: Figure
-
-    @property
-    def svg(self) -> Markup:
-        inside = images.prefix_ids(images.to_svg(self.figure), self.name)
-        return Markup(inside)  # matplotlib's own writer has escaped every label
 
 
 @dataclass(frozen=True)

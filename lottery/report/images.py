@@ -2,10 +2,26 @@
 
 import io
 import re
+from dataclasses import dataclass
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lottery.report.style import styled
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure inside the page. It is rendered when the page asks for it: that takes far longer than all answers."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+    @property
+    def svg(self) -> Markup:
+        inside = prefix_ids(to_svg(self.figure), self.name)
+        return Markup(inside)  # matplotlib's own writer has escaped every label
 
 
 def to_svg(figure: Figure) -> str:

@@ -2,12 +2,9 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lottery import __version__
@@ -33,9 +30,9 @@ from lottery.report.cliff_answer import answer_cliff
 from lottery.report.drawings import draw, heatmap_drawings, section, split_by_model
 from lottery.report.grouping import number
 from lottery.report.methods_answer import answer_methods
+from lottery.report.templates import template
 from lottery.report.wording import natural_list
 
-TEMPLATE = Path(__file__).parent.parent / "assets" / "report.html"
 FIRST_SAMPLES = 3  # tickets shown next to the dense model; the others are folded
 MOST_SPEEDS = 40  # tickets in a figure of speeds
 
@@ -51,14 +48,14 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
     absent, left = frames.records(found.absent), frames.records(found.left_out)
     others = [s for s in (tables.absences(absent), tables.left_out(left)) if s.rows]
     every = [*sheets, *(s.table for s in sections if s.table), *(table for _, table in speeds), *others]
-    page = template().render(
+    page = template("report.html").render(
         title=title(found), name=", ".join(s.name for s in found.studies) or "tickets",
         facts=facts(found, rows), not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
         answered=[s for s in sections if s.answer.known],
         places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
         allocations=allocation_drawings(drawn, found), speeds=speeds, others=others, samples=samples(found),
         protocols=[(f"{id}, {base}", line) for (id, base), line in sorted(found.protocols.items())],
-        apart=protocols_note(found), limits=caveats(rows), version=__version__,
+        apart=protocols_note(found), limits=caveats(rows),
     )  # fmt: skip
     files = {"index.html": page.encode()} | rendering.table_files(every)
     for name, drawing in drawn.items():
@@ -131,23 +128,6 @@ def summarize(
         "figures": sorted(n for n in files if n.startswith("figures/")),
         "tables": sorted(n for n in files if n.startswith("tables/")),
     }  # fmt: skip
-
-
-def template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["code"] = code
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-def code(words: str) -> Markup:
-    """Returns HTML in which the text between backticks is code. Everything is escaped."""
-    parts = words.split("`")
-    pairs = len(parts) // 2 * 2 if len(parts) % 2 else 0
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 and i < pairs else escape(part) for i, part in enumerate(parts)
-    )
 
 
 def ticket_tables(found: results.Results, rows: Sequence[grouping.Row]) -> list[rendering.Table]:
