@@ -92,7 +92,8 @@ def print_plan(lab: "Lab", as_json: bool) -> None:
 def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -> None:
     """Prints the claims and the losses, and where the report is."""
     from lottery.hypothesis.run import report_folder
-    from lottery.report.hypothesis_page import hypothesis_table, write_hypothesis_report
+    from lottery.report.hypothesis_page import write_hypothesis_report
+    from lottery.report.hypothesis_tables import hypothesis_table
 
     found: dict[str, Any] = {}
     if out != "none":

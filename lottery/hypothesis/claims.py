@@ -113,7 +113,7 @@ def claim_beat(ticket: Best, control: Best | None, name: str) -> dict[str, Any]:
     about = {"claim": "beats", **named(ticket), "control": name, "control_lr": control.lr if control else None}
     d_SN = difference(ticket.by_seed, control.by_seed) if control else None
     if control is None or d_SN is None:
-        return about | unknown(f"{name} was not trained at this density with the same seed, or diverged")
+        return about | unknown(f"no training of {name} with the same seed ended")
     mean, (lo, hi) = float(d_SN.mean()), paired_interval(d_SN)
     holds = True if hi < 0 else False if lo >= 0 else None
     why = {
@@ -136,15 +136,18 @@ def unknown(why: str) -> dict[str, Any]:
 
 
 def all_claims(groups: Mapping[Group, Sequence[Made]]) -> list[dict[str, Any]]:
-    """Returns every claim about the arms that were trained at some density below 1."""
+    """Returns every claim about the arms that were trained at some density below 1.
+
+    `groups` holds each that was planned; one of which no training ended is empty, and what it would say is not known.
+    """
     best = {group: found for group, made in groups.items() if (found := choose_rate(group, made))}
     claims = []
     for group, ticket in sorted(best.items()):
         if group.arm in ("dense", "untrained") or group.density == 1:
             continue
         claims.append(claim_match(ticket, dense_beside(best, group.steps)))
-        names = CONTROLS.get(group.arm, ())
-        claims += [claim_beat(ticket, control_beside(best, group, name), name) for name in names]
+        controls = [(name, beside(groups, group, name)) for name in CONTROLS.get(group.arm, ())]
+        claims += [claim_beat(ticket, best.get(control), name) for name, control in controls if control]
     return claims
 
 
@@ -153,13 +156,16 @@ def dense_beside(best: Mapping[Group, Best], steps: int) -> Best | None:
     return next((b for g, b in best.items() if (g.arm, g.steps, g.rewind) == ("dense", steps, 0)), None)
 
 
-def control_beside(best: Mapping[Group, Best], ticket: Group, name: str) -> Best | None:
-    """Returns the control that differs from the ticket in its arm alone; `random` has no rewind point or chain."""
-    for group, found in best.items():
+def beside(groups: Iterable[Group], ticket: Group, name: str) -> Group | None:
+    """Returns the control that differs from the ticket in its arm alone, if the plan has it.
+
+    `random` knows no rewind point and no chain.
+    """
+    for group in groups:
         same = (group.round, group.steps) == (ticket.round, ticket.steps)
         chain = (group.rewind, group.mask_steps, group.scope) == (ticket.rewind, ticket.mask_steps, ticket.scope)
         if group.arm == name and same and (chain or name == "random"):
-            return found
+            return group
     return None
 
 

@@ -48,6 +48,7 @@ def open_lab(hypothesis: Hypothesis) -> Lab:
     Raises InputError for a text that is too short, or a device that is not there.
     """
     device = pick_device(hypothesis.device)
-    folder = prepare_corpus(hypothesis.text, hypothesis.vocabulary, hypothesis.context)
+    h = hypothesis
+    folder = prepare_corpus(h.text, h.vocabulary, h.context, h.steps * h.batch * h.context)
     setup = make_setup(hypothesis, load_corpus(folder).sha256, device)
     return Lab(hypothesis, folder, make_plan(hypothesis, setup), Outputs(setup))

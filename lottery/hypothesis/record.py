@@ -101,17 +101,20 @@ def group(
     groups: dict[Group, list[Made]] = {}
     diverged: dict[tuple[Group, float], int] = {}
     for training in plan.trainings:
-        if training.order or (training.arm == "rewound" and training.rewind != training.mask_rewind):
+        if training not in plan.asked and (
+            training.order or training.arm != "rewound" or training.rewind != training.mask_rewind
+        ):
             continue
+        key = group_of(plan, training, prunable)
+        groups.setdefault(key, [])
         if not outputs.has(training):
             continue
-        key, result = group_of(plan, training, prunable), outputs.result(training)
+        result = outputs.result(training)
         if result["outcome"] == "diverged":
             diverged[key, training.lr] = diverged.get((key, training.lr), 0) + 1
-            groups.setdefault(key, [])
             continue
         nll_N = outputs.read_nll(training, "report")
-        groups.setdefault(key, []).append(Made(training.seed, training.lr, result["search_loss"], nll_N))
+        groups[key].append(Made(training.seed, training.lr, result["search_loss"], nll_N))
     return groups, diverged
 
 

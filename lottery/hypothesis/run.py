@@ -44,10 +44,12 @@ def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
     recovery.close_killed_runs(client)
     with open_run(client, lab, tags) as run:
         recorder = Recorder(client, lab, run.id)
+        if before := sum(lab.outputs.has(training) for training in lab.plan.trainings):
+            say(f"{before} of {len(lab.plan.trainings)} trainings were made before")
         total = sum(task.steps for task in lab.tasks)
         with progress_bar(f"{lab.hypothesis.name}: {len(lab.plan.trainings)} trainings", total, "steps") as advance:
             Runner(lab.tasks, lab.outputs, recorder.ended).run(lab.corpus_folder, jobs, advance)
-        return log_result(run, lab, recorder)
+        return log_result(run, lab, recorder, (tags or {}).get("command", ""))
 
 
 def make_part(lab: Lab, run_id: str, name: str) -> None:
@@ -119,6 +121,8 @@ class Recorder:
             trainings.add_part(self.client, self.run_ids[id], self.key, task.name)
         else:
             self.run_ids[id] = self.log(task, training)
+        if state == "found":
+            return
         result = self.lab.outputs.result(training)
         ending = f"loss {result['loss']:.4f}" if "loss" in result else f"diverged: {result['reason']}"
         say(f"{self.place()} {training_title(training)}: {state}: {ending}, {result['seconds']:.0f} s")
@@ -153,12 +157,13 @@ class Recorder:
         return trainings.log_training(self.client, self.run_id, training_title(training), params, tags, measured, curve)
 
 
-def log_result(run: runs.Run, lab: Lab, recorder: Recorder) -> Result:
+def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Result:
     """Collects the record, logs it, and ends the run; as FAILED if a training failed or is missing."""
     network = Network(lab.plan.setup.shape)
     record = collect(
         lab.plan, lab.outputs, lab.corpus, network.prunable, network.size, recorder.reasons, recorder.run_ids
     )
+    record["command"] = command or f"lottery hypothesis --preset {lab.hypothesis.name}"
     record["tickets"] = register_winners(lab, run.id, record)
     run.log_files({"hypothesis.json": record})
     failed = [t for t in record["trainings"] if t["outcome"] in ("failed", "missing")]

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from lottery.files.atomic import atomic_folder, atomic_write
 from lottery.files.home import home, make_folder
 from lottery.hypothesis.lab import Lab
-from lottery.jobs.job import Job
-from lottery.jobs.result import Ticket, identity_tags
+from lottery.jobs.job import Job, find_existing_run
+from lottery.jobs.result import identity_tags
 from lottery.jobs.run import run as run_ticket
 from lottery.measuring.cache import Cache
 from lottery.measuring.setup import make_setup
@@ -28,12 +28,14 @@ from lottery.models.sources import open_base
 from lottery.models.targets import resolve_target
 from lottery.pruning.allocation import resolve_allocation
 from lottery.registry import store
+from lottery.registry.versions import find_version
 from lottery.spec import Spec, ticket_id
 from lottery.training.arms import dense_of, prepare_start
 from lottery.training.network import Network, initial_weights
 from lottery.training.outputs import End
 from lottery.training.recipe import Training
 
+START_FILES = ("recipe.json", "weights.safetensors")
 PARTS = "training"  # the artifact folder of what a ticket was trained from
 LONG = 8  # digits of the run's id in names
 
@@ -117,15 +119,14 @@ def register_winners(lab: Lab, run_id: str, record: Mapping[str, Any]) -> list[d
     found = []
     for training in chosen:
         row = rows[training.id(lab.plan.setup)]
-        made = register(lab, run_id, base, text, training, row)
-        found.append({name: row[name] for name in ("arm", "density", "seed", "id")}
-                     | {"ticket": made.ticket, "model_uri": made.model_uri, "run_id": made.run_id,
-                        "ratio": made.metrics.get("perplexity_ratio")})  # fmt: skip
+        found.append(register(lab, run_id, base, text, training, row))
     return found
 
 
-def register(lab: Lab, run_id: str, base: Base, text: Path, training: Training, row: Mapping[str, Any]) -> Ticket:
-    """Makes, measures and registers the ticket of one training."""
+def register(
+    lab: Lab, run_id: str, base: Base, text: Path, training: Training, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes, measures and registers the ticket of one training; one that is registered is found."""
     network, end = Network(lab.plan.setup.shape), lab.outputs.read_end(training)
     folder = make_folder(base.folder.parent / f"trained-{row['id']}", "LOTTERY_HOME")
     write_model(network, end.weight_P, lab, folder)
@@ -136,9 +137,32 @@ def register(lab: Lab, run_id: str, base: Base, text: Path, training: Training, 
         window=str(lab.hypothesis.context), measure="perplexity,samples", device=lab.hypothesis.device,
         register=f"ticket-hypothesis-{run_id[:LONG]}",
     )  # fmt: skip
-    made = run_ticket(make_job(spec, source, base, tags_of(row)), extra_tags={"mlflow.parentRunId": run_id})
+    job = make_job(spec, source, base, tags_of(row))
+    client = store.connect()
+    if (before := find_existing_run(client, job)) is not None and has_start(client, before.info.run_id):
+        uri = find_version(client, spec.register, job.ticket)
+        return about(row, job.ticket, uri[0] if uri else None, before.info.run_id, before.data.metrics)
+    made = run_ticket(job, extra_tags={"mlflow.parentRunId": run_id})
     log_start(lab, made.run_id, training, network, end)
-    return made
+    return about(row, made.ticket, made.model_uri, made.run_id, made.metrics)
+
+
+def about(
+    row: Mapping[str, Any], ticket: str, uri: str | None, run_id: str, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """Returns what the record of a hypothesis says of a registered ticket."""
+    of_training = {name: row[name] for name in ("arm", "density", "seed", "id")}
+    return of_training | {
+        "ticket": ticket,
+        "model_uri": uri,
+        "run_id": run_id,
+        "ratio": metrics.get("perplexity_ratio"),
+    }
+
+
+def has_start(client: store.Client, run_id: str) -> bool:
+    """Returns whether a run holds what its ticket was trained from; a killed process may have left it out."""
+    return len(client.list_artifacts(run_id, PARTS)) == len(START_FILES)
 
 
 def tags_of(row: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -66,16 +67,26 @@ class Corpus:
         """Of the report text, in UTF-8."""
         return len(self.report_text.encode()) / self.tokens["report"]
 
+    def about(self) -> dict[str, Any]:
+        """Returns what a record says of the text."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "tokens": dict(self.tokens),
+            "bytes_per_token": round(self.bytes_per_token, 4),
+            "ngram": dict(self.ngram),
+        }
+
     def save_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files into a folder that exists."""
         for name, content in self.tokenizer_files.items():
             (folder / name).write_bytes(content)
 
 
-def read_corpus(
+def prepare_corpus(
     text: str, vocabulary: int, context: int, tokens_needed: int, windows: tuple[int, int] = WINDOWS
-) -> Corpus:
-    """Returns the corpus of a text: `stories`, a file, or a data set of the hub. The second time it is found on disk.
+) -> Path:
+    """Returns the folder of a text's corpus: `stories`, a file, or a data set of the hub. It is made once.
 
     `tokens_needed` is how many tokens one training reads. Of stories there are exactly so many; of another text a
     quarter is enough. `windows` says how many windows of `context` tokens search and report have. Raises InputError
@@ -87,7 +98,14 @@ def read_corpus(
     folder = home() / "corpora" / json_sha256({**asked, "text": [digest(part) for part in texts]})[:16]
     if not folder.is_dir():
         save_corpus(make_corpus(text, parts, vocabulary, context, tokens_needed, windows), folder)
-    return load_corpus(folder)
+    return folder
+
+
+def read_corpus(
+    text: str, vocabulary: int, context: int, tokens_needed: int, windows: tuple[int, int] = WINDOWS
+) -> Corpus:
+    """Returns the corpus of a text, as `prepare_corpus` makes it."""
+    return load_corpus(prepare_corpus(text, vocabulary, context, tokens_needed, windows))
 
 
 def make_corpus(
