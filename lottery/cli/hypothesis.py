@@ -76,7 +76,12 @@ def print_plan(lab: "Lab", as_json: bool) -> None:
     from lottery.training.recipe import Training
 
     rows = [
-        {"part": task.name, "title": training_title(task.what), "steps": task.steps, "needs": list(task.needs)}
+        {
+            "part": task.name,
+            "title": training_title(task.what, lab.hypothesis.steps),
+            "steps": task.steps,
+            "needs": list(task.needs),
+        }
         for task in lab.tasks
         if isinstance(task.what, Training)
     ]

@@ -115,7 +115,7 @@ class Recorder:
         self.count += 1
         if state in ("failed", "missing"):
             self.reasons[id] = state, reason or ""
-            say(f"{self.place()} {training_title(training)}: {state}: {reason}")
+            say(f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {reason}")
             return
         if id in self.run_ids:
             trainings.add_part(self.client, self.run_ids[id], self.key, task.name)
@@ -125,7 +125,9 @@ class Recorder:
             return
         result = self.lab.outputs.result(training)
         ending = f"loss {result['loss']:.4f}" if "loss" in result else f"diverged: {result['reason']}"
-        say(f"{self.place()} {training_title(training)}: {state}: {ending}, {result['seconds']:.0f} s")
+        say(
+            f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {ending}, {result['seconds']:.0f} s"
+        )
 
     def place(self) -> str:
         return f"[{self.count}/{len(self.lab.plan.trainings)}]"
@@ -154,7 +156,9 @@ class Recorder:
         measured: dict[str, float] = {name: result[name] for name in ("loss", "search_loss") if name in result}
         measured |= {"density": result["density"], "cost": result["cost"], "train_s": result["seconds"]}
         curve = [(int(step), train, search) for step, train, search in result["curve"]]
-        return trainings.log_training(self.client, self.run_id, training_title(training), params, tags, measured, curve)
+        return trainings.log_training(
+            self.client, self.run_id, training_title(training, self.lab.hypothesis.steps), params, tags, measured, curve
+        )
 
 
 def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Result:

@@ -5,7 +5,7 @@ from lottery.training.arms import is_before_training
 from lottery.training.recipe import Training
 
 
-def training_title(training: Training) -> str:
+def training_title(training: Training, usual_steps: int) -> str:
     """Returns a training's name: its arm, its round, and whatever differs from the plain case."""
     words = [shown_arm(training)]
     if training.round:
@@ -13,7 +13,7 @@ def training_title(training: Training) -> str:
     if training.rewind and training.arm != "reinit" and not is_before_training(training.arm):
         words.append(f"from step {training.rewind}")
     words += [f"lr={training.lr:g}", f"seed={training.seed}"]
-    if training.steps != 800:
+    if training.steps != usual_steps:
         words.append(f"steps={training.steps}")
     if training.order:
         words.append(f"order={training.order}")

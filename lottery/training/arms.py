@@ -172,7 +172,7 @@ def early_mask(training: Training, network: Network, outputs: Outputs, keep: int
     dense, all_P = dense_of(training), full_mask(network)
     states = (outputs.read_state(dense, step) for step in early_steps(training.mask_steps))
     masks = [keep_best(network, np.abs(weight_P), all_P, keep, training.scope) for weight_P in states]
-    found = early_bird(masks)
+    found = early_bird(network, masks)
     return masks[-1 if found is None else found]
 
 
