@@ -29,6 +29,7 @@ class Method:
     updates: bool = False
     propagate: str = "dense"
     in_order: bool = False
+    trained: bool = False  # `lottery hypothesis` makes such tickets by training
     revision: int = 1  # it grows where the method makes other tickets than it did under the same name
 
 
@@ -41,6 +42,7 @@ METHODS = {
     "sparsegpt": Method(calibrated=True, gram=True, updates=True, propagate="pruned"),
     "alps": Method(calibrated=True, gram=True, updates=True, propagate="pruned"),
     "repair": Method(calibrated=True, gram=True, updates=True, propagate="pruned", in_order=True, revision=2),
+    "hypothesis": Method(updates=True, trained=True),
 }
 # What fixes a ticket's bytes beside model, target, sparsity and method.
 FIXING = (
@@ -89,7 +91,8 @@ class Spec:
     method: str = parameter(
         "magnitude",
         "Which weights are removed first: the smallest, random ones, or by a method that looks at data.",
-        **one_of(*METHODS),
+        parse=one_of(*METHODS)["parse"],
+        values=", ".join(name for name, method in METHODS.items() if not method.trained),
     )
     scope: str = parameter(
         "layer", "Sparsity per tensor, per output row, or over all together.", **one_of("layer", "row", "global")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from lottery import __version__
+from lottery.cli.hypothesis import hypothesis
 from lottery.cli.import_gguf import import_model
 from lottery.cli.options import json_option
 from lottery.cli.runs import label, list_tickets, publish, report
@@ -98,6 +99,7 @@ for command in (
     export,
     import_model,
     study,
+    hypothesis,
     list_tickets,
     report,
     label,

@@ -17,7 +17,7 @@ from lottery.models.targets import resolve_target
 from lottery.progress import say
 from lottery.pruning.plan import check_targets
 from lottery.runtime import load
-from lottery.spec import Spec
+from lottery.spec import METHODS, Spec
 from lottery.ticket.folder import LocalTicket
 from lottery.ticket.opening import find_base, is_ticket, open_ticket
 from lottery.ticket.record import RECORD
@@ -33,6 +33,10 @@ def resolve(
 
     Raises InputError for what is wrong with model or target.
     """
+    if METHODS[spec.method].trained:
+        raise InputError(
+            f"method={spec.method}: its tickets are trained, not pruned; run `lottery hypothesis`, or give another method"
+        )
     cache = cache or Cache()
     need_base = spec.storage == "mask"
     opened = ("source", spec.model, need_base, config_only)

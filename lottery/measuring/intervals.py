@@ -106,3 +106,21 @@ def bootstrap_interval(values_N: np.ndarray, seed: int = 0) -> tuple[float, floa
     tail = expanded_tail(n)
     low, high = np.quantile(means_S, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def paired_interval(difference_SN: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95% interval of the mean of a difference over seeds and windows, [S, N].
+
+    Seeds and windows are resampled independently (the pigeonhole bootstrap, Owen 2007): a window is hard for all seeds,
+    and a seed is lucky on all windows. The quantiles are those that Student's t gives for the lesser of the two counts.
+    With one seed the interval is over windows alone: it says nothing of other seeds.
+    """
+    seeds, windows = difference_SN.shape
+    if seeds == 1:
+        return difference_interval(difference_SN[0])
+    rng = np.random.default_rng((seed, seeds, windows))
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    mean_R = ((of_seeds @ difference_SN) * resample_counts(windows)).sum(1) / windows
+    tail = expanded_tail(min(seeds, windows))
+    lo, hi = np.quantile(mean_R, [tail, 1 - tail])
+    return float(lo), float(hi)

@@ -7,11 +7,12 @@ from lottery.models.hub import check_room, download_file, hub_errors, tqdm_class
 from lottery.progress import progress_bar, say
 
 
-def load_dataset_column(what: str, repo: str, config: str, split: str, column: str, instead: str) -> list[str]:
+def load_dataset_column(what: str, repo: str, config: str | None, split: str, column: str, instead: str) -> list[str]:
     """Returns one column of a data set on the hub, or of its cached copy when the hub cannot be reached.
 
-    `instead` is the way out without a hub. Raises InputError when the hub refuses the data set or, offline, the cache
-    does not have it, and MachineError when the hub cannot be reached and the cache does not have it.
+    `config` may be None for a data set that has only one; `split` may be a part of one, `train[:1000]`. `instead` is the
+    way out without a hub. Raises InputError when the hub refuses the data set or, offline, the cache does not have it,
+    and MachineError when the hub cannot be reached and the cache does not have it.
     """
     import datasets
     from huggingface_hub import HfApi, constants

@@ -19,6 +19,7 @@ WIKITEXT = {"wikitext2": ("test", "\n\n"), "wikitext2-train": ("train", " ")}
 WORDS = {  # what a parameter takes beside a file
     "dataset": ("builtin", "wikitext2"),
     "calibration": ("self", "c4", "wikitext2-train", "builtin"),
+    "text": ("stories",),
 }
 OF_HUB = ("wikitext2", "wikitext2-train", "c4")  # the words that name a text of the hub
 INSTEAD = {"dataset": "builtin", "calibration": "self"}  # what needs no hub

@@ -30,6 +30,7 @@ from lottery.models.headers import TensorInfo
 from lottery.models.tensors import FLOAT_BITS
 from lottery.progress import Advance, progress_bar, say
 from lottery.pruning.allocation import Allocation, decide, resolve_allocation
+from lottery.pruning.given import GivenSelection
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.samples import Samples
 from lottery.pruning.selection import Selection, draw_seed
@@ -116,6 +117,9 @@ def open_selection(
             selection_class = InOrderSelection if METHODS[spec.method].in_order else CalibratedSelection
             calibrated = selection_class(spec, source, chosen, samples, counts)
         return in_block_order(source, places), calibrated, progress_bar(title, calibrated.steps)
+    if METHODS[spec.method].trained:
+        total = sum(tensor_info(source, p).nbytes for p in places)
+        return places, GivenSelection(source), progress_bar(title, total, "bytes")
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
     selection = Selection(spec, source, chosen, counts)

@@ -58,6 +58,7 @@ class Training:
     lr: float = 3e-3  # peak learning rate of this training
     mask_lr: float = 3e-3  # peak learning rate of the trainings that made the mask
     mask_steps: int = 800  # steps of the trainings that made the mask
+    mask_rewind: int = 0  # the step to which those trainings were rewound
     order: int = 0  # which order of the data: 0 is the seed's own
     scope: str = "global"  # weights are ranked over all matrices together, or within each matrix: layer
 

@@ -1,0 +1,194 @@
+"""Tells the story of a hypothesis: text, trainings, lines, claims, tickets, report. Read `run` first."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lottery.errors import InputError, did_you_mean
+from lottery.files.home import home
+from lottery.hypothesis.lab import Lab
+from lottery.hypothesis.plan import Segment
+from lottery.hypothesis.record import collect, shown_arm
+from lottery.hypothesis.runner import Runner
+from lottery.hypothesis.tasks import Task
+from lottery.hypothesis.tickets import register_winners
+from lottery.hypothesis.wording import training_title
+from lottery.progress import progress_bar, say
+from lottery.registry import parts, recovery, runs, store, trainings
+from lottery.spec import json_sha256
+from lottery.training.network import Network
+from lottery.training.recipe import Training
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a hypothesis gave: its record, and its run in MLflow."""
+
+    record: dict[str, Any]
+    run_id: str
+    page: str | None
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
+    """Makes everything that a hypothesis asks for; what exists is found, not made again.
+
+    `jobs` trainings run at a time. Raises MachineError if the tracking store stops answering; the same command then
+    goes on from there.
+    """
+    client = store.connect()
+    recovery.close_killed_runs(client)
+    with open_run(client, lab, tags) as run:
+        recorder = Recorder(client, lab, run.id)
+        if before := sum(lab.outputs.has(training) for training in lab.plan.trainings):
+            say(f"{before} of {len(lab.plan.trainings)} trainings were made before")
+        total = sum(task.steps for task in lab.tasks)
+        with progress_bar(f"{lab.hypothesis.name}: {len(lab.plan.trainings)} trainings", total, "steps") as advance:
+            Runner(lab.tasks, lab.outputs, recorder.ended).run(lab.corpus_folder, jobs, advance)
+        return log_result(run, lab, recorder, (tags or {}).get("command", ""))
+
+
+def make_part(lab: Lab, run_id: str, name: str) -> None:
+    """Makes one task, and whatever it needs that is not there; this is what one task of a cluster does.
+
+    Raises InputError for an unknown task.
+    """
+    tasks = {task.name: task for task in lab.tasks}
+    if name not in tasks:
+        raise InputError(f"part={name}: {did_you_mean(name, [*tasks, 'report'])}")
+    recorder = Recorder(store.connect(), lab, run_id)
+    Runner(with_needs(tasks, name), lab.outputs, recorder.ended).run(
+        lab.corpus_folder, 1, lambda amount=1, note="": None
+    )
+
+
+def with_needs(tasks: Mapping[str, Task], name: str) -> list[Task]:
+    """Returns a task after everything that it needs."""
+    found: dict[str, Task] = {}
+
+    def add(task: Task) -> None:
+        for need in task.needs:
+            add(tasks[need])
+        found[task.name] = task
+
+    add(tasks[name])
+    return list(found.values())
+
+
+@contextmanager
+def open_run(client: store.Client, lab: Lab, more: Mapping[str, str] | None = None) -> Iterator[runs.Run]:
+    """Opens the run of the hypothesis: that which `mlflow run` opened, else the one that it continues, else a new one."""
+    h = lab.hypothesis
+    before = trainings.find_hypothesis_run(client, lab.id)
+    tags = {"kind": "hypothesis", "study": h.name, "study_id": lab.id, **(more or {})}
+    params = {"preset": h.name, "text": h.text, "seed": str(h.seed), "device": h.device}
+    resume = runs.pop_run_id() or (before.info.run_id if before else None)
+    id = json_sha256([lab.id, store.store_digest()])[:16]
+    with runs.open_run(
+        client, id, f"hypothesis {h.name} {lab.corpus.name}", params, tags, resume=resume, adopt=False
+    ) as run:
+        run.log_files({"hypothesis.yaml": h.yaml()})
+        yield run
+
+
+class Recorder:
+    """Logs each training to MLflow as it ends, and remembers which failed."""
+
+    def __init__(self, client: store.Client, lab: Lab, run_id: str) -> None:
+        self.client, self.lab, self.run_id = client, lab, run_id
+        self.key = parts.part_key(run_id)
+        self.reasons: dict[str, tuple[str, str]] = {}  # by the training's id: outcome, reason
+        self.count, self.began = 0, time.monotonic()
+        self.run_ids = trainings.find_training_runs(client, [t.id(lab.plan.setup) for t in lab.plan.trainings])
+
+    def ended(self, task: Task, state: str, reason: str | None) -> None:
+        """Takes the end of a task: a new training gets a run, an old one's run is marked as part of this hypothesis."""
+        if isinstance(task.what, Segment) or task.kind == "states":
+            if reason:
+                say(f"{task.name}: {state}: {reason}")
+            return
+        training, id = task.what, task.what.id(self.lab.plan.setup)
+        self.count += 1
+        if state in ("failed", "missing"):
+            self.reasons[id] = state, reason or ""
+            say(f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {reason}")
+            return
+        if id in self.run_ids:
+            trainings.add_part(self.client, self.run_ids[id], self.key, task.name)
+        else:
+            self.run_ids[id] = self.log(task, training)
+        if state == "found":
+            return
+        result = self.lab.outputs.result(training)
+        ending = f"loss {result['loss']:.4f}" if "loss" in result else f"diverged: {result['reason']}"
+        say(
+            f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {ending}, {result['seconds']:.0f} s"
+        )
+
+    def place(self) -> str:
+        return f"[{self.count}/{len(self.lab.plan.trainings)}]"
+
+    def log(self, task: Task, training: Training) -> str:
+        """Writes the run of a training. Returns the run's id."""
+        result = self.lab.outputs.result(training)
+        names = (
+            "arm",
+            "seed",
+            "round",
+            "rewind",
+            "steps",
+            "lr",
+            "mask_lr",
+            "mask_steps",
+            "mask_rewind",
+            "order",
+            "scope",
+        )
+        params = {name: str(getattr(training, name)) for name in names} | {"text": self.lab.corpus.name}
+        tags = {
+            "arm": shown_arm(training), "round": str(training.round), "density": f"{result['density']:.4f}",
+            "seed": str(training.seed), "training": result["id"], self.key: task.name, "outcome": result["outcome"],
+        }  # fmt: skip
+        measured: dict[str, float] = {name: result[name] for name in ("loss", "search_loss") if name in result}
+        measured |= {"density": result["density"], "cost": result["cost"], "train_s": result["seconds"]}
+        curve = [(int(step), train, search) for step, train, search in result["curve"]]
+        return trainings.log_training(
+            self.client, self.run_id, training_title(training, self.lab.hypothesis.steps), params, tags, measured, curve
+        )
+
+
+def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Result:
+    """Collects the record, logs it, and ends the run; as FAILED if a training failed or is missing."""
+    network = Network(lab.plan.setup.shape)
+    record = collect(
+        lab.plan, lab.outputs, lab.corpus, network.prunable, network.size, recorder.reasons, recorder.run_ids
+    )
+    record["command"] = command or f"lottery hypothesis --preset {lab.hypothesis.name}"
+    record["tickets"] = register_winners(lab, run.id, record)
+    run.log_files({"hypothesis.json": record})
+    failed = [t for t in record["trainings"] if t["outcome"] in ("failed", "missing")]
+    metrics = {"trainings": float(len(record["trainings"]) - len(failed)), "failed": float(len(failed))}
+    run.log_metrics(metrics, None, None, int(time.time() * 1000))
+    if failed:
+        run.set_tags(
+            {
+                "outcome": "failed",
+                "reason": f"{len(failed)} of {len(record['trainings'])} trainings failed or are missing",
+            }
+        )
+        run.finish("FAILED")
+    return Result(record, run.id, run.page, failed)
+
+
+def default_jobs(device: str) -> int:
+    """Returns how many trainings run at a time: one per core, or one on a GPU."""
+    return 1 if device == "cuda" else len(os.sched_getaffinity(0))
+
+
+def report_folder(lab: Lab) -> Path:
+    """Returns the folder of a hypothesis' report. Each tracking store has its own."""
+    return home() / "hypotheses" / f"{lab.id}-{store.store_digest()[:8]}" / "report"
