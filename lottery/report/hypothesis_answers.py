@@ -20,6 +20,7 @@ from lottery.report.hypothesis_record import (
     difference_text,
     is_usual,
     longer_dense,
+    place_key,
     rewind_text,
     seeds_of,
     training_key,
@@ -115,11 +116,24 @@ def place_words(claim: Row) -> str:
     return f"`{claim['arm']}` at {density_text(claim['density'])}, {rewind_text(claim['rewind_share'])}"
 
 
+def beside_chief(record: Record, chief: Row | None) -> list[Row]:
+    """Returns the claims that the chief ticket beats its controls."""
+    if chief is None:
+        return []
+    place = place_key(chief)
+    return [c for c in claims_of(record, "beats", [chief["arm"]]) if place_key(c) == place]
+
+
+def lead_sure(record: Record, chief: Row | None) -> list[str]:
+    """Returns how sure the first two answers are."""
+    if chief is None:
+        return []
+    said = (easy_sentence(record, chief), seeds_sentence(record), edge_sentence([chief, *beside_chief(record, chief)]))
+    return [sentence for sentence in said if sentence]
+
+
 def answer_beats(record: Record, chief: Row | None) -> Answer:
-    found = [] if chief is None else [
-        c for c in claims_of(record, "beats", [chief["arm"]])
-        if abs(c["density"] - chief["density"]) < 1e-6 and c["rewind"] == chief["rewind"]
-    ]  # fmt: skip
+    found = beside_chief(record, chief)
     if not found or chief is None:
         return Answer(
             BEATS, "not known", "Not known whether it beats its controls: none stands beside it at this density.", ""
@@ -246,20 +260,19 @@ def early_sentence(judged: Sequence[Row]) -> list[str]:
 
 def own_shuffles(record: Record) -> list[str]:
     """Returns for each method where its mask beats a random one with as many weights in each tensor, and where not."""
-    said = []
-    verbs = {
-        True: "beats its own mask shuffled inside the tensors at",
-        False: "does not at",
-        None: "it is not known at",
-    }
+    said, twin = [], "its own mask shuffled inside the tensors at"
     for arm in BEFORE:
         found = [c for c in claims_of(record, "beats", [arm]) if c["control"] == f"{arm}-shuffled"]
-        where = {value: [density_text(c["density"]) for c in found if c["holds"] is value] for value in verbs}
-        parts = [f"{verbs[value]} {natural_list(of)}" for value, of in where.items() if of]
-        if parts and not where[True]:
-            parts[0] = parts[0].replace(verbs[False], "does not beat its own mask shuffled inside the tensors at")
-        if parts:
-            said.append(f"`{arm}` {', '.join(parts)}.")
+        won, lost, open_ = (
+            natural_list(density_text(c["density"]) for c in found if c["holds"] is value)
+            for value in (True, False, None)
+        )
+        if won or lost:
+            verb = "beats" if won else "does not beat"
+            but = f", but not at {lost}" if won and lost else ""
+            said.append(f"`{arm}` {verb} {twin} {won or lost}{but}{f'; at {open_} it is not known' if open_ else ''}.")
+        elif open_:
+            said.append(f"It is not known whether `{arm}` beats {twin} {open_}.")
     return said
 
 

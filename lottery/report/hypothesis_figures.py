@@ -29,7 +29,7 @@ from lottery.report.hypothesis_record import (
 from lottery.report.style import COLOURS, INK, LINES, MARKERS, PALE, clean_label, legend, panels, styled
 
 CLIP = 1.5  # nats above dense: what is worse is shown at the upper edge, with its loss
-ASIDE = 1.04  # arms of one density alone stand side by side, each by this factor to the left of the one before
+ASIDE = 1.04  # the greatest factor between two arms of one density alone, which stand side by side
 MOST = 8  # curves in one figure
 EARLY = 0.15  # share of the steps after which curves of training are drawn: before it all of them fall alike
 
@@ -51,7 +51,7 @@ def figures_of(record: Record) -> dict[str, tuple[Figure, str]]:
     """Returns name -> (figure, caption) of all figures of losses whose data the record has."""
     usual, every = usual_rows(record), [r for r in best_rows(record) if r["arm"] != "dense"]
     ticket = [r for r in usual if r["arm"] == TICKETS[0]] or [r for r in usual if r["arm"] == TICKETS[1]]
-    band = "On the report text, each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model."
+    band = "On the report text, each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model. Arms of one density alone stand side by side."
     parts = {
         "loss": ([r for r in usual if r["arm"] in (*TICKETS, *CONTROLS)], f"Loss against density: the ticket and its controls. {band}"),
         "before": ([r for r in every if r["arm"] in BEFORE and r["steps"] == record["setup"]["steps"]], f"Masks that are found before or early in training, beside the ticket. {band}"),
@@ -102,9 +102,11 @@ def plot_losses(record: Record, rows: Sequence[Row]) -> Figure:
         dense = next((r["loss"] for r in longer_dense(record) if r["steps"] == record["setup"]["steps"]), None)
         top = (dense if dense is not None else min(r["loss"] for r in rows)) + CLIP
         lines = curves(rows)
-        handles, single = [], 0
+        handles, single, step = [], 0, step_aside(lines)
         for c in lines:
-            handles.append(draw_curve(axes, record, c, seen[label(record, c[0])], top, single))
+            handles.append(
+                draw_curve(axes, record, c, seen[label(record, c[0])], top, step**single if len(c) == 1 else 1.0)
+            )
             single += len(c) == 1
         highest = draw_levels(axes, record, rows, top)
         low, high = axes.get_ylim()
@@ -115,13 +117,23 @@ def plot_losses(record: Record, rows: Sequence[Row]) -> Figure:
         return figure
 
 
+def step_aside(lines: Sequence[Sequence[Row]]) -> float:
+    """Returns the factor by which arms of one density alone stand to the left of each other: all of them closer to their
+    own density than to the next one."""
+    single = [c[0]["density"] for c in lines if len(c) == 1]
+    if len(single) < 2:
+        return 1.0
+    denser = min((r["density"] for c in lines for r in c if r["density"] > max(single) + 1e-6), default=1.0)
+    return min(ASIDE, (denser / max(single)) ** (0.4 / (len(single) - 1)))
+
+
 def draw_curve(
-    axes: Axes, record: Record, curve: Sequence[Row], look: tuple[str, str, str], top: float, place: int
+    axes: Axes, record: Record, curve: Sequence[Row], look: tuple[str, str, str], top: float, aside: float
 ) -> Any:
-    """Draws one arm with its band; a curve of one point has an error bar. `place`: how many such points stand to its right.
-    Returns the line for the legend."""
+    """Draws one arm with its band, `aside` times its densities; a curve of one point has an error bar. Returns the line for
+    the legend."""
     colour, marker, line = look
-    x, y = [100 * r["density"] * (ASIDE**place if len(curve) == 1 else 1) for r in curve], [r["loss"] for r in curve]
+    x, y = [100 * r["density"] * aside for r in curve], [r["loss"] for r in curve]
     low = [r["lo"] if r["lo"] is not None else r["loss"] for r in curve]
     high = [r["hi"] if r["hi"] is not None else r["loss"] for r in curve]
     if len(curve) > 1:

@@ -12,7 +12,7 @@ from lottery.report import hypothesis_tables as tables
 from lottery.report import images
 from lottery.report.answers import Answer
 from lottery.report.folder import SUMMARY, check_folder, write_files
-from lottery.report.hypothesis_answers import answer_all, chief_claim
+from lottery.report.hypothesis_answers import answer_all, chief_claim, lead_sure
 from lottery.report.hypothesis_barriers import barrier_figures
 from lottery.report.hypothesis_figures import figures_of, usual_rows
 from lottery.report.hypothesis_limits import facts, limits, not_run
@@ -30,6 +30,7 @@ from lottery.report.images import Drawing
 from lottery.report.rendering import table_files
 from lottery.report.templates import template
 
+QUESTION = "Does a subnetwork reach the whole network?"  # where the record asks nothing else
 LINKS = ("loss", "claims", "found", "stability")  # the section of each answer, in the order of `answer_all`
 
 
@@ -65,10 +66,10 @@ def build_hypothesis_page(record: Record) -> tuple[dict[str, bytes], dict[str, A
         if t is not None and t.rows
     }  # fmt: skip
     page = template("hypothesis.html").render(
-        name=record["name"], title=record["question"], answers=list(zip(LINKS, answers, strict=True)), drawings=drawings,
+        name=record["name"], title=record["question"] or QUESTION, answers=list(zip(LINKS, answers, strict=True)), drawings=drawings,
         tables=sheets, places=said, arms=tables.arms_legend(record, arms_of(record)), not_run=not_run(record),
         limits=limits(record), facts=facts(record), command=record["command"],
-        lead=[a.sentence for a in answers[:2]], sure=list(dict.fromkeys(a.sure for a in answers[:2] if a.sure)),
+        lead=[a.sentence for a in answers[:2]], sure=lead_sure(record, chief_claim(record)),
     )  # fmt: skip
     files = {"index.html": page.encode()} | table_files(sheets.values())
     for name, (figure, _) in drawn.items():

@@ -215,6 +215,7 @@ def test_texts_of_a_record_are_escaped(tmp_path: Path) -> None:
 def test_one_seed_and_edges_are_said(tmp_path: Path) -> None:
     page = words(write(quick(), tmp_path / "r"))
     assert "One seed: the intervals are over windows of text alone" in page and "3 of 15 places" in page
+    assert page.count("A best learning rate lies at the edge of those tried") == 1
     assert "One rate alone was tried at 9 places (`rewound`, `snip`, `synflow` and `random`)." in limits(quick())[3]
     assert (
         "smallest or greatest that was tried (`permuted` at 21%; `reinit` at 21%; `shuffled` at 21%)"
