@@ -60,7 +60,7 @@ def read_hub(text: str) -> tuple[str, str]:
     """Returns the name and the text of a data set: the first rows of the column `text` of its train split."""
     instead = f"give text={WORDS['text'][0]} or text=FILE"
     rows = load_dataset_column(f"text={text}", text, None, f"train[:{ROWS}]", "text", instead)
-    say(f"text={text}: the first {len(rows):,} rows of its split train are read")
+    say(f"text={text}: the first {len(rows):,} rows of its split train are taken")
     return text, END.join(rows)
 
 
@@ -99,7 +99,7 @@ def without_evaluation(text: str, content: str) -> str:
     say(
         f"text={text}: {len(documents) - len(kept):,} documents are left out, which the embedded evaluation text has too"
     )
-    if not kept:
+    if sum(map(len, kept)) < len(content) / 2:
         raise InputError(
             f"text={text}: it is the embedded evaluation text, which no model trains on; give another text"
         )
