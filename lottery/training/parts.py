@@ -6,6 +6,7 @@ is cut anywhere. The last share of a text is what a model is measured on.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lottery.errors import InputError
 from lottery.models.hub_datasets import load_dataset_column
@@ -50,10 +51,12 @@ def read_parts(text: str, tokens: int, measured: tuple[int, int]) -> Parts:
 
 
 def is_hub_name(text: str) -> bool:
-    """Returns whether a text is written as ORG/NAME, and not as the path of a file with an ending."""
+    """Returns whether a text is written as ORG/NAME, and is neither the path of a file with an ending nor one that exists."""
     organisation, slash, name = text.partition("/")
     known = name.lower().endswith((".txt", ".jsonl", ".json", ".parquet"))
-    return bool(slash and organisation.strip(".~") and name and "/" not in name and not known)
+    return bool(
+        slash and organisation.strip(".~") and name and "/" not in name and not known and not Path(text).exists()
+    )
 
 
 def read_hub(text: str) -> tuple[str, str]:

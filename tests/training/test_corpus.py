@@ -195,6 +195,9 @@ def test_a_damaged_corpus_is_refused(name: str, harm: str, stories: Corpus, tmp_
         ("stories", {"vocabulary": 100}, "vocabulary=100: every byte needs a token"),
         ("latin.txt", {}, "not readable ("),
         ("table.csv", {}, "the file has the ending .csv"),
+        ("texts/plain", {}, "the file has no ending; give a .txt"),
+        ("./texts", {}, "it is a folder; give stories or a file"),
+        ("texts/none.txt", {}, "there is no such file"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -205,6 +208,8 @@ def test_bad_input_is_one_line(
     (tmp_path / "short.txt").write_text(write_stories(1, 6_000))
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "table.csv").write_text("a,b\n")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "plain").write_text("a")
     before = set((home() / "corpora").glob("*"))
     with pytest.raises(InputError) as error:
         read_corpus(text, **{**SIZES, **more})
