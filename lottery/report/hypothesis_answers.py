@@ -7,6 +7,7 @@ from typing import Any
 from lottery.report.answers import Answer
 from lottery.report.hypothesis_record import (
     BEFORE,
+    CONTROLS,
     SCORES,
     TICKETS,
     Record,
@@ -14,10 +15,10 @@ from lottery.report.hypothesis_record import (
     arm_rank,
     arms_of,
     claim_row,
-    claim_steps,
     costs,
     density_text,
     difference_text,
+    is_usual,
     longer_dense,
     rewind_text,
     seeds_of,
@@ -41,9 +42,8 @@ def answer_all(record: Record) -> list[Answer]:
 
 
 def claims_of(record: Record, kind: str, arms: Sequence[str]) -> list[Row]:
-    """Returns the claims of one kind on some arms at the setup's own number of steps."""
-    usual = record["setup"]["steps"]
-    return [c for c in record["claims"] if c["claim"] == kind and c["arm"] in arms and claim_steps(record, c) == usual]
+    """Returns the claims of one kind on some arms at the setup's own number of steps and scope."""
+    return [c for c in record["claims"] if c["claim"] == kind and c["arm"] in arms and is_usual(record, c)]
 
 
 def chief_claim(record: Record) -> Row | None:
@@ -61,20 +61,31 @@ def answer_matches(record: Record, chief: Row | None) -> Answer:
     if chief is None:
         return Answer(MATCHES, "not known", "Not known whether a ticket matches the dense network: "
                       + (why_not(tried) or "no training of a ticket stands beside one of the dense network."), "")  # fmt: skip
-    sure = " ".join(filter(None, (seeds_sentence(record), edge_sentence([chief]))))
+    sure = " ".join(filter(None, (easy_sentence(record, chief), seeds_sentence(record), edge_sentence([chief]))))
     if chief["holds"]:
         return Answer(MATCHES, f"yes, at {density_text(chief['density'])}",
-                      f"Yes: {ticket_words(record, chief)} matches the dense network at equal steps of the last training: "
+                      f"Yes: {ticket_words(chief)} matches the dense network at equal steps of the last training: "
                       f"its loss minus that of dense is {claim_text(chief)} nats a token, and an upper end of {MATCHING:g} "
-                      f"is allowed{below_zero(chief)}.", sure, about=place_words(record, chief))  # fmt: skip
+                      f"is allowed{below_zero(chief)}.", sure, about=place_words(chief))  # fmt: skip
     if any(c["holds"] is None for c in tried):
         return Answer(MATCHES, "not known", f"Not known whether a ticket matches the dense network: {why_not(tried)} "
-                      f"The closest, {ticket_words(record, chief)}, differs from dense by {claim_text(chief)} nats a token.",
-                      sure, about=place_words(record, chief))  # fmt: skip
+                      f"The closest, {ticket_words(chief)}, differs from dense by {claim_text(chief)} nats a token.",
+                      sure, about=place_words(chief))  # fmt: skip
     return Answer(MATCHES, "no", f"No: no ticket matches the dense network at a density that was tried "
                   f"({natural_list(dict.fromkeys(density_text(c['density']) for c in tried))}). The closest, "
-                  f"{ticket_words(record, chief)}, differs from dense by {claim_text(chief)} nats a token, and an upper end of "
-                  f"{MATCHING:g} is allowed.", sure, about=f"closest: {place_words(record, chief)}")  # fmt: skip
+                  f"{ticket_words(chief)}, differs from dense by {claim_text(chief)} nats a token, and an upper end of "
+                  f"{MATCHING:g} is allowed.", sure, about=f"closest: {place_words(chief)}")  # fmt: skip
+
+
+def easy_sentence(record: Record, chief: Row) -> str:
+    """Returns a sentence on controls that match dense as the ticket does, "" if there is none."""
+    found = [
+        c for c in claims_of(record, "matches", CONTROLS) if c["holds"] and abs(c["density"] - chief["density"]) < 1e-6
+    ]
+    if not chief["holds"] or not found:
+        return ""
+    verb = "matches" if len({c["arm"] for c in found}) == 1 else "match"
+    return f"At this density {arm_names(found)} {verb} dense, too: a match alone says little here."
 
 
 def why_not(claims: Sequence[Row]) -> str:
@@ -91,18 +102,17 @@ def below_zero(claim: Row) -> str:
     return "; the whole interval lies below 0, so it ends better than dense" if (claim["hi"] or 0) < 0 else ""
 
 
-def ticket_words(record: Record, claim: Row) -> str:
-    return f"the ticket `{claim['arm']}` with {density_text(claim['density'])} of the weights{rewound_words(record, claim)}"
+def ticket_words(claim: Row) -> str:
+    return f"the ticket `{claim['arm']}` with {density_text(claim['density'])} of the weights{rewound_words(claim)}"
 
 
-def rewound_words(record: Record, claim: Row) -> str:
+def rewound_words(claim: Row) -> str:
     step = claim["rewind"] or 0
-    return f", back at step {step:,} of {claim_steps(record, claim):,}" if step else ", back at its first weights"
+    return f", back at step {step:,} of {claim['steps']:,}" if step else ", back at its first weights"
 
 
-def place_words(record: Record, claim: Row) -> str:
-    share = (claim["rewind"] or 0) / claim_steps(record, claim)
-    return f"`{claim['arm']}` at {density_text(claim['density'])}, {rewind_text(round(share, 4))}"
+def place_words(claim: Row) -> str:
+    return f"`{claim['arm']}` at {density_text(claim['density'])}, {rewind_text(claim['rewind_share'])}"
 
 
 def answer_beats(record: Record, chief: Row | None) -> Answer:
@@ -123,7 +133,7 @@ def answer_beats(record: Record, chief: Row | None) -> Answer:
     if lost:
         parts.append(f"it does not beat {control_names(lost)} ({'; '.join(claim_text(c) for c in lost)})")
     if open_:
-        parts.append(f"against {control_names(open_)} it is not known")
+        parts.append(f"against {control_names(open_)} it is not known ({'; '.join(c['why'] for c in open_)})")
     word = "no" if lost and not won else "not all" if lost else "not known" if open_ else "yes"
     start = {"yes": "Yes", "no": "No", "not all": "Not all of them", "not known": "Not known of all"}[word]
     short = word if word in ("yes", "not known") else f"{word}, {len(won)} of {len(found)}"
@@ -206,7 +216,8 @@ def answer_before(record: Record) -> Answer:
                      f"`{nearest['arm']}` at {density_text(nearest['density'])}, {claim_text(nearest)}.")  # fmt: skip
     else:
         short, about = "not known", ""
-        parts.append("Not known of masks that are made before training: none was compared with dense.")
+        none = "" if any(c["arm"] in SCORES for c in tried) else ": none was compared with dense"
+        parts.append(f"Not known of masks that are made before training{none}.")
     unknown = [c for c in tried if c["arm"] not in {j["arm"] for j in judged}]
     if unknown:
         parts.append(f"Of {arm_names(unknown)} it is not known: {why_not(unknown)}")

@@ -19,6 +19,7 @@ from lottery.report.hypothesis_record import (
     best_rows,
     curves,
     density_text,
+    is_usual,
     label,
     longer_dense,
     middle,
@@ -36,10 +37,8 @@ EARLY = 0.15  # share of the steps after which curves of training are drawn: bef
 def usual_rows(record: Record) -> list[Row]:
     """Returns the best rows of the setup's own number of steps and scope, of each arm at the rewind point that most of
     its rows have."""
-    setup, found = record["setup"], []
-    rows = [
-        r for r in best_rows(record) if r["steps"] == r["mask_steps"] == setup["steps"] and r["scope"] == setup["scope"]
-    ]
+    found = []
+    rows = [r for r in best_rows(record) if is_usual(record, r) and not (r["arm"] == "dense" and r["rewind"])]
     for arm in dict.fromkeys(r["arm"] for r in rows):
         of_arm = [r for r in rows if r["arm"] == arm]
         shares = [r["rewind_share"] for r in of_arm]
@@ -52,10 +51,10 @@ def figures_of(record: Record) -> dict[str, tuple[Figure, str]]:
     """Returns name -> (figure, caption) of all figures of losses whose data the record has."""
     usual, every = usual_rows(record), [r for r in best_rows(record) if r["arm"] != "dense"]
     ticket = [r for r in usual if r["arm"] == TICKETS[0]] or [r for r in usual if r["arm"] == TICKETS[1]]
-    band = "Each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model."
+    band = "On the report text, each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model."
     parts = {
         "loss": ([r for r in usual if r["arm"] in (*TICKETS, *CONTROLS)], f"Loss against density: the ticket and its controls. {band}"),
-        "before": ([r for r in usual if r["arm"] in BEFORE], f"Masks that are found before or early in training, beside the ticket. {band}"),
+        "before": ([r for r in every if r["arm"] in BEFORE and r["steps"] == record["setup"]["steps"]], f"Masks that are found before or early in training, beside the ticket. {band}"),
         "later": ([r for r in usual if r["arm"] in LATER], f"Other ways to spend the same trainings, beside the ticket. {band}"),
         "variants": ([r for r in every if r["arm"] in TICKETS and not any(r is u for u in usual)],
                      f"The ticket from other rewind points, at other lengths of training and scopes. {band}"),
@@ -74,17 +73,25 @@ def figures_of(record: Record) -> dict[str, tuple[Figure, str]]:
 
 
 def looks(rows: Sequence[Row], record: Record) -> dict[str, tuple[str, str, str]]:
-    """Returns label -> (colour, marker, line). The shuffled twin of a method has its colour, dashed."""
-    names: dict[str, str] = {}
-    for r in sorted(rows, key=lambda r: arm_rank(r["arm"])):
-        names[label(record, r)] = label(record, r).replace("-shuffled", "")
-    bases = list(dict.fromkeys(names.values()))
+    """Returns label -> (colour, marker, line). A method has one colour: dashed where its mask is shuffled, dotted where it
+    ranks another scope."""
+    rows = sorted(rows, key=lambda r: arm_rank(r["arm"]))
+    bases = list(dict.fromkeys(base_of(record, r) for r in rows))
     found = {}
-    for name, base in names.items():
-        i = bases.index(base)
-        twin = name != base
-        found[name] = (COLOURS[i % MOST], "x" if twin else MARKERS[i % MOST], "--" if twin else LINES[i // MOST % 4])
+    for r in rows:
+        i = bases.index(base_of(record, r))
+        look = (COLOURS[i % MOST], MARKERS[i % MOST], LINES[i // MOST % 4])
+        if r["arm"] in BEFORE and r["scope"] != record["setup"]["scope"]:
+            look = (look[0], "+", ":")
+        elif r["arm"].endswith("-shuffled"):
+            look = (look[0], "x", "--")
+        found[label(record, r)] = look
     return found
+
+
+def base_of(record: Record, r: Row) -> str:
+    """Returns what shares a colour: a method before training with its twins, else an arm as it is labelled."""
+    return r["arm"].removesuffix("-shuffled") if r["arm"] in BEFORE else label(record, r)
 
 
 def plot_losses(record: Record, rows: Sequence[Row]) -> Figure:
@@ -95,15 +102,15 @@ def plot_losses(record: Record, rows: Sequence[Row]) -> Figure:
         dense = next((r["loss"] for r in longer_dense(record) if r["steps"] == record["setup"]["steps"]), None)
         top = (dense if dense is not None else min(r["loss"] for r in rows)) + CLIP
         lines = curves(rows)
-        single = [c for c in lines if len(c) == 1]
-        handles = [
-            draw_curve(axes, record, c, seen[label(record, c[0])], top, next((i for i, s in enumerate(single) if s is c), 0)) for c in lines
-        ]  # fmt: skip
+        handles, single = [], 0
+        for c in lines:
+            handles.append(draw_curve(axes, record, c, seen[label(record, c[0])], top, single))
+            single += len(c) == 1
         highest = draw_levels(axes, record, rows, top)
         low, high = axes.get_ylim()
         axes.set_ylim(low, min(max(high, highest), top))
         density_axis(axes, [r["density"] for r in rows])
-        axes.set_ylabel("loss on the report text, nats a token")
+        axes.set_ylabel("loss, nats a token")
         legend(axes, handles, 3, -0.17)
         return figure
 
@@ -114,7 +121,7 @@ def draw_curve(
     """Draws one arm with its band; a curve of one point has an error bar. `place`: how many such points stand to its right.
     Returns the line for the legend."""
     colour, marker, line = look
-    x, y = [100 * r["density"] * ASIDE**place for r in curve], [r["loss"] for r in curve]
+    x, y = [100 * r["density"] * (ASIDE**place if len(curve) == 1 else 1) for r in curve], [r["loss"] for r in curve]
     low = [r["lo"] if r["lo"] is not None else r["loss"] for r in curve]
     high = [r["hi"] if r["hi"] is not None else r["loss"] for r in curve]
     if len(curve) > 1:
@@ -220,6 +227,6 @@ def plot_training(record: Record, lines: Sequence[tuple[Row, list[tuple[int, flo
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.set_xlabel("step")
-        axes.set_ylabel("loss on the search text, nats a token")
+        axes.set_ylabel("search loss, nats a token")
         legend(axes, handles, 2, -0.2)
         return figure

@@ -1,5 +1,7 @@
 """Says what a hypothesis can and cannot say, and what it was made of."""
 
+from typing import Any
+
 from lottery.report.hypothesis_answers import MATCHING, seeds_sentence
 from lottery.report.hypothesis_record import (
     ARMS,
@@ -9,6 +11,7 @@ from lottery.report.hypothesis_record import (
     density_text,
     label,
     longer_dense,
+    place_key,
     seeds_of,
 )
 from lottery.report.wording import natural_list, percent, pluralize
@@ -64,17 +67,16 @@ def cost_paragraph(record: Record) -> str:
 
 def rates_paragraph(record: Record) -> str:
     """Returns at which places the best rate is at the edge of the grid, and where there was one rate alone."""
-    best = best_rows(record)
-    edges = [r for r in best if r["edge"]]
+    best = [r for r in best_rows(record) if r["arm"] != "untrained"]
     if not best:
         return ""
-    if not edges:
-        return "Every best learning rate lies inside the grid that was tried."
-    tried: dict[tuple[str, float], set[float]] = {}
+    tried: dict[tuple[Any, ...], set[float]] = {}
     for r in record["rows"]:
-        tried.setdefault((label(record, r), round(r["density"], 6)), set()).add(r["lr"])
-    one = [r for r in edges if len(tried[label(record, r), round(r["density"], 6)]) == 1]
-    many = [r for r in edges if not any(r is o for o in one)]
+        tried.setdefault(place_key(r), set()).add(r["lr"])
+    one = [r for r in best if len(tried[place_key(r)]) == 1]
+    many = [r for r in best if r["edge"] and not any(r is o for o in one)]
+    if not one and not many:
+        return "Every best learning rate lies inside the grid that was tried."
     said = []
     if many:
         by_arm = {name: [density_text(r["density"]) for r in many if label(record, r) == name]
@@ -92,7 +94,8 @@ def certainty_paragraph(record: Record) -> str:
     claims = len(record["claims"])
     many = f" Each interval is a 95% interval by itself: among {claims} claims a few are wrong." if claims > 1 else ""
     return (f"{seeds_sentence(record)} A ticket matches if the upper end of its loss minus that of dense is at most {MATCHING:g} nats a "
-            f"token; no match means that this was not shown, not that the two differ.{many}")  # fmt: skip
+            f"token, and beats a control if the upper end of its loss minus that of the control is below 0; where the interval lies on the "
+            f"other side the answer is no, and where it holds the bound the answer is not known.{many}")  # fmt: skip
 
 
 def not_run(record: Record) -> str:
@@ -113,7 +116,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("training", f"{setup['steps']:,} steps of {setup['batch']} windows, AdamW, rate {setup['lr']:g}, warm-up {percent(setup['warmup'])}, "
                      f"weight decay {setup['decay']:g}, clipping {setup['clip']:g}"),
         ("pruning", f"{percent(setup['rate'])} of the living weights a round, ranked {setup['scope']}; rewind points "
-                    f"{natural_list(percent(k) for k in setup['rewind'])} of the steps"),
+                    f"{natural_list(percent(k) for k in setup['rewind']) or '0%'} of the steps"),
         ("arithmetic", "float32, " + ("compiled: equal bits are not promised" if setup["compile"] else "eager: equal bits on one machine")),
         ("seeds", natural_list(map(str, seeds_of(record)))),
         ("text", f"{text['name']}, sha256 {text['sha256'][:12]}; tokens: {tokens}; {text['bytes_per_token']:.2f} bytes a token"),

@@ -4,7 +4,6 @@ Losses are nats a token. A density is the share of the prunable weights that liv
 differ in density and rate alone. All functions work on plain dictionaries, without torch and MLflow.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -55,7 +54,8 @@ def arm_rank(arm: str) -> tuple[int, str]:
 
 
 def row_rank(r: Row) -> tuple[Any, ...]:
-    return (*arm_rank(r["arm"]), r["steps"], r["mask_steps"], r["scope"], -r["rewind_share"], -r["density"], r["lr"])
+    share = r["rewind_share"] if r["arm"] == "dense" else -r["rewind_share"]
+    return (*arm_rank(r["arm"]), r["steps"], r["mask_steps"], r["scope"], share, -r["density"], r["lr"])
 
 
 def sorted_rows(record: Record) -> list[Row]:
@@ -92,14 +92,15 @@ def curves(rows: Iterable[Row]) -> list[list[Row]]:
 
 def label(record: Record, r: Row) -> str:
     """Returns the arm's name with whatever differs from the setup, or from the other rows of the arm."""
-    setup, words = record["setup"], [r["arm"]]
-    if len({x["rewind_share"] for x in record["rows"] if x["arm"] == r["arm"]}) > 1:
+    setup, words, dense = record["setup"], [r["arm"]], r["arm"] == "dense"
+    several = len({x["rewind_share"] for x in record["rows"] if x["arm"] == r["arm"]}) > 1
+    if several and (r["rewind"] or not dense):
         words.append(rewind_text(r["rewind_share"]))
     if r["steps"] != setup["steps"]:
         words.append(times_text(r["steps"], setup["steps"]))
-    if r["arm"] != "dense" and r["mask_steps"] != r["steps"]:
+    if not dense and r["mask_steps"] not in (0, r["steps"]):
         words.append(f"mask of {r['mask_steps']:,} steps")
-    if r["arm"] != "dense" and r["scope"] != setup["scope"]:
+    if not dense and r["scope"] != setup["scope"]:
         words.append(f"ranked by {r['scope']}")
     return ", ".join(words)
 
@@ -123,7 +124,7 @@ def signed(value: float) -> str:
 
 def difference_text(r: Row) -> str:
     """Returns "-0.028 [-0.040, -0.016]", or what is known of it."""
-    if r.get("difference") is None:
+    if r.get("difference") is None or (r["arm"] == "dense" and r["difference"] == 0):
         return ""
     lo, hi = (r.get("difference_lo", r.get("lo")), r.get("difference_hi", r.get("hi")))
     ends = f" [{signed(lo)}, {signed(hi)}]" if lo is not None and hi is not None else ""
@@ -140,18 +141,14 @@ def loss_text(r: Row) -> str:
 
 def claim_row(record: Record, claim: Row) -> Row | None:
     """Returns the row that a claim is about."""
-    for r in best_rows(record):
-        if (r["arm"], r["steps"]) == (claim["arm"], claim_steps(record, claim)) and is_close(r, claim):
-            return r
-    return None
+    return next((r for r in best_rows(record) if place_key(r) == place_key(claim)), None)
 
 
-def claim_steps(record: Record, claim: Row) -> int:
-    return int(claim.get("steps") or record["setup"]["steps"])
-
-
-def is_close(r: Row, claim: Row) -> bool:
-    return math.isclose(r["density"], claim["density"], abs_tol=1e-6) and r["rewind"] == (claim["rewind"] or 0)
+def is_usual(record: Record, r: Row) -> bool:
+    """Returns whether a row or claim is of the setup's own number of steps and scope. A mask that no training made has
+    `mask_steps` 0."""
+    setup = record["setup"]
+    return r["steps"] == setup["steps"] and r["mask_steps"] in (0, setup["steps"]) and r["scope"] == setup["scope"]
 
 
 def costs(record: Record) -> dict[tuple[Any, ...], float]:
@@ -177,7 +174,7 @@ def trainings_of(record: Record, r: Row, any_rate: bool = False) -> list[Row]:
 
 def longer_dense(record: Record) -> list[Row]:
     """Returns the dense rows at their best rates, by their number of steps."""
-    return sorted((r for r in best_rows(record) if r["arm"] == "dense"), key=lambda r: r["steps"])
+    return sorted((r for r in best_rows(record) if r["arm"] == "dense" and not r["rewind"]), key=lambda r: r["steps"])
 
 
 def seeds_of(record: Record) -> list[int]:

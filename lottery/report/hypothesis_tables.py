@@ -13,7 +13,6 @@ from lottery.report.hypothesis_record import (
     Row,
     arm_rank,
     best_rows,
-    claim_steps,
     costs,
     density_text,
     difference_text,
@@ -24,7 +23,6 @@ from lottery.report.hypothesis_record import (
     seeds_of,
     signed,
     sorted_rows,
-    times_text,
     training_key,
 )
 from lottery.report.rendering import Table
@@ -39,15 +37,14 @@ DIFFERENCE = "minus dense [95%]"
 def sorted_claims(record: Record) -> list[Row]:
     return sorted(
         record["claims"],
-        key=lambda c: (arm_rank(c["arm"]), claim_steps(record, c), -(c["rewind"] or 0), -c["density"], c["claim"] == "beats",
+        key=lambda c: (arm_rank(c["arm"]), c["steps"], c["mask_steps"], c["scope"], -(c["rewind"] or 0), -c["density"], c["claim"] == "beats",
                        arm_rank(c["control"] or "")),
     )  # fmt: skip
 
 
 def claim_words(record: Record, c: Row) -> str:
-    longer = claim_steps(record, c) != record["setup"]["steps"]
-    at = f", {times_text(claim_steps(record, c), record['setup']['steps'])}" if longer else ""
-    return f"{c['arm']} matches dense{at}" if c["claim"] == "matches" else f"{c['arm']} beats {c['control']}{at}"
+    what = "matches dense" if c["claim"] == "matches" else f"beats {c['control']}"
+    return f"{label(record, c)} {what}"
 
 
 def rates_text(c: Row) -> str:
@@ -119,7 +116,7 @@ def arms_table(record: Record) -> Table:
                      "common_difference": beside and beside["difference"]})  # fmt: skip
     note = (
         "Each arm at its best rate, and at one common rate. The best rate is chosen on the search text; losses are of the report text. (edge): "
-        "the best rate is the smallest or greatest tried, or the only one. Differences are from dense of the same number of steps at its best rate."
+        "the best rate is the smallest or greatest tried. Differences are from dense of the same number of steps at its best rate."
     )
     return Table("arms", "Every arm at its best rate and at one rate", columns, rows, note, dense_marks(chosen), data)
 
@@ -243,7 +240,7 @@ def hypothesis_table(record: Record) -> str:
         if claims.rows
         else []
     )
-    parts += [f"{row[0]} at {row[1]}: not known: {row[-1]}" for row in claims.rows if row[3] == "not known"]
+    parts += unknown_lines(record)
     best, densities = best_rows(record), sorted({round(r["density"], 6) for r in best_rows(record)}, reverse=True)
     of_label: dict[str, dict[float, str]] = {}
     for r in best:
@@ -262,6 +259,15 @@ def hypothesis_table(record: Record) -> str:
         f"{pluralize(len(seeds_of(record)), 'seed')}; losses are nats a token, each arm at its best learning rate"
     )
     return render(*parts)
+
+
+def unknown_lines(record: Record) -> list[str]:
+    """Returns the claims of which nothing is known, those of one reason in one line."""
+    of_reason: dict[str, list[str]] = {}
+    for c in sorted_claims(record):
+        if c["difference"] is None:
+            of_reason.setdefault(c["why"], []).append(f"{claim_words(record, c)} at {density_text(c['density'])}")
+    return [f"not known: {natural_list(of)}: {why}" for why, of in of_reason.items()]
 
 
 def terminal_table(columns: dict[str, bool], rows: Sequence[Sequence[str]]) -> TerminalTable:

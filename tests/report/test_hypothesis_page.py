@@ -128,6 +128,51 @@ def test_a_mask_from_before_training_that_matches_and_a_task_that_is_too_easy() 
     assert "too easy" not in answer_all(sample(barriers=False))[2].sentence
 
 
+def test_an_interval_that_holds_the_bound_is_not_known() -> None:
+    def widen(c: dict[str, Any]) -> dict[str, Any]:
+        wide = {
+            "holds": None,
+            "difference": 0.011,
+            "lo": 0.008,
+            "hi": 0.013,
+            "why": "the interval from +0.008 to +0.013 holds +0.01",
+        }
+        return c | wide if c["arm"] in ("snip", "rewound", "original") and c["claim"] == "matches" else c
+
+    matches, _, found, _ = answer_all(claims(sample(barriers=False, arms=("rewound", "original", "snip")), widen))
+    assert matches.short == "not known" and "the interval from +0.008 to +0.013 holds +0.01." in matches.sentence
+    assert found.short == "not known" and "the interval from +0.008 to +0.013 holds +0.01." in found.sentence
+    assert "none was compared" not in found.sentence
+
+
+def test_controls_that_match_as_well_are_named() -> None:
+    record = sample(barriers=False)
+    match = next(
+        c for c in record["claims"] if c["claim"] == "matches" and c["arm"] == "rewound" and 0.2 < c["density"] < 0.3
+    )
+    record["claims"] += [match | {"arm": "reinit"}, match | {"arm": "signs", "holds": False}]
+    assert "At this density `reinit` matches dense, too: a match alone says little here." in answer_all(record)[0].sure
+    assert "says little" not in answer_all(sample(barriers=False))[0].sure
+
+
+def test_trainings_of_other_lengths_and_scopes_are_told_apart(tmp_path: Path) -> None:
+    record = sample((0,), ("rewound", "snip"), (4, 7), longer=True, barriers=False)
+    more = [r | {"scope": "layer", "loss": r["loss"] - 0.1} for r in record["rows"] if r["arm"] == "snip"]
+    copy = next(r for r in record["rows"] if r["arm"] == "dense" and r["best"]) | {
+        "rewind": 40,
+        "rewind_share": 0.05,
+        "loss": 2.3,
+    }
+    record["rows"] += [*more, copy]
+    page = write(record, tmp_path / "r")
+    names = [row[0] for row in page.page.tables["arms"]]
+    assert {"rewound", "rewound, 2x steps", "snip", "snip, ranked by layer", "dense, k=5%"} <= set(names)
+    assert ">snip, ranked by layer<" in (tmp_path / "r/figures/before.svg").read_text(encoding="utf-8")
+    drawn = (tmp_path / "r/figures/loss.svg").read_text(encoding="utf-8")
+    assert drawn.count(">dense<") == 1 and ">rewound, 2x steps<" not in drawn
+    assert page.summary["answers"][0]["sentence"].count("of 800") == 1
+
+
 def test_a_page_has_no_figure_of_what_is_absent(written: Written, tmp_path: Path) -> None:
     every = {f"figures/{n}.{form}" for n in ("loss", "before", "later", "variants", "curves", "barrier", "line", "levels", "places")
              for form in ("svg", "png")}  # fmt: skip
@@ -169,12 +214,12 @@ def test_texts_of_a_record_are_escaped(tmp_path: Path) -> None:
 
 def test_one_seed_and_edges_are_said(tmp_path: Path) -> None:
     page = words(write(quick(), tmp_path / "r"))
-    assert "One seed: the intervals are over windows of text alone" in page
+    assert "One seed: the intervals are over windows of text alone" in page and "3 of 15 places" in page
+    assert "One rate alone was tried at 9 places (`rewound`, `snip`, `synflow` and `random`)." in limits(quick())[3]
     assert (
-        "At 3 of 15 places the best learning rate is the smallest or greatest that was tried ( permuted at 21%; reinit at 21%; shuffled at 21% )"
-        in page
+        "smallest or greatest that was tried (`permuted` at 21%; `reinit` at 21%; `shuffled` at 21%)"
+        in limits(quick())[3]
     )
-    assert "One rate alone was tried at 9 places ( rewound , snip , synflow and random )." in page
     inside = sample(arms=("rewound",), barriers=False, longer=True)
     assert "Every best learning rate lies inside the grid that was tried." in limits(inside)
     assert "how far dense would come with those steps was not measured" in " ".join(
@@ -264,16 +309,19 @@ def test_the_terminal_shows_claims_and_losses(record: dict[str, Any]) -> None:
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert ["rewound beats reinit", "21%", "40", "yes", "-0.058 [-0.069, -0.047]", "0.003 / 0.01 (edge)"] in cells
     assert ["rewound", "", "2.283 -0.083", "2.341 -0.025", "2.491 +0.125", "2.699 +0.333"] in cells
-    assert ["rewound, 2x steps", "", "2.068 -0.066", "2.127 -0.007", "2.282 +0.148", "2.493 +0.359"] in cells
+    assert ["rewound, 2x steps", "", "2.067 -0.067", "2.126 -0.008", "2.282 +0.148", "2.493 +0.360"] in cells
     assert ["dense, 2x steps", "2.134", "", "", "", ""] in cells
-    assert "grasp matches dense at 21%: not known: no training of grasp is done" in lines
+    assert (
+        "not known: grasp matches dense at 41%, grasp matches dense at 21%, grasp matches dense at 11% and grasp matches dense at 5.5%: no training of grasp is done"
+        in lines
+    )
     assert lines[-2:] == ["37 trainings without a loss: the report names them",
                           "3 seeds; losses are nats a token, each arm at its best learning rate"]  # fmt: skip
 
 
 def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
-    first = write(quick(), tmp_path / "r")
-    again = write(quick(), tmp_path / "again")
+    first = write(sample((0,), ("rewound", "snip"), (7,), barriers=False), tmp_path / "r")
+    again = write(sample((0,), ("rewound", "snip"), (7,), barriers=False), tmp_path / "again")
     for name in ["index.html", *first.summary["figures"], *first.summary["tables"]]:
         assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
     second = write(sample((0,), ("rewound",), (7,), barriers=False), tmp_path / "r")

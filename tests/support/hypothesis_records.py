@@ -99,7 +99,7 @@ def train(
             start = round(share * steps)
             found.append({
                 "id": f"{draw.getrandbits(48):012x}", "arm": arm, "seed": seed, "round": rounds, "density": density_of(rounds), "rewind": start,
-                "lr": lr, "mask_lr": COMMON, "steps": steps, "mask_steps": steps, "order": 0, "scope": "global", "outcome": "done", "reason": None,
+                "lr": lr, "mask_lr": COMMON, "steps": steps, "mask_steps": 0 if arm == "dense" or arm.split("-")[0] in ("snip", "grasp", "synflow", "random") else steps, "order": 0, "scope": "global", "outcome": "done", "reason": None,
                 "search_loss": loss - 0.01, "loss": loss, "cost": 0.95 * rounds + share if arm in ("rewound", "original", "permuted") else 1.0 * (rounds > 0),
                 "curve": [[s, loss + 3 * math.exp(-s / 120), loss + 2.9 * math.exp(-s / 130) + draw.gauss(0, 0.01)] for s in range(start, steps + 1, 40)],
                 "densities": densities_of(rounds), "empty": ["1.q_proj", "2.k_proj"] if arm == "snip" and rounds >= 10 else [],
@@ -140,7 +140,7 @@ def rows_of(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             mean = known.get(lr)
             rows.append({
                 "arm": arm, "density": density, "round": rounds, "rewind": rewind, "rewind_share": rewind / steps, "steps": steps,
-                "mask_steps": mask_steps, "scope": scope, "lr": lr, "best": lr == best, "edge": best in (min(of), max(of)), "seeds": len(losses[lr]),
+                "mask_steps": mask_steps, "scope": scope, "lr": lr, "best": lr == best, "edge": lr == best and len(of) > 1 and lr in (min(of), max(of)), "seeds": len(losses[lr]),
                 "diverged": sum(t["outcome"] == "diverged" for t in ts), "loss": mean, "lo": mean and mean - 0.03, "hi": mean and mean + 0.03,
             })  # fmt: skip
     dense = {r["steps"]: r["loss"] for r in rows if r["arm"] == "dense" and r["best"]}
@@ -155,18 +155,21 @@ def rows_of(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def claims_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns which arms match dense and beat their controls, at the setup's number of steps."""
-    best = {(r["arm"], r["density"]): r for r in rows if r["best"] and r["steps"] == STEPS}
-    dense, claims = best["dense", 1.0], []
-    for (arm, density), r in best.items():
-        common = {"arm": arm, "density": density, "rewind": r["rewind"], "lr": r["lr"]}
+    """Returns which arms match dense of as many steps, and which beat their controls."""
+    names = ("arm", "density", "round", "rewind", "rewind_share", "steps", "mask_steps", "scope", "lr")
+    best = {(r["arm"], r["density"], r["steps"]): r for r in rows if r["best"]}
+    claims = []
+    for (arm, density, steps), r in best.items():
+        common, dense = {name: r[name] for name in names}, best["dense", 1.0, steps]
         if arm not in ("dense", "untrained") and not arm.endswith("-shuffled") and arm not in CONTROLLED["rewound"]:
             claims.append({"claim": "matches", "control": None, **common, **judged(r["difference"], 0.01), "control_lr": dense["lr"],
-                           "edge": r["edge"] or dense["edge"]})  # fmt: skip
-        beside = [best[control, density] for control in CONTROLLED.get(arm, ()) if (control, density) in best]
+                           "edge": r["edge"], "seeds": r["seeds"]})  # fmt: skip
+        beside = [
+            best[control, density, steps] for control in CONTROLLED.get(arm, ()) if (control, density, steps) in best
+        ]
         claims += [
             {"claim": "beats", "control": other["arm"], **common, **judged(r["loss"] - other["loss"], 0.0),
-             "control_lr": other["lr"], "edge": r["edge"] or other["edge"]}
+             "control_lr": other["lr"], "edge": r["edge"] or other["edge"], "seeds": r["seeds"]}
             for other in beside
         ]  # fmt: skip
     return claims
@@ -174,8 +177,12 @@ def claims_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def judged(difference: float, limit: float) -> dict[str, Any]:
     lo, hi = difference - 0.011, difference + 0.011
-    holds = hi <= limit
-    why = f"the upper end is {hi:.3f}, {'at most' if holds else 'above'} {limit:g}"
+    holds = True if hi <= limit else False if lo > limit else None
+    why = {
+        True: f"the upper end of the interval, {hi:+.3f}, is at most {limit:+.2f}",
+        False: f"the lower end of the interval, {lo:+.3f}, is above {limit:+.2f}",
+        None: f"the interval from {lo:+.3f} to {hi:+.3f} holds {limit:+.2f}",
+    }[holds]
     return {"holds": holds, "difference": difference, "lo": lo, "hi": hi, "why": why}
 
 
