@@ -1,16 +1,21 @@
 """The command `lottery hypothesis`: train, prune, rewind, train again."""
 
 import json
+import shlex
 import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lottery.cli.options import json_option
+from lottery.cli.options import json_option, spec_options
 from lottery.cli.study import given_options
 from lottery.errors import InputError
+from lottery.hypothesis.design import Hypothesis, read_hypothesis
 from lottery.parameters import int_range
+from lottery.progress import say
+from lottery.study.slurm import SlurmOptions, reachability_warnings
 
 if TYPE_CHECKING:
     from lottery.hypothesis.lab import Lab
@@ -19,27 +24,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--preset", default="quick", show_default=True, help="quick, full, or a YAML file (see --show).")
-@click.option(
-    "--text",
-    default=None,
-    help="The text to train on: stories, a .txt, .jsonl or .parquet file, or a hub data set.  [default: stories]",
-)
-@click.option("--seed", default=None, help="The first seed.  [default: 0]")
-@click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]")
+@spec_options("text", "seed", "device", of=Hypothesis)
 @click.option(
     "--jobs", default="auto", show_default=True, help="Trainings at a time; auto: one per core, or one on a GPU."
 )
-@click.option(
-    "--show", is_flag=True, help="Print the preset's YAML file, with the options above in it, and do nothing else."
-)
+@click.option("--show", is_flag=True, help="Print the preset's YAML file, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and do nothing else.")
+@click.option("--retrain", default=None, help="Train this registered ticket (models:/NAME/VERSION) again, and compare.")
+@click.option("--part", default=None, help="Make only this part, as one task of a cluster does.")
 @click.option(
     "--out", type=click.Path(), default=None, help="The report's folder; none: no report.  [default: in LOTTERY_HOME]"
 )
+@click.option("--slurm", "on_slurm", is_flag=True, help="Run on a Slurm cluster, one task per training.")
+@spec_options(of=SlurmOptions)
 @json_option
 def hypothesis(
-    preset: str, text: str | None, seed: str | None, device: str | None, jobs: str, show: bool, dry_run: bool,
-    out: str | None, as_json: bool,
+    preset: str, text: str, seed: str, device: str, jobs: str, show: bool, dry_run: bool,
+    retrain: str | None, part: str | None, out: str | None, on_slurm: bool, as_json: bool,
+    **slurm: Any,
 ) -> None:  # fmt: skip
     """Test the lottery ticket hypothesis: train a small model, prune, rewind, train again, with controls.
 
@@ -47,10 +49,16 @@ def hypothesis(
 
     Example: lottery hypothesis --preset quick --text stories
     """
-    from lottery.hypothesis import design
-
-    asked = design.read_hypothesis(preset).with_options(text=text, seed=seed, device=device)
+    given = given_options()
+    check_together(preset, given)
+    if retrain is not None:
+        train_again(retrain, text if "--text" in given else None, as_json)
+        return
+    options = SlurmOptions.parse(**slurm)
     count = int_range(1, word="auto")["parse"]("jobs", jobs)
+    asked = read_hypothesis(preset)
+    if not preset.endswith(".json"):
+        asked = asked.with_options(text=text, seed=seed, device=device)
     if show:
         click.echo(asked.yaml(), nl=False)
         return
@@ -58,16 +66,65 @@ def hypothesis(
         from lottery.report.writing import check_folder
 
         check_folder(Path(str(out)).expanduser().resolve(), str(out))
+    command = shlex.join(["lottery", "hypothesis", *given])
+    if on_slurm:
+        submit(asked, options, command, dry_run, as_json)
+        return
     from lottery.hypothesis.lab import open_lab
-    from lottery.hypothesis.run import default_jobs, run
+    from lottery.hypothesis.run import default_jobs, finalize, make_part, run
 
     lab = open_lab(asked)
     if dry_run:
         print_plan(lab, as_json)
+    elif part is not None and part != "report":
+        make_part(lab, part)
+    elif part == "report":
+        print_result(lab, finalize(lab), out, as_json)
+    else:
+        jobs_here = default_jobs(lab.plan.setup.device) if count == "auto" else count
+        print_result(lab, run(lab, jobs_here, {"command": command}), out, as_json)
+
+
+def train_again(uri: str, text: str | None, as_json: bool) -> None:
+    """Trains a registered ticket again and prints what came out."""
+    from lottery.hypothesis import retrain
+
+    found = retrain.retrain(uri, text)
+    click.echo(json.dumps(asdict(found)) if as_json else retrain.retrained_line(found))
+
+
+def check_together(preset: str, given: list[str]) -> None:
+    """Raises InputError for options that would have no effect."""
+    words = {word for word in given if word.startswith("--")}
+    if preset.endswith(".json") and (others := words & {"--text", "--seed", "--device", "--slurm", "--show"}):
+        raise InputError(f"preset={preset}: a plan cannot be changed; leave {', '.join(sorted(others))} out")
+    if "--retrain" in words and (others := words - {"--retrain", "--text", "--json"}):
+        raise InputError(f"{', '.join(sorted(others))}: with --retrain it has no effect; leave one of them out")
+    if "--part" in words and (others := words & {"--slurm", "--dry-run", "--show", "--jobs"}):
+        raise InputError(f"{', '.join(sorted(others))}: with --part it has no effect; leave one of them out")
+    if "--out" in words and (others := words & {"--slurm", "--dry-run"}):
+        raise InputError(f"{min(others)}: no report is written with it; leave out --out")
+    asked = {f"--{f.name}" for f in fields(SlurmOptions)} & words
+    if asked and "--slurm" not in words:
+        raise InputError(f"{', '.join(sorted(asked))}: only with --slurm; add --slurm, or leave this out")
+
+
+def submit(asked: Hypothesis, options: SlurmOptions, command: str, dry_run: bool, as_json: bool) -> None:
+    """Submits the trainings as jobs, or prints the commands that would."""
+    from lottery.hypothesis import cluster
+
+    for line in reachability_warnings():
+        say(f"warning: {line}")
+    lab, jobs = cluster.submit(asked, options, command, dry_run)
+    if as_json:
+        found = [{"id": job.id, "what": job.what, "command": list(job.command)} for job in jobs]
+        click.echo(json.dumps({"hypothesis": asked.name, "study_id": lab.id, "jobs": found}))
         return
-    command = " ".join(["lottery", "hypothesis", *given_options()])
-    result = run(lab, default_jobs(lab.plan.setup.device) if count == "auto" else count, {"command": command})
-    print_result(lab, result, out, as_json)
+    for job in jobs:
+        click.echo(str(job) if dry_run else f"job {job.id}: {job.what}")
+    if not dry_run:
+        folder = cluster.plan_file(lab).parent
+        click.echo(f"logs: {folder / 'logs'}; the report will be in {folder / 'report'}")
 
 
 def print_plan(lab: "Lab", as_json: bool) -> None:

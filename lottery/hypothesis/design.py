@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lottery.errors import InputError, did_you_mean
+from lottery.files.reading import read_json
 from lottery.files.yaml_files import read_yaml
 from lottery.parameters import float_range, int_range, nonempty_text, one_of, parameter
 from lottery.spec import json_sha256
@@ -103,8 +104,14 @@ class Hypothesis:
 
     def yaml(self) -> str:
         """Returns the text of its YAML file, in which numbers stand without quotes."""
-        found = {k: v if k in ("name", "question", "text") else plain_numbers(v) for k, v in self.record().items()}
+        stated = {k: v for k, v in self.record().items() if k not in OF_COMMAND}
+        found = {k: v if k in ("name", "question") else plain_numbers(v) for k, v in stated.items()}
         return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
+
+    @property
+    def tokens_needed(self) -> int:
+        """The tokens that one training reads."""
+        return self.steps * self.batch * self.context
 
     def step_of(self, share: float, times: int = 1) -> int:
         """Returns the step that a rewind point, a share of the steps, means."""
@@ -124,14 +131,15 @@ class Hypothesis:
             )
         return found
 
-    def with_options(self, **given: str | None) -> "Hypothesis":
+    def with_options(self, **given: str) -> "Hypothesis":
         """Returns the hypothesis with the options of a command line. Raises InputError for a value not allowed."""
         table = {f.name: f.metadata["parse"] for f in PARAMETERS}
-        return check(replace(self, **{k: table[k](k, v) for k, v in given.items() if v is not None}))
+        return check(replace(self, **{k: table[k](k, v) for k, v in given.items()}))
 
 
 PARAMETERS = tuple(f for f in fields(Hypothesis) if "parse" in f.metadata)
-KEYS = ("name", "question", "grid", "barriers", *(f.name for f in PARAMETERS))
+OF_COMMAND = ("text", "seed", "device")  # parameters of the command, which no file of a person sets
+KEYS = ("name", "question", "grid", "barriers", *(f.name for f in PARAMETERS if f.name not in OF_COMMAND))
 
 
 def row_record(row: Row | Line) -> dict[str, Any]:
@@ -156,6 +164,8 @@ def read_hypothesis(name: str) -> Hypothesis:
     Raises InputError, which lists similar names, if there is none, and for a key or value that it cannot have.
     """
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name).expanduser()
+    if path.suffix == ".json" and path.is_file():  # what `cluster.submit` wrote for the tasks
+        return hypothesis_from_record(read_json(path), f"preset={name}", path.stem, (*KEYS, *OF_COMMAND))
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         raise InputError(f"preset={name}: {did_you_mean(name, presets())}; or give a YAML file (see --show)")
     found = read_yaml(path, f"preset={name}")
@@ -164,9 +174,11 @@ def read_hypothesis(name: str) -> Hypothesis:
     return hypothesis_from_record(found, f"preset={name}", path.stem)
 
 
-def hypothesis_from_record(found: Mapping[str, Any], where: str, name: str) -> Hypothesis:
+def hypothesis_from_record(found: Mapping[str, Any], where: str, name: str, keys: tuple[str, ...] = KEYS) -> Hypothesis:
     """Returns the hypothesis that a mapping describes. Raises InputError, which begins with `where`, for a wrong one."""
-    check_keys(found, KEYS, where)
+    if given := [key for key in OF_COMMAND if key in found and key not in keys]:
+        raise InputError(f"{where}: {given[0]} is an option of the command; leave it out, and give --{given[0]}")
+    check_keys(found, keys, where)
     name = str(found.get("name", name))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise InputError(

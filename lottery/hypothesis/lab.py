@@ -42,13 +42,14 @@ class Lab:
         return json_sha256([self.hypothesis.id, self.plan.setup.record()])[:12]
 
 
-def open_lab(hypothesis: Hypothesis) -> Lab:
+def open_lab(hypothesis: Hypothesis, here: bool = True) -> Lab:
     """Returns the laboratory of a hypothesis; its text is read, and its vocabulary made, now.
 
-    Raises InputError for a text that is too short, or a device that is not there.
+    Raises InputError for a text that is too short, and for a device that is not there, unless the trainings run
+    elsewhere (not `here`).
     """
-    device = pick_device(hypothesis.device)
+    device = pick_device(hypothesis.device) if here else hypothesis.device
     h = hypothesis
-    folder = prepare_corpus(h.text, h.vocabulary, h.context, h.steps * h.batch * h.context)
+    folder = prepare_corpus(h.text, h.vocabulary, h.context, h.tokens_needed)
     setup = make_setup(hypothesis, load_corpus(folder).sha256, device)
     return Lab(hypothesis, folder, make_plan(hypothesis, setup), Outputs(setup))

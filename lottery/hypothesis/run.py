@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lottery.errors import InputError, did_you_mean
+from lottery.errors import InputError, MachineError, did_you_mean
 from lottery.files.home import home
 from lottery.hypothesis.lab import Lab
 from lottery.hypothesis.plan import Segment
@@ -52,18 +52,32 @@ def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
         return log_result(run, lab, recorder, (tags or {}).get("command", ""))
 
 
-def make_part(lab: Lab, run_id: str, name: str) -> None:
+def make_part(lab: Lab, name: str) -> None:
     """Makes one task, and whatever it needs that is not there; this is what one task of a cluster does.
 
-    Raises InputError for an unknown task.
+    Raises InputError for an unknown task, and if the store does not hold the hypothesis' run.
     """
     tasks = {task.name: task for task in lab.tasks}
     if name not in tasks:
         raise InputError(f"part={name}: {did_you_mean(name, [*tasks, 'report'])}")
-    recorder = Recorder(store.connect(), lab, run_id)
-    Runner(with_needs(tasks, name), lab.outputs, recorder.ended).run(
-        lab.corpus_folder, 1, lambda amount=1, note="": None
-    )
+    client = store.connect()
+    opened = trainings.find_hypothesis_run(client, lab.id)
+    if opened is None:
+        raise InputError(f"part={name}: the run of this hypothesis is not in {store.store_name()}; submit it again")
+    recorder = Recorder(client, lab, opened.info.run_id)
+    todo = with_needs(tasks, name)
+    Runner(todo, lab.outputs, recorder.ended).run(lab.corpus_folder, 1, lambda amount=1, note="": None)
+    if recorder.reasons:
+        raise MachineError(next(iter(recorder.reasons.values()))[1])
+
+
+def finalize(lab: Lab) -> Result:
+    """Ends the run of a hypothesis whose tasks other processes made."""
+    client = store.connect()
+    recovery.close_killed_runs(client)
+    with open_run(client, lab) as run:
+        command = client.get_run(run.id).data.tags.get("command", "")
+        return log_result(run, lab, Recorder(client, lab, run.id), command)
 
 
 def with_needs(tasks: Mapping[str, Task], name: str) -> list[Task]:

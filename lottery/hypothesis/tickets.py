@@ -185,7 +185,7 @@ def log_start(lab: Lab, run_id: str, training: Training, network: Network, end: 
     """Logs what the ticket was trained from, so that somebody else can train it again."""
     start = prepare_start(training, lab.plan.setup, network, lab.outputs, lab.batches)
     recipe = {"setup": lab.plan.setup.record(), "training": asdict(training), "text": lab.hypothesis.text,
-              "vocabulary": lab.hypothesis.vocabulary, "first": start.first,
+              "tokens_needed": lab.hypothesis.tokens_needed, "first": start.first,
               "loss": lab.outputs.result(training)["loss"]}  # fmt: skip
     with TemporaryDirectory() as name:
         folder = Path(name) / PARTS

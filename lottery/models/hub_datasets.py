@@ -21,7 +21,10 @@ def load_dataset_column(what: str, repo: str, config: str | None, split: str, co
     datasets.logging.set_verbosity_error()
 
     def load() -> list[str]:
-        return list(datasets.load_dataset(repo, config, split=split)[column])
+        rows = datasets.load_dataset(repo, config, split=split)
+        if column not in rows.column_names:
+            raise InputError(f"{what}: {repo} has no column {column}, but {', '.join(rows.column_names)}; {instead}")
+        return list(rows[column])
 
     unreached = None
     if not (offline := datasets.config.HF_HUB_OFFLINE):

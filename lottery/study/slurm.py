@@ -1,4 +1,4 @@
-"""This file submits a study's parts to a Slurm cluster by sbatch commands, either all of them or none."""
+"""This file submits the parts of a study, or of a hypothesis, to a Slurm cluster by sbatch commands: all of them or none."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ class SlurmJob:
     """One job of a study. `id` is Slurm's number, or None if the job was not submitted."""
 
     id: str | None
-    what: str  # dense, ticket, refine, report
+    what: str  # the name of its stage
     command: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -67,27 +67,45 @@ def scripts() -> Path:
     return installed if installed.is_dir() else package.parent / "slurm"
 
 
-def sbatch_command(
-    study: Path, what: str, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str, ids: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Returns the words of the command that submits one stage: `dense`, `ticket`, `refine` (arrays) or `report`.
+@dataclass(frozen=True)
+class Stage:
+    """Tasks that do not wait for one another: an array of jobs, or a single one, which has no indices."""
 
-    `ids` are the jobs that it may wait for. With several baselines (of several models) tickets wait for their end, not
-    for their success, so that the failure of one model does not stop the others.
+    name: str
+    what: str  # the part that a task makes; the task's index completes it
+    indices: tuple[int, ...] = ()
+    after: tuple[tuple[str, str], ...] = ()  # (Slurm's condition, stage) of each stage that it waits for
+
+
+def study_stages(parts: Mapping[str, Sequence[int]]) -> list[Stage]:
+    """Returns the stages of a study in the order in which they are submitted, its report last.
+
+    With several baselines (of several models) tickets wait for their end, not for their success, so that the failure of
+    one model does not stop the others. A search makes the tickets that failed or are missing itself.
     """
+    names = [what for what in ("dense", "ticket", "refine") if parts.get(what)]
     dense = "afterok" if len(parts.get("dense", ())) == 1 else "afterany"
-    waits = {
-        "ticket": [(dense, "dense")],
-        "refine": [(dense, "dense"), ("afterany", "ticket")],  # a search makes the tickets that failed or are missing
-        "report": [("afterany", other) for other in ids],
-    }.get(what, [])
-    after = [f"{how}:{ids[other]}" for how, other in waits if other in ids]
-    logs = str(study.parent / "logs").replace("%", "%%")
+    waits = {"ticket": [(dense, "dense")], "refine": [(dense, "dense"), ("afterany", "ticket")]}
+    found = [
+        Stage(
+            what, what, tuple(parts[what]), tuple((how, other) for how, other in waits.get(what, []) if other in names)
+        )
+        for what in names
+    ]
+    return [*found, Stage("report", "report", after=tuple(("afterany", name) for name in names))]
+
+
+def sbatch_command(
+    file: Path, stage: Stage, options: SlurmOptions, name: str, ids: Mapping[str, str], command: str = "study"
+) -> tuple[str, ...]:
+    """Returns the words of the command that submits one stage. `ids` are the jobs of the stages before it."""
+    after = [f"{how}:{ids[other]}" for how, other in stage.after if other in ids]
+    logs = str(file.parent / "logs").replace("%", "%%")
     words = [
         "sbatch",
         "--parsable",
         "--export=ALL",
-        f"--job-name=lottery-{name}-{what}",
+        f"--job-name=lottery-{name}-{stage.name}",
         f"--partition={options.partition}",
     ]
     words += (
@@ -97,15 +115,17 @@ def sbatch_command(
     )
     words += [f"--time={options.time}"]
     words += [f"--mem={options.memory}"] if options.memory != "none" else []
-    if what == "report":
-        words += [f"--output={logs}/report.log"]
+    if not stage.indices:
+        words += [f"--output={logs}/{stage.name}.log"]
     else:
-        limit = f"%{options.concurrent}" if what == "ticket" and options.concurrent != "none" else ""
-        words += [f"--array={ranges(parts[what])}{limit}", f"--output={logs}/{what}-%a.log"]
+        limited = options.concurrent != "none" and stage.what in ("ticket", "training")
+        limit = f"%{options.concurrent}" if limited else ""
+        words += [f"--array={ranges(stage.indices)}{limit}", f"--output={logs}/{stage.what}-%a.log"]
     # Without --kill-on-invalid-dep a job whose condition can no longer become true would wait for ever.
     words += [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     python = sys.executable if options.environment == "none" else options.environment
-    return (*words, str(scripts() / "task.sbatch"), str(study), what, python)
+    script = [str(scripts() / "task.sbatch"), str(file), stage.what, python]
+    return (*words, *script, *([command] if command != "study" else []))
 
 
 def ranges(indices: Sequence[int]) -> str:
@@ -118,23 +138,33 @@ def submit(
 ) -> list[SlurmJob]:
     """Submits the parts of a study and, as last job, its report.
 
-    `parts` is e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}. Raises InputError or MachineError before anything
-    is submitted. If Slurm refuses one job, those before it are cancelled. With `dry_run` Slurm is not called, and a stage's name stands for the number of its job.
+    `parts` is e.g. {"dense": [0], "ticket": [0, 1, 2], "refine": [0]}. Raises as `submit_stages` does.
+    """
+    return submit_stages(study, study_stages(parts), options, name, dry_run=dry_run)
+
+
+def submit_stages(
+    file: Path, stages: Sequence[Stage], options: SlurmOptions, name: str, command: str = "study", dry_run: bool = False
+) -> list[SlurmJob]:
+    """Submits stages, each after those that it waits for. `command` is the command of lottery that reads `file`.
+
+    Raises InputError or MachineError before anything is submitted. If Slurm refuses one job, those before it are
+    cancelled. With `dry_run` Slurm is not called, and a stage's name stands for the number of its job.
     """
     options = SlurmOptions(
         **{f.name: getattr(options, f.name) for f in fields(options)} | {"environment": resolve_environment(options)}
     )
     if not dry_run:
-        check_options(study, parts, options, name)
-        make_folder(study.parent / "logs", "LOTTERY_HOME")
+        check_stages(file, stages, options, name, command)
+        make_folder(file.parent / "logs", "LOTTERY_HOME")
     ids: dict[str, str] = {}
     jobs = []
     try:
-        for what in stages(parts):
-            words = sbatch_command(study, what, parts, options, name, ids)
+        for stage in stages:
+            words = sbatch_command(file, stage, options, name, ids, command)
             # where Slurm manages several clusters, its answer is NUMBER;CLUSTER
-            ids[what] = what.upper() if dry_run else run_slurm(words, options).split(";")[0]
-            jobs.append(SlurmJob(None if dry_run else ids[what], what, words))
+            ids[stage.name] = stage.name.upper() if dry_run else run_slurm(words, options).split(";")[0]
+            jobs.append(SlurmJob(None if dry_run else ids[stage.name], stage.name, words))
     except BaseException:  # also at Ctrl-C
         if ids and not dry_run:
             with contextlib.suppress(InputError, MachineError):
@@ -163,12 +193,12 @@ def resolve_environment(options: SlurmOptions) -> str:
     return given
 
 
-def stages(parts: Mapping[str, Sequence[int]]) -> list[str]:
-    """Returns the stages of a study in the order in which they are submitted."""
-    return [what for what in ("dense", "ticket", "refine") if parts.get(what)] + ["report"]
-
-
 def check_options(study: Path, parts: Mapping[str, Sequence[int]], options: SlurmOptions, name: str) -> None:
+    """Lets Slurm check the options of a study without submitting anything. Raises as `check_stages` does."""
+    check_stages(study, study_stages(parts), options, name)
+
+
+def check_stages(file: Path, stages: Sequence[Stage], options: SlurmOptions, name: str, command: str = "study") -> None:
     """Lets Slurm check the options without submitting anything.
 
     Raises InputError if Slurm refuses them, MachineError if Slurm does not answer.
@@ -183,13 +213,14 @@ def check_options(study: Path, parts: Mapping[str, Sequence[int]], options: Slur
             f"partition={missing[0]}: this cluster has no such partition; {did_you_mean(missing[0], known)}"
         )
     setting = re.search(r"MaxArraySize\s*=\s*(\d+)", run_slurm(("scontrol", "show", "config"), options))
-    most = max((i for indices in parts.values() for i in indices), default=0)
+    most = max((i for stage in stages for i in stage.indices), default=0)
     if setting and most >= int(setting[1]):
+        what = "tickets" if command == "study" else "trainings"
         raise InputError(
-            f"study={name}: it has {most + 1} tickets, but an array of this cluster has at most {setting[1]} tasks "
-            f"(MaxArraySize); divide it into several studies"
+            f"{command}={name}: it has {most + 1} {what}, but an array of this cluster has at most {setting[1]} tasks "
+            f"(MaxArraySize); divide it into several"
         )
-    words = sbatch_command(study, stages(parts)[0], parts, options, name, {})
+    words = sbatch_command(file, stages[0], options, name, {}, command)
     run_slurm((words[0], "--test-only", *words[1:]), options)
 
 

@@ -2,7 +2,7 @@
 
 A mask is always explicit. A weight that happens to be 0 is not a removed one.
 
-Legend: P parameters, W the weights that are ranked together.
+Legend: P parameters, M matrices, W the weights that are ranked together.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,11 @@ def keep_best(network: Network, score_P: np.ndarray, mask_P: np.ndarray, keep: i
     if scope == "global":
         groups = [(np.flatnonzero(network.prunable_P), keep)]
     else:
-        groups = [
-            (np.arange(m.start, m.stop), n)
-            for m, n in zip(network.matrices, shares(keep, network.matrices), strict=True)
-        ]
+        alive_M = np.array([int(mask_P[m.part].sum()) for m in network.matrices])
+        number_M = np.minimum(shares(keep, network.matrices), alive_M)
+        while number_M.sum() < keep:  # rounding asked a matrix for one weight more than an earlier round had left it
+            number_M[np.argmax(alive_M - number_M)] += 1
+        groups = [(np.arange(m.start, m.stop), int(n)) for m, n in zip(network.matrices, number_M, strict=True)]
     for places_W, number in groups:
         living_W = places_W[mask_P[places_W]]
         order = np.argsort(-score_P[living_W], kind="stable")

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ORDER = (
-    6  # tokens of the longest n-gram; with 5 the loss on TinyStories is 0.011 nats greater, with 4 it is 0.052 greater
-)
+ORDER = 6  # tokens of the longest n-gram; with 5 TinyStories' loss is 0.012 nats greater, with 4 0.054
 FALLBACK = (0.5, 1.0, 1.5)  # discounts for counts too few to estimate them, as KenLM has them
 
 

@@ -6,6 +6,7 @@ is cut anywhere. The last share of a text is what a model is measured on.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from lottery.errors import InputError
 from lottery.models.hub_datasets import load_dataset_column
@@ -50,17 +51,19 @@ def read_parts(text: str, tokens: int, measured: tuple[int, int]) -> Parts:
 
 
 def is_hub_name(text: str) -> bool:
-    """Returns whether a text is written as ORG/NAME, and not as the path of a file with an ending."""
+    """Returns whether a text is written as ORG/NAME, and is neither the path of a file with an ending nor one that exists."""
     organisation, slash, name = text.partition("/")
     known = name.lower().endswith((".txt", ".jsonl", ".json", ".parquet"))
-    return bool(slash and organisation.strip(".~") and name and "/" not in name and not known)
+    return bool(
+        slash and organisation.strip(".~") and name and "/" not in name and not known and not Path(text).exists()
+    )
 
 
 def read_hub(text: str) -> tuple[str, str]:
     """Returns the name and the text of a data set: the first rows of the column `text` of its train split."""
     instead = f"give text={WORDS['text'][0]} or text=FILE"
     rows = load_dataset_column(f"text={text}", text, None, f"train[:{ROWS}]", "text", instead)
-    say(f"text={text}: the first {len(rows):,} rows of its split train are read")
+    say(f"text={text}: the first {len(rows):,} rows of its split train are taken")
     return text, END.join(rows)
 
 
@@ -99,7 +102,7 @@ def without_evaluation(text: str, content: str) -> str:
     say(
         f"text={text}: {len(documents) - len(kept):,} documents are left out, which the embedded evaluation text has too"
     )
-    if not kept:
+    if sum(map(len, kept)) < len(content) / 2:
         raise InputError(
             f"text={text}: it is the embedded evaluation text, which no model trains on; give another text"
         )

@@ -3,6 +3,7 @@
 All 256 bytes are tokens, so that every text can be written with it, and `<|endoftext|>`, token 0, begins and ends texts.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lottery.training.stories import END
 
 SMALLEST = 257  # END and the bytes
 MOST_CHARACTERS = 8_000_000  # of a text that are looked at: more of them change few tokens
+# The trainer's time grows with the square of a word's length, and a text without spaces is one word: it is cut.
+PIECE = re.compile(r".{1,1000}\S{0,200}", re.DOTALL)
 
 
 def train_vocabulary(text: str, words: int) -> Tokenizer:
@@ -34,7 +37,8 @@ def train_vocabulary(text: str, words: int) -> Tokenizer:
         min_frequency=2,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(text[:MOST_CHARACTERS].split(END), trainer)
+    documents = text[:MOST_CHARACTERS].split(END)
+    tokenizer.train_from_iterator((piece for document in documents for piece in PIECE.findall(document)), trainer)
     if (found := tokenizer.get_vocab_size()) < words:
         raise InputError(f"vocabulary={words}: the training text gives only {found} words; give that, or a longer text")
     return tokenizer

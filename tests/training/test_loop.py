@@ -135,7 +135,8 @@ def test_a_resumed_training_gives_the_same_bits_and_curve(tmp_path: Path, monkey
 
 def test_states_are_the_weights_on_the_way() -> None:
     network = small_network()
-    start, states = start_of(network), {}
+    start = start_of(network)
+    states: dict[int, np.ndarray] = {}
     run(start, network, keep=(2, 7), write_state=states.__setitem__)
     assert sorted(states) == [2, 7]
     assert states[7].tobytes() == run(start, network, stop=7).weight_P.tobytes()
