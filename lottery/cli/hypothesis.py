@@ -164,6 +164,8 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
         click.echo(json.dumps({"run_id": result.run_id, "report": found.get("index"), **of_json(result.record)}))
     else:
         click.echo(hypothesis_table(result.record))
+        for t in result.record["tickets"]:
+            click.echo(f"registered: {t['model_uri']}: {t['arm']}, {t['density']:.3g} of the weights, seed {t['seed']}")
         click.echo(f"report: {found['index']}" if found else f"run: {result.run_id}")
         if result.page:
             click.echo(f"browse: {result.page}")

@@ -43,6 +43,7 @@ def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
     client = store.connect()
     recovery.close_killed_runs(client)
     with open_run(client, lab, tags) as run:
+        trainings.delete_unfinished(client, run.id)  # the run's lock keeps other processes of this home away
         recorder = Recorder(client, lab, run.id)
         if before := sum(lab.outputs.has(training) for training in lab.plan.trainings):
             say(f"{before} of {len(lab.plan.trainings)} trainings were made before")
