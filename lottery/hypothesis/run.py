@@ -199,6 +199,14 @@ def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Res
     return Result(record, run.id, run.page, failed)
 
 
+def log_report(result: Result, folder: Path) -> None:
+    """Logs the report's files to the run of the hypothesis. If the store refuses them, a line says so: they are on disk."""
+    try:
+        store.connect().log_artifacts(result.run_id, str(folder), "report")
+    except (*store.STORE_ERRORS, MachineError) as e:
+        say(f"warning: {store.store_name()} did not take the report ({store.first_line(e)}); it is in {folder}")
+
+
 def default_jobs(device: str) -> int:
     """Returns how many trainings run at a time: one per core, or one on a GPU."""
     return 1 if device == "cuda" else len(os.sched_getaffinity(0))
