@@ -21,17 +21,13 @@ from lottery.report.results import search
 from lottery.report.saved import shorten, to_text
 
 RECORD = "hypothesis.json"
-DECIMALS, FEWER = 8, 4  # of losses and differences; of curves, lines and densities of a matrix
+DECIMALS = 8  # of what tables show: with 6, rounding twice changed a third decimal
+OF_TRAINING, FEWER = 5, 4  # of a training's own losses; of curves, lines and densities of a matrix
 SHARED = ("arm", "round", "density", "rewind", "lr", "mask_lr", "mask_rewind", "steps", "mask_steps", "order", "scope",
           "cost")  # fmt: skip
 OF_SEED = ("seed", "search_loss", "loss", "seconds")
-RARE: dict[str, Any] = {
-    "outcome": "done",
-    "reason": None,
-    "empty": [],
-    "curve": [],
-    "densities": {},
-}  # what most trainings have
+# What most trainings have, and a file therefore does not repeat:
+RARE: dict[str, Any] = {"outcome": "done", "reason": None, "empty": [], "curve": [], "densities": {}}
 PACKED = ("trainings", "rows", "claims", "barriers")
 EXPANDED = 4  # levels of a file that have one line for each item: the file, the record, a table, its rows
 
@@ -147,6 +143,7 @@ def thin_trainings(record: Record) -> list[Row]:
     return [
         {
             **t,
+            **{name: rounded(t.get(name), OF_TRAINING) for name in OF_SEED},
             "curve": rounded(t["curve"][::-2][::-1], FEWER) if id(t) in drawn and t.get("curve") else [],
             "densities": rounded(t.get("densities") or {}, FEWER) if id(t) in placed else {},
         }
