@@ -18,6 +18,8 @@ evaluate  the embedded model's perplexity, against a bare forward loop over the 
 calibrate SmolLM2-135M (analysis/real_models.py makes it): wanda's pass of 8 samples of 1,024 tokens against a plain forward
           pass of the whole model over the same tokens, and the solving of all matrices by each method; CPU seconds of one
           thread
+hypothesis a training's step (data, mask, clipping, AdamW, curve) of a network of 0.2 million weights against torch's own
+          forward and backward pass of it; CPU seconds of one thread; the bar is 1.20
 study     `lottery study locate` on the embedded model with every measurement, against its tickets as so many main jobs, each
           a process of its own; six of them are timed, three before and three after the study (10 minutes)
 
@@ -43,6 +45,7 @@ from benchmarks.calibrate import bench_calibrate
 from benchmarks.decode import KINDS, PARTS, bench_decode
 from benchmarks.evaluate import bench_evaluate
 from benchmarks.files import bench_files
+from benchmarks.hypothesis import bench_hypothesis
 from benchmarks.kernels import bench_kernels
 from benchmarks.model import bench_model
 from benchmarks.packed import bench_packed
@@ -66,7 +69,7 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    help="How many times each task is measured.  [default: 3; calibrate: 5; decode: 21]",
+    help="How many times each task is measured.  [default: 3; calibrate: 5; hypothesis: 15; decode: 21]",
 )
 @click.option("--layers", default=4, show_default=True, help="decode: the layers of the model in Mistral 7B's shape.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="decode: this part alone; may be repeated.")
@@ -90,7 +93,9 @@ SLICE_LAYERS, FULL_LAYERS = 10, 32
 @click.argument(
     "parts",
     nargs=-1,
-    type=click.Choice(["files", "kernels", "packed", "model", "product", "decode", "evaluate", "calibrate", "study"]),
+    type=click.Choice(
+        ["files", "kernels", "packed", "model", "product", "decode", "evaluate", "calibrate", "hypothesis", "study"]
+    ),
 )
 def main(
     full: bool,
@@ -120,6 +125,8 @@ def main(
             found[part] = bench_evaluate()
         elif part == "calibrate":
             found[part] = bench_calibrate(rounds or 5)
+        elif part == "hypothesis":
+            found[part] = bench_hypothesis(rounds or 15)
         elif part == "study":
             found[part] = bench_study()
         else:

@@ -1,15 +1,7 @@
 """The part `calibrate` times methods that look at data on SmolLM2-135M: the pass of the samples against a plain forward
 pass of the whole model over the same tokens, and the solving of all matrices. All in CPU seconds of one thread."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.decode_models import smollm2_folder
+from benchmarks.one_thread import cpu_seconds, has_one_thread, in_one_thread, new_home
 from benchmarks.turns import show, spread
 from lottery.models.sources import open_base
 from lottery.pruning.calibrated import CalibratedSelection
@@ -25,7 +18,6 @@ from lottery.pruning.samples import Samples
 from lottery.runtime.load import load_model
 from lottery.spec import METHODS, Spec
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 SAMPLES, TOKENS = 8, 1024
 
 
@@ -34,8 +26,8 @@ def bench_calibrate(rounds: int) -> dict[str, Any] | None:
     if not (model / "config.json").is_file():
         click.echo(f"calibrate: no SmolLM2-135M in {model}: python analysis/real_models.py makes it; it is left out")
         return None
-    if any(os.environ.get(name) != "1" for name in ONE_THREAD):  # libraries read these when they are imported
-        return in_one_thread(rounds)
+    if not has_one_thread():
+        return in_one_thread("calibrate", rounds)
     base = open_base(str(model))
     context = min(TOKENS, int(base.config.get("max_position_embeddings", TOKENS)))
     ids_NT = np.random.default_rng(0).integers(5, base.config["vocab_size"], (SAMPLES, context))
@@ -46,20 +38,6 @@ def bench_calibrate(rounds: int) -> dict[str, Any] | None:
             _, found["solving_s"][method] = look_at(base, ids_NT, method)
             click.echo(f"  {method:<12} solving all matrices {found['solving_s'][method]:8.2f} s")
     return found
-
-
-def in_one_thread(rounds: int) -> dict[str, Any]:
-    """Runs this part in a process of one thread, and returns what it found."""
-    command = [sys.executable, str(Path(__file__).parent.parent / "bench.py"), "calibrate", "--rounds", str(rounds)]
-    with subprocess.Popen(command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, text=True) as process:
-        lines = []
-        for line in process.stdout or ():
-            lines.append(line)
-            if not line.startswith("{"):
-                click.echo(line, nl=False)
-    if process.returncode:
-        raise click.ClickException(f"calibrate: its process ended with {process.returncode}")
-    return json.loads(lines[-1])["calibrate"]
 
 
 def compare_with_forward(base: Any, ids_NT: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -105,22 +83,3 @@ def look_at(base: Any, ids_NT: np.ndarray, method: str) -> tuple[float, float]:
     selection.solver.solve = timed_solve  # type: ignore[method-assign,assignment]  # a timer around the method
     all_s = cpu_seconds(lambda: [None for _ in selection.pieces])
     return all_s - solving_s, solving_s
-
-
-@contextmanager
-def new_home() -> Iterator[None]:
-    """Within the block of code LOTTERY_HOME is an empty folder."""
-    before = os.environ.get("LOTTERY_HOME")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LOTTERY_HOME"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("LOTTERY_HOME")
-            os.environ.update({} if before is None else {"LOTTERY_HOME": before})
-
-
-def cpu_seconds(work: Callable[[], Any]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began

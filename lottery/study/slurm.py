@@ -34,7 +34,7 @@ class SlurmOptions:
     memory: str = parameter(
         "none", "Memory of a task; none: Slurm's default.", **nonempty_text("none, or as Slurm writes it: 64G")
     )
-    concurrent: int | str = parameter("none", "The most tickets at a time.", **int_range(1, word="none"))
+    concurrent: int | str = parameter("none", "The most tickets or trainings at a time.", **int_range(1, word="none"))
     environment: str = parameter(
         "none",
         "Python of the tasks; none: the one that submits.",

@@ -20,9 +20,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    from benchmarks import calibrate
+    from benchmarks import one_thread
 
-    for name in calibrate.ONE_THREAD:  # else it starts a process of one thread
+    for name in one_thread.ONE_THREAD:  # else it starts a process of one thread
         monkeypatch.setenv(name, "1")
     return module
 

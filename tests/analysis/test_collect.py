@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +157,20 @@ def committed(figures: Any) -> Any:
     return questions(list(figures.records_in(ROOT / "analysis" / "results", own_text=False)))
 
 
-def test_the_committed_documents_agree_with_the_committed_files(figures: Any, committed: Any) -> None:
-    from results_page import fill
+@pytest.fixture(scope="module")
+def tested(figures: Any) -> Any:
+    """What the hypotheses in analysis/results found."""
+    from hypothesis_results import read_all
 
+    return read_all(ROOT / "analysis" / "results")
+
+
+def test_the_committed_documents_agree_with_the_committed_files(figures: Any, committed: Any, tested: Any) -> None:
     found = committed
     for page in figures.PAGES:
         text = page.read_text(encoding="utf-8")
         folder = os.path.relpath(ROOT / "analysis" / "figures", page.parent)
-        assert fill(text, found, partial("{}/{}.svg".format, folder)) == text, f"{page}: run {figures.__file__}"
+        assert figures.fill(text, found, tested, folder) == text, f"{page}: run {figures.__file__}"
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for question in found:
         assert f"## {question.text}\n" in text and f"<!-- results:{question.name} -->" in text
@@ -173,11 +178,12 @@ def test_the_committed_documents_agree_with_the_committed_files(figures: Any, co
     assert largest < 200_000
 
 
-def test_the_committed_figures_show_the_committed_files(figures: Any, committed: Any) -> None:
+def test_the_committed_figures_show_the_committed_files(figures: Any, committed: Any, tested: Any) -> None:
     """They have the same words and numbers. Another version of matplotlib may draw their lines elsewhere."""
     drawn = figures.draw_own_text(list(figures.records_in(ROOT / "analysis" / "results", own_text=True)))
     assert set(drawn) == {"cliff", "locate", "budget", "map"}
     drawn |= {d.name: d.figure for question in committed for view in question.views for d in view.figures}
+    drawn |= {name: figure for each in tested for name, (figure, _) in each.drawn.items()}
     folder = ROOT / "analysis" / "figures"
     assert {path.stem for path in folder.glob("*.svg")} == set(drawn)
     for name, figure in drawn.items():

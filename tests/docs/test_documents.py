@@ -159,6 +159,19 @@ def test_the_parameter_table_is_the_program_s() -> None:
     assert wanted in text_of(ROOT / "docs" / "parameters.md"), f"docs/parameters.md: its table should be\n{wanted}"
 
 
+def test_the_page_of_the_hypothesis_says_what_the_program_says() -> None:
+    """The keys of its files, and the rules of the arms as the code that makes them has them."""
+    from lottery.hypothesis.design import OF_COMMAND, PARAMETERS
+    from lottery.training import arms
+
+    page = text_of(ROOT / "docs" / "hypothesis.md")
+    keys = [f for f in PARAMETERS if f.name not in OF_COMMAND]
+    rows = [f"| `{f.name}` | `{f.default}` | {f.metadata['help']} | {f.metadata['values']} |" for f in keys]
+    assert "\n".join(rows) in page, f"docs/hypothesis.md: its table should be\n{rows}"
+    table = "\n".join(line for line in (arms.__doc__ or "").splitlines() if line.startswith("|"))
+    assert table.count("\n") > 10 and table in page, f"docs/hypothesis.md: its arms should be\n{table}"
+
+
 def test_commands_and_options_exist() -> None:
     """Also of those that are shown and not run: each begins with a command of lottery, with options that it has."""
     from lottery.cli.main import main

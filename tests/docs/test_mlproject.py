@@ -7,6 +7,7 @@ import click
 import yaml
 
 from lottery.cli.main import main
+from lottery.hypothesis.design import OF_COMMAND, read_hypothesis
 from lottery.spec import Spec
 from lottery.study.design import read_study
 from tests.support.paths import ROOT
@@ -53,6 +54,17 @@ def test_mlproject_s_studies() -> None:
             assert f"--{parameter} {{{parameter}}}" in command
         given = {parameter: str(about["default"]) for parameter, about in said.items() if parameter != "budget"}
         assert preset.with_options(",".join(preset.models), "none", given).id == preset.id
+
+
+def test_mlproject_asks_a_hypothesis_as_the_command_does() -> None:
+    """The four words of the question are parameters; how the work is divided is left to the command."""
+    point = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))["entry_points"]["hypothesis"]
+    options = {o.name: o.default for o in main.commands["hypothesis"].params}
+    said = {name: str(about["default"]) for name, about in point["parameters"].items()}
+    assert said == {name: str(options[name]) for name in ("preset", *OF_COMMAND)}
+    words = " ".join(f"--{name} {{{name}}}" for name in said)
+    assert point["command"] == f"python -m lottery hypothesis {words}"
+    assert read_hypothesis("quick").with_options(**{n: said[n] for n in OF_COMMAND}).id == read_hypothesis("quick").id
 
 
 def test_conda_yaml_and_pyproject_follow_the_lock() -> None:
