@@ -27,9 +27,11 @@ class Task:
         return self.name.partition("-")[0]
 
     def is_done(self, outputs: Outputs) -> bool:
-        """Returns whether everything that the task makes is on disk."""
+        """Returns whether everything that the task makes is on disk. What diverged has no further weights to give."""
         if isinstance(self.what, Segment):
             return outputs.line_path(self.what.a, self.what.b).exists()
+        if outputs.has_diverged(self.what):
+            return True
         has_states = all(outputs.has(self.what, step) for step in self.keep)
         return has_states and (self.kind == "states" or outputs.has(self.what))
 

@@ -80,6 +80,10 @@ class Outputs:
         """Returns whether a training has ended, or whether its weights after `step` steps are there."""
         return (self.path(training) / RESULT if step is None else self.state_path(training, step)).exists()
 
+    def has_diverged(self, training: Training) -> bool:
+        """Returns whether a training has ended because its loss was no number."""
+        return self.has(training) and self.result(training)["outcome"] == "diverged"
+
     def write_state(self, training: Training, step: int, weight_P: np.ndarray) -> None:
         path = self.state_path(training, step)
         make_folder(path.parent, "LOTTERY_HOME")
