@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import stats
 
 from lottery.hypothesis.claims import TOLERANCE, Group, Made, all_claims, all_rows, choose_rate
 from lottery.measuring.intervals import RESAMPLES, expanded_tail, paired_interval, resample_counts
@@ -161,7 +162,7 @@ def test_each_arm_has_its_own_controls() -> None:
     assert sum(c["claim"] == "matches" for c in claims) == 7
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate))  # 4,000 loops each
 @given(st.data(), st.integers(2, 5), st.integers(2, 9))
 def test_the_interval_over_seeds_and_windows_is_a_slow_loop_s(data: st.DataObject, seeds: int, windows: int) -> None:
     d_SN = data.draw(arrays.arrays(np.float64, (seeds, windows), elements=st.integers(-40, 40).map(lambda i: i / 16)))
@@ -173,17 +174,22 @@ def test_the_interval_over_seeds_and_windows_is_a_slow_loop_s(data: st.DataObjec
         looked = np.repeat(np.arange(windows), of_windows[r].astype(int))
         means.append(float(d_SN[drawn][:, looked].mean()))
     tail = expanded_tail(min(seeds, windows))
-    assert paired_interval(d_SN) == pytest.approx(tuple(np.quantile(means, [tail, 1 - tail])), abs=1e-12)
+    lo, hi = np.quantile(means, [tail, 1 - tail])
+    of_seed = [float(np.mean(row)) for row in d_SN]
+    half = stats.t.ppf(0.975, seeds - 1) * np.std(of_seed, ddof=1) / seeds**0.5
+    wider = min(lo, np.mean(of_seed) - half), max(hi, np.mean(of_seed) + half)
+    assert paired_interval(d_SN) == pytest.approx(wider, abs=1e-12)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize(("of_seed", "of_window", "rest"), [(0.02, 0.05, 0.05), (0.005, 0.05, 0.05), (0.02, 0.0, 0.05)])
-def test_the_interval_holds_the_truth(seeds: int, of_seed: float, of_window: float, rest: float) -> None:
-    """Simulated losses in which a seed is lucky on all windows, and a window hard for all seeds."""
+@pytest.mark.parametrize("of_window", [0.05, 0.005])
+def test_the_interval_holds_the_truth(seeds: int, of_window: float) -> None:
+    """Simulated losses in which a seed is lucky on all windows, and a window is hard for all seeds, and nothing else than
+    the seeds matters. Of three seeds alone the resamples' own quantiles held the truth in 80% of the cases."""
     rng = np.random.default_rng(seeds)
-    hits, trials = 0, 200
+    hits, trials, windows = 0, 200, 512
     for _ in range(trials):
-        d_SN = of_seed * rng.standard_normal((seeds, 1)) + of_window * rng.standard_normal((1, 128))
-        lo, hi = paired_interval(d_SN + rest * rng.standard_normal((seeds, 128)))
+        d_SN = 0.02 * rng.standard_normal((seeds, 1)) + of_window * rng.standard_normal((1, windows))
+        lo, hi = paired_interval(d_SN + of_window * rng.standard_normal((seeds, windows)))
         hits += lo <= 0 <= hi
-    assert hits / trials >= 0.93, hits / trials
+    assert hits / trials >= 0.92, hits / trials
