@@ -1,21 +1,25 @@
 """This file divides a plan into tasks: a training, the first steps of one, or a line between two. Each task names the
 tasks that it waits for, so that processes, or the jobs of a cluster, can make them side by side."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from lottery.hypothesis.plan import Plan, Segment
 from lottery.training.arms import first_step, needs
 from lottery.training.outputs import Outputs
 from lottery.training.recipe import Training
 
+What = TypeVar("What", Training, Segment)
+
 
 @dataclass(frozen=True)
 class Task:
     """One piece of the work. `steps` is how many it makes at most."""
 
-    name: str  # training-7, states-0, line-3: also the part that one task of a cluster makes
+    name: str  # training-2-7 (of stage 2), states-0-0, line-3-1: also the part that one task of a cluster makes
     what: Training | Segment
     keep: tuple[int, ...]  # steps at which others start
     needs: tuple[str, ...]  # names of tasks
@@ -38,8 +42,9 @@ class Task:
 
 def divide(plan: Plan) -> list[Task]:
     """Returns the tasks of a plan, each after those that it waits for."""
-    whole = {training: f"training-{i}" for i, training in enumerate(plan.trainings)}
-    starts = {t: f"states-{i}" for i, t in enumerate(t for t in plan.states if t not in whole)}
+    whole = numbered("training", plan.trainings, depth)
+    starts = numbered("states", [t for t in plan.states if t not in whole], depth)
+    lines = numbered("line", plan.segments, lambda s: 1 + max(depth(s.a), depth(s.b)))
     names = whole | starts
     tasks = [
         Task(name, t, tuple(plan.states[t]), (), 0, max(plan.states[t]) - first_step(t)) for t, name in starts.items()
@@ -48,10 +53,22 @@ def divide(plan: Plan) -> list[Task]:
         waits = dict.fromkeys(names[need.training] for need in needs(training))
         keep, stage = tuple(plan.states.get(training, ())), depth(training)
         tasks.append(Task(name, training, keep, tuple(waits), stage, training.steps - first_step(training)))
-    for i, segment in enumerate(plan.segments):
+    for segment, name in lines.items():
         stage = 1 + max(depth(segment.a), depth(segment.b))
-        tasks.append(Task(f"line-{i}", segment, (), (names[segment.a], names[segment.b]), stage, 0))
+        tasks.append(Task(name, segment, (), (names[segment.a], names[segment.b]), stage, 0))
     return tasks
+
+
+def numbered(kind: str, things: Iterable[What], stage_of: Callable[[What], int]) -> dict[What, str]:
+    """Returns the names of tasks. They are numbered within each stage, because an array of Slurm takes no number above
+    1,000 by default, and a hypothesis may have more trainings than that."""
+    counts: Counter[int] = Counter()
+    names = {}
+    for thing in things:
+        stage = stage_of(thing)
+        names[thing] = f"{kind}-{stage}-{counts[stage]}"
+        counts[stage] += 1
+    return names
 
 
 @cache

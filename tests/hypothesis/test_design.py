@@ -131,7 +131,7 @@ def test_a_file_that_is_no_mapping(what: str, cli: Cli, tmp_path: Path) -> None:
         (("--text", " "), ("text is empty", "stories")),
         (("--text", "gone.txt"), ("text=gone.txt", "there is no such file")),
         (("--jobs", "0"), ("jobs=0", "a whole number from 1, or auto")),
-        (("--part", "line-0", "--jobs", "2"), ("--jobs", "with --part it has no effect")),
+        (("--part", "line-3-0", "--jobs", "2"), ("--jobs", "with --part it has no effect")),
         (("--show", "--retrain", "models:/a/1"), ("--show", "with --retrain it has no effect")),
         (("--partition", "gpu"), ("--partition", "only with --slurm")),
         (("--slurm", "--out", "none"), ("--slurm", "leave out --out")),

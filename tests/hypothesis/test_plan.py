@@ -125,6 +125,14 @@ def test_the_task_that_begins_the_longest_chain_is_first(name: str, tasks: dict[
     assert isinstance(first, Training) and first.arm == "dense" and not first.rewind
 
 
+def test_a_stage_of_full_fits_an_array_of_slurm(tasks: dict[str, list[Task]]) -> None:
+    """By default an array has no index above 1,000. `full` has 1,008 trainings."""
+    names = [task.name for task in tasks["full"]]
+    assert len(set(names)) == len(names) > 1001
+    assert max(int(name.rpartition("-")[2]) for name in names) < 400
+    assert {int(t.name.split("-")[1]) - t.stage for t in tasks["full"]} == {0}
+
+
 def test_titles_name_what_differs(plans: dict[str, Plan]) -> None:
     titles = [training_title(t, 800) for t in plans["quick"].trainings]
     assert len(set(titles)) == 27

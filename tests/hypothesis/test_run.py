@@ -150,8 +150,8 @@ def test_another_seed_is_another_hypothesis(ran: Ran, lottery_json: Json, tmp_pa
 
 
 def test_a_part_that_is_not_there(ran: Ran, cli: Callable[..., Result], tmp_path: Path) -> None:
-    result = cli("hypothesis", "--preset", ran.preset, "--part", "training-99", code=2)
-    assert "part=training-99: did you mean training-9" in result.stderr
+    result = cli("hypothesis", "--preset", ran.preset, "--part", "training-0-99", code=2)
+    assert "part=training-0-99: did you mean training-0-" in result.stderr
     unknown = write(tmp_path, "unknown", grid=[{"arm": "dense"}])
-    result = cli("hypothesis", "--preset", unknown, "--part", "training-0", code=2)
+    result = cli("hypothesis", "--preset", unknown, "--part", "training-0-0", code=2)
     assert "the run of this hypothesis is not in" in result.stderr and "submit it again" in result.stderr
