@@ -11,7 +11,7 @@ import click
 
 from lottery.cli.options import json_option, spec_options
 from lottery.cli.study import given_options
-from lottery.errors import InputError
+from lottery.errors import InputError, MachineError
 from lottery.hypothesis.design import Hypothesis, read_hypothesis
 from lottery.parameters import int_range
 from lottery.progress import say
@@ -171,11 +171,10 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
         click.echo(f"report: {found['index']}" if found else f"run: {result.run_id}")
         if result.page:
             click.echo(f"browse: {result.page}")
-    if result.failed:
-        raise InputError(
-            f"{len(result.failed)} trainings failed or are missing; the first: {result.failed[0]['reason']}"
-        )
     sys.stdout.flush()
+    if result.failed:
+        count = f"{len(result.failed)} of {len(result.record['trainings'])} trainings failed or are missing"
+        raise MachineError(f"{count}; the first: {result.failed[0]['reason']}; the same command tries them again")
 
 
 def of_json(record: dict[str, Any]) -> dict[str, Any]:

@@ -71,10 +71,11 @@ def at_rates(made: Iterable[Made]) -> dict[float, dict[int, Made]]:
     return found
 
 
-def choose_rate(group: Group, made: Sequence[Made]) -> Best | None:
+def choose_rate(group: Group, made: Sequence[Made], diverged: Iterable[float] = ()) -> Best | None:
     """Returns a group at the rate that is best on the search text, on average over its seeds.
 
-    A rate at which a seed diverged, or is missing, does not count while another rate has all seeds.
+    A rate at which a seed diverged, or is missing, does not count while another rate has all seeds. But it was tried:
+    `diverged` holds the rates at which some seed diverged, and one of them may be the edge of the rates.
     """
     rates = at_rates(made)
     if not rates:
@@ -82,7 +83,14 @@ def choose_rate(group: Group, made: Sequence[Made]) -> Best | None:
     most = max(len(seeds) for seeds in rates.values())
     loss = {lr: float(np.mean([m.search_loss for m in s.values()])) for lr, s in rates.items() if len(s) == most}
     lr = min(loss, key=lambda rate: (loss[rate], rate))
-    return Best(group, lr, len(rates) > 1 and lr in (min(rates), max(rates)), rates[lr])
+    tried = rates.keys() | set(diverged)
+    return Best(group, lr, len(tried) > 1 and lr in (min(tried), max(tried)), rates[lr])
+
+
+def at_best(groups: Mapping[Group, Sequence[Made]], diverged: Mapping[tuple[Group, float], int]) -> dict[Group, Best]:
+    """Returns each group of which some training ended, at its best rate."""
+    lost = {group: [lr for g, lr in diverged if g == group] for group in groups}
+    return {group: best for group, made in groups.items() if (best := choose_rate(group, made, lost[group]))}
 
 
 def difference(a: Mapping[int, Made], b: Mapping[int, Made]) -> np.ndarray | None:
@@ -131,23 +139,36 @@ def named(best: Best) -> dict[str, Any]:
     return {**asdict(best.group), "lr": best.lr, "edge": best.edge}
 
 
+def none_ended(group: Group, control: str | None) -> dict[str, Any]:
+    """Returns what is said of a ticket of which no training ended, beside dense or beside a control."""
+    about = {"claim": "beats" if control else "matches", **asdict(group), "lr": None, "edge": False}
+    return about | {"control": control, "control_lr": None} | unknown("no training of it ended")
+
+
 def unknown(why: str) -> dict[str, Any]:
     return {"holds": None, "difference": None, "lo": None, "hi": None, "why": why, "seeds": 0}
 
 
-def all_claims(groups: Mapping[Group, Sequence[Made]]) -> list[dict[str, Any]]:
+def all_claims(
+    groups: Mapping[Group, Sequence[Made]], diverged: Mapping[tuple[Group, float], int]
+) -> list[dict[str, Any]]:
     """Returns every claim about the arms that were trained at some density below 1.
 
     `groups` holds each that was planned; one of which no training ended is empty, and what it would say is not known.
+    `diverged` counts, by group and rate, the seeds whose training diverged.
     """
-    best = {group: found for group, made in groups.items() if (found := choose_rate(group, made))}
+    best = at_best(groups, diverged)
     claims = []
-    for group, ticket in sorted(best.items()):
+    for group in sorted(groups):
         if group.arm in ("dense", "untrained") or group.density == 1:
             continue
+        ticket, names = best.get(group), CONTROLS.get(group.arm, ())
+        controls = {name: control for name in names if (control := beside(groups, group, name))}
+        if ticket is None:
+            claims += [none_ended(group, name) for name in (None, *controls)]
+            continue
         claims.append(claim_match(ticket, dense_beside(best, group.steps)))
-        controls = [(name, beside(groups, group, name)) for name in CONTROLS.get(group.arm, ())]
-        claims += [claim_beat(ticket, best.get(control), name) for name, control in controls if control]
+        claims += [claim_beat(ticket, best.get(control), name) for name, control in controls.items()]
     return claims
 
 
@@ -173,7 +194,7 @@ def all_rows(
     groups: Mapping[Group, Sequence[Made]], diverged: Mapping[tuple[Group, float], int]
 ) -> list[dict[str, Any]]:
     """Returns a row for each group and rate: its loss with an interval over seeds and windows, and beside dense."""
-    best = {group: found for group, made in groups.items() if (found := choose_rate(group, made))}
+    best = at_best(groups, diverged)
     rows = []
     for group, made in sorted(groups.items()):
         rates = at_rates(made)

@@ -34,9 +34,9 @@ def stages_of(tasks: list[Task]) -> list[Stage]:
     for stage in sorted({task.stage for task in tasks}):
         names = []
         for kind in ("states", "training", "line"):
-            indices = tuple(int(t.name.split("-")[2]) for t in tasks if t.stage == stage and t.kind == kind)
+            name = f"{kind}-{stage}"
+            indices = tuple(int(t.name.rpartition("-")[2]) for t in tasks if t.name.startswith(f"{name}-"))
             if indices:
-                name = f"{kind}-{stage}"  # the task's index completes it
                 found.append(Stage(name, name, indices, tuple(("afterany", other) for other in before)))
                 names.append(name)
         before = tuple(names)

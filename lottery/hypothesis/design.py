@@ -117,8 +117,9 @@ class Hypothesis:
         """Returns the step that a rewind point, a share of the steps, means."""
         return round(share * self.steps * times)
 
-    def round_of(self, density: float) -> int:
-        """Returns the round after which about so many weights live. Raises InputError if no round is near."""
+    def round_of(self, density: float, where: str = "") -> int:
+        """Returns the round after which about so many weights live. Raises InputError, which begins with `where`, if no
+        round is near."""
         if density == 1:
             return 0
         found = max(1, round(math.log(density) / math.log(1 - self.rate)))
@@ -126,7 +127,7 @@ class Hypothesis:
         if abs(got - density) > NEAR * density:
             ladder = [(1 - self.rate) ** n for n in range(max(1, found - 2), found + 3)]
             raise InputError(
-                f"density={density:g}: rounds that remove {self.rate:g} of what lives reach "
+                f"{where}density={density:g}: rounds that remove {self.rate:g} of what lives reach "
                 f"{', '.join(f'{d:.3g}' for d in ladder)}; give one of these, or another rate"
             )
         return found
@@ -244,9 +245,11 @@ def check(found: Hypothesis, where: str = "hypothesis") -> Hypothesis:
             f"{where}: width={found.width} with heads={found.heads}: each head needs an even number of the width's parts; "
             f"give a width that {2 * found.heads} divides"
         )
+    if any(line.kind == "level" and "dense" in line.arm for line in found.barriers):
+        raise InputError(f"{where}: barriers: kind=level: arm=dense has no rounds; give another arm, or kind=order")
     for name, row in [("grid", row) for row in found.grid] + [("barriers", line) for line in found.barriers]:
         for density in row.density:
-            found.round_of(density)
+            found.round_of(density, f"{where}: {name}: ")
         sparse = [arm for arm in row.arm if arm != "dense"]
         if sparse and 1.0 in row.density:
             raise InputError(f"{where}: {name}: arm={sparse[0]}: it needs a density below 1; give one, such as 0.21")

@@ -109,7 +109,10 @@ def read_kept(client: store.Client, uri: str) -> Kept:
         raise InputError(f"retrain={uri}: give a registered ticket of a hypothesis, models:/ticket-hypothesis-.../N")
     from lottery.ticket.opening import open_ticket
 
-    fetched = fetching.fetch(client, uri)
+    try:
+        fetched = fetching.fetch(client, uri)
+    except InputError as e:
+        raise InputError(str(e).replace("ticket=", "retrain=", 1)) from e
     stored = open_ticket(fetched.folder)
     run_id = client.get_logged_model(fetched.model_id).source_run_id if fetched.model_id else None
     names = {file.path for file in client.list_artifacts(run_id, PARTS)} if run_id else set()

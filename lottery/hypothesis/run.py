@@ -140,6 +140,8 @@ class Recorder:
             return
         result = self.lab.outputs.result(training)
         ending = f"loss {result['loss']:.4f}" if "loss" in result else f"diverged: {result['reason']}"
+        if result["empty"]:
+            ending += f", no weight is left in {', '.join(result['empty'])}"
         say(
             f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {ending}, {result['seconds']:.0f} s"
         )

@@ -66,7 +66,7 @@ class Runner:
         self.ended(task, state, None)
         if isinstance(task.what, Segment) or task.kind == "states":
             return
-        if self.outputs.result(task.what)["outcome"] == "diverged":
+        if self.outputs.has_diverged(task.what):
             self.drop_followers(task, "it starts from a training that diverged")
 
     def drop_followers(self, task: Task, reason: str) -> None:

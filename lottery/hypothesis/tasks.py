@@ -2,21 +2,24 @@
 tasks that it waits for, so that processes, or the jobs of a cluster, can make them side by side."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from lottery.hypothesis.plan import Plan, Segment
 from lottery.training.arms import first_step, needs
 from lottery.training.outputs import Outputs
 from lottery.training.recipe import Training
 
+What = TypeVar("What", Training, Segment)
+
 
 @dataclass(frozen=True)
 class Task:
     """One piece of the work. `steps` is how many it makes at most."""
 
-    name: str  # training-1-7: the eighth of stage 1; also states-0-0, line-3-2. It is the part that one task makes
+    name: str  # training-2-7 (of stage 2), states-0-0, line-3-1: also the part that one task of a cluster makes
     what: Training | Segment
     keep: tuple[int, ...]  # steps at which others start
     needs: tuple[str, ...]  # names of tasks
@@ -28,35 +31,44 @@ class Task:
         return self.name.partition("-")[0]
 
     def is_done(self, outputs: Outputs) -> bool:
-        """Returns whether everything that the task makes is on disk."""
+        """Returns whether everything that the task makes is on disk. What diverged has no further weights to give."""
         if isinstance(self.what, Segment):
             return outputs.line_path(self.what.a, self.what.b).exists()
+        if outputs.has_diverged(self.what):
+            return True
         has_states = all(outputs.has(self.what, step) for step in self.keep)
         return has_states and (self.kind == "states" or outputs.has(self.what))
 
 
 def divide(plan: Plan) -> list[Task]:
     """Returns the tasks of a plan, each after those that it waits for."""
-    counts: Counter[str] = Counter()
-
-    def name(kind: str, stage: int) -> str:
-        counts[f"{kind}-{stage}"] += 1
-        return f"{kind}-{stage}-{counts[f'{kind}-{stage}'] - 1}"
-
-    whole = {training: name("training", depth(training)) for training in plan.trainings}
-    starts = {training: name("states", 0) for training in plan.states if training not in whole}
+    whole = numbered("training", plan.trainings, depth)
+    starts = numbered("states", [t for t in plan.states if t not in whole], depth)
+    lines = numbered("line", plan.segments, lambda s: 1 + max(depth(s.a), depth(s.b)))
     names = whole | starts
     tasks = [
         Task(name, t, tuple(plan.states[t]), (), 0, max(plan.states[t]) - first_step(t)) for t, name in starts.items()
     ]
-    for training, task in whole.items():
+    for training, name in whole.items():
         waits = dict.fromkeys(names[need.training] for need in needs(training))
         keep, stage = tuple(plan.states.get(training, ())), depth(training)
-        tasks.append(Task(task, training, keep, tuple(waits), stage, training.steps - first_step(training)))
-    for segment in plan.segments:
+        tasks.append(Task(name, training, keep, tuple(waits), stage, training.steps - first_step(training)))
+    for segment, name in lines.items():
         stage = 1 + max(depth(segment.a), depth(segment.b))
-        tasks.append(Task(name("line", stage), segment, (), (names[segment.a], names[segment.b]), stage, 0))
+        tasks.append(Task(name, segment, (), (names[segment.a], names[segment.b]), stage, 0))
     return tasks
+
+
+def numbered(kind: str, things: Iterable[What], stage_of: Callable[[What], int]) -> dict[What, str]:
+    """Returns the names of tasks. They are numbered within each stage, because an array of Slurm takes no number above
+    1,000 by default, and a hypothesis may have more trainings than that."""
+    counts: Counter[int] = Counter()
+    names = {}
+    for thing in things:
+        stage = stage_of(thing)
+        names[thing] = f"{kind}-{stage}-{counts[stage]}"
+        counts[stage] += 1
+    return names
 
 
 @cache

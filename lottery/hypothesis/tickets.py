@@ -6,7 +6,7 @@ and the recipe (`training/`).
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,9 +72,19 @@ def write_model(network: Network, weight_P: np.ndarray, lab: Lab, folder: Path) 
     lab.corpus.save_tokenizer(folder)
 
 
-def dense_base(lab: Lab, run_id: str, seed: int) -> Base:
-    """Returns the trained dense model of a seed, as a folder in LOTTERY_HOME."""
-    dense = next(t for t in lab.plan.trainings if t == dense_of(replace(lab.plan.asked[0], seed=seed, **chain(lab))))
+def trained_dense(lab: Lab) -> Training | None:
+    """Returns the dense training of the first seed: that from which the chain begins, else the shortest one. None if
+    none ended with a loss."""
+    seed, rate, steps = lab.hypothesis.seed, lab.hypothesis.lr, lab.hypothesis.steps
+    own = dense_of(Training("rewound", seed, mask_lr=rate, mask_steps=steps))
+    plain = [t for t in lab.plan.trainings if (t.arm, t.seed, t.rewind, t.order) == ("dense", seed, 0, 0)]
+    ended = [t for t in plain if lab.outputs.has(t) and not lab.outputs.has_diverged(t)]
+    return min(ended, key=lambda t: (t != own, t.steps, t.lr), default=None)
+
+
+def dense_base(lab: Lab, run_id: str, dense: Training) -> Base:
+    """Returns a trained dense model as a folder in LOTTERY_HOME."""
+    seed = dense.seed
     folder = (
         home() / "hypotheses" / f"{lab.id}-{store.store_digest()[:LONG]}" / f"hypothesis-{run_id[:LONG]}-seed{seed}"
     )
@@ -82,10 +92,6 @@ def dense_base(lab: Lab, run_id: str, seed: int) -> Base:
         if partial is not None:
             write_model(Network(lab.plan.setup.shape), lab.outputs.read_end(dense).weight_P, lab, partial)
     return open_base(str(folder))
-
-
-def chain(lab: Lab) -> dict[str, Any]:
-    return {"mask_lr": lab.hypothesis.lr, "mask_steps": lab.hypothesis.steps}
 
 
 def winners(lab: Lab, record: Mapping[str, Any]) -> list[Training]:
@@ -109,10 +115,10 @@ def winners(lab: Lab, record: Mapping[str, Any]) -> list[Training]:
 
 def register_winners(lab: Lab, run_id: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Registers the winning tickets, measured on the report text, and returns what the record says of them."""
-    chosen = winners(lab, record)
-    if not chosen:
+    chosen, dense = winners(lab, record), trained_dense(lab)
+    if not chosen or dense is None:
         return []
-    base = dense_base(lab, run_id, lab.hypothesis.seed)
+    base = dense_base(lab, run_id, dense)
     text = base.folder.with_name("report.txt")
     atomic_write(text, lab.corpus.report_text.encode())
     rows = {t["id"]: t for t in record["trainings"]}

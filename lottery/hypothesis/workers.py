@@ -1,12 +1,15 @@
 """Where the tasks of a hypothesis are made: in this process, or side by side in others."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from lottery.errors import MachineError
 from lottery.hypothesis.plan import Segment
 from lottery.hypothesis.tasks import Task
 from lottery.training.outputs import Outputs
@@ -56,10 +59,24 @@ class Processes:
     def submit(self, task: Task) -> "Future[None]":
         from lottery.training import worker
 
-        return self.pool.submit(worker.make, *call_of(task))
+        with interrupts_held():
+            return self.pool.submit(worker.make, *call_of(task))
 
     def steps(self) -> int:
         return self.counter.value
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back within the block. A process that starts in it holds it back for good.
+
+    A terminal sends Ctrl-C to every process. Only the one that the user started answers it, and tells its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -82,9 +99,14 @@ def open_workers(outputs: Outputs, corpus: Path, jobs: int) -> Iterator[Workers]
     with ProcessPoolExecutor(jobs, context, worker.open_in_worker, about) as pool:
         try:
             yield Processes(pool, counter)
-        except BaseException:
+        except BaseException as e:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(e, BrokenProcessPool):
+                raise MachineError(
+                    "a process that trains was killed, as happens where memory runs out; give fewer --jobs, and the same "
+                    "command goes on"
+                ) from e
             raise
 
 

@@ -24,9 +24,7 @@ def expanded_tail(windows: int) -> float:
 
     Every interval uses Hesterberg's "expanded percentile" (2015): Phi(-sqrt(n/(n-1)) t(0.975, n-1)) for n windows.
     """
-    from scipy.special import stdtrit
-
-    return NormalDist().cdf(-math.sqrt(windows / (windows - 1)) * float(stdtrit(windows - 1, 0.975)))
+    return NormalDist().cdf(-math.sqrt(windows / (windows - 1)) * student(windows))
 
 
 @cache
@@ -113,7 +111,9 @@ def paired_interval(difference_SN: np.ndarray, seed: int = 0) -> tuple[float, fl
 
     Seeds and windows are resampled independently (the pigeonhole bootstrap, Owen 2007): a window is hard for all seeds,
     and a seed is lucky on all windows. The quantiles are those that Student's t gives for the lesser of the two counts.
-    With one seed the interval is over windows alone: it says nothing of other seeds.
+    No resample of three seeds lies outside of them, so where the seeds differ most that interval held the truth in 80%
+    of simulations; Student's interval of the seeds' means is therefore held too. With one seed the interval is over
+    windows alone: it says nothing of other seeds.
     """
     seeds, windows = difference_SN.shape
     if seeds == 1:
@@ -123,4 +123,12 @@ def paired_interval(difference_SN: np.ndarray, seed: int = 0) -> tuple[float, fl
     mean_R = ((of_seeds @ difference_SN) * resample_counts(windows)).sum(1) / windows
     tail = expanded_tail(min(seeds, windows))
     lo, hi = np.quantile(mean_R, [tail, 1 - tail])
-    return float(lo), float(hi)
+    mean, half = difference_SN.mean(), student(seeds) * difference_SN.mean(1).std(ddof=1) / math.sqrt(seeds)
+    return min(float(lo), float(mean - half)), max(float(hi), float(mean + half))
+
+
+def student(count: int) -> float:
+    """Returns the 97.5% quantile of Student's t for the mean of so many values."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975))

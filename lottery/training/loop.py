@@ -123,7 +123,9 @@ def train(
         mean = float(total) / seen
         if not math.isfinite(mean) or not bool(torch.isfinite(network.weight_P).all()):
             return Trained(network.weights(), curve, step)
-        curve.append([step, round(mean, 5), round(search_loss(), 5)])
+        if not math.isfinite(search := search_loss()):
+            return Trained(network.weights(), curve, step)
+        curve.append([step, round(mean, 5), round(search, 5)])
         advance(seen, mean)
         total, seen = torch.zeros_like(total), 0
         if checkpoint and time.monotonic() - saved > CHECKPOINT_S and step < last:

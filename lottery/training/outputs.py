@@ -22,6 +22,7 @@ from lottery.errors import InputError
 from lottery.files.atomic import atomic_folder, atomic_write
 from lottery.files.hashes import file_sha256
 from lottery.files.home import home, make_folder
+from lottery.files.reading import read_json
 from lottery.training.recipe import Setup, Training
 
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
@@ -80,6 +81,10 @@ class Outputs:
         """Returns whether a training has ended, or whether its weights after `step` steps are there."""
         return (self.path(training) / RESULT if step is None else self.state_path(training, step)).exists()
 
+    def has_diverged(self, training: Training) -> bool:
+        """Returns whether a training has ended because its loss was no number."""
+        return self.has(training) and self.result(training)["outcome"] == "diverged"
+
     def write_state(self, training: Training, step: int, weight_P: np.ndarray) -> None:
         path = self.state_path(training, step)
         make_folder(path.parent, "LOTTERY_HOME")
@@ -109,8 +114,17 @@ class Outputs:
         return read_tensors(self.line_path(a, b))["losses"]
 
     def result(self, training: Training) -> dict[str, Any]:
-        """Returns the result of a training that has ended."""
-        return dict(json.loads((self.path(training) / RESULT).read_text()))
+        """Returns the result of a training that has ended. Raises InputError if it is not what was written."""
+        folder = self.path(training)
+        try:
+            found = read_json(folder / RESULT)
+        except InputError as e:
+            raise InputError(f"{e}; delete {folder}, and it is made again") from e
+        if found.get("id") != folder.name or "files" not in found:
+            raise InputError(
+                f"{folder / RESULT}: it is not that of this training; delete {folder}, and it is made again"
+            )
+        return found
 
     def read_end(self, training: Training) -> End:
         """Returns the last weights and the mask. Raises InputError if the file was altered."""

@@ -1,6 +1,5 @@
 """Makes one training, or one line between two, in this process, from what lies on disk to what lies on disk."""
 
-import math
 import time
 from collections.abc import Collection
 from dataclasses import asdict
@@ -49,7 +48,8 @@ class Laboratory:
         with process_lock(f"training-{training.id(self.setup)}"):
             if not self.outputs.has(training):
                 self.train(training, keep, advance)
-            self.make_states(training, keep, advance)
+            if not self.outputs.has_diverged(training):
+                self.make_states(training, keep, advance)
             return self.outputs.result(training)
 
     def make_first_steps(
@@ -66,7 +66,7 @@ class Laboratory:
             return
         start = prepare_start(training, self.setup, self.network, self.outputs, self.batches)
         train(
-            self.network, self.setup, training, start, self.batches, lambda: math.nan, keep=missing,
+            self.network, self.setup, training, start, self.batches, lambda: 0.0, keep=missing,
             write_state=lambda step, weight_P: self.outputs.write_state(training, step, weight_P), stop=max(missing),
             advance=advance,
         )  # fmt: skip
