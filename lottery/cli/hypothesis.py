@@ -153,17 +153,21 @@ def print_plan(lab: "Lab", as_json: bool) -> None:
 
 def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -> None:
     """Prints the claims and the losses, and where the report is."""
-    from lottery.hypothesis.run import report_folder
+    from lottery.hypothesis.run import log_report, report_folder
     from lottery.report.hypothesis_page import write_hypothesis_report
     from lottery.report.hypothesis_tables import hypothesis_table
 
     found: dict[str, Any] = {}
     if out != "none":
-        found = write_hypothesis_report(result.record, Path(out) if out else report_folder(lab))
+        folder = Path(out) if out else report_folder(lab)
+        found = write_hypothesis_report(result.record, folder)
+        log_report(result, folder)
     if as_json:
         click.echo(json.dumps({"run_id": result.run_id, "report": found.get("index"), **of_json(result.record)}))
     else:
         click.echo(hypothesis_table(result.record))
+        for t in result.record["tickets"]:
+            click.echo(f"registered: {t['model_uri']}: {t['arm']}, {t['density']:.3g} of the weights, seed {t['seed']}")
         click.echo(f"report: {found['index']}" if found else f"run: {result.run_id}")
         if result.page:
             click.echo(f"browse: {result.page}")

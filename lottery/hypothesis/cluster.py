@@ -34,10 +34,10 @@ def stages_of(tasks: list[Task]) -> list[Stage]:
     for stage in sorted({task.stage for task in tasks}):
         names = []
         for kind in ("states", "training", "line"):
-            indices = tuple(int(t.name.partition("-")[2]) for t in tasks if t.stage == stage and t.kind == kind)
+            indices = tuple(int(t.name.split("-")[2]) for t in tasks if t.stage == stage and t.kind == kind)
             if indices:
-                name = f"{kind}-{stage}"
-                found.append(Stage(name, kind, indices, tuple(("afterany", other) for other in before)))
+                name = f"{kind}-{stage}"  # the task's index completes it
+                found.append(Stage(name, name, indices, tuple(("afterany", other) for other in before)))
                 names.append(name)
         before = tuple(names)
     return [*found, Stage("report", "report", after=tuple(("afterany", stage.name) for stage in found))]

@@ -95,15 +95,14 @@ def group(
 ) -> tuple[dict[Group, list[Made]], dict[tuple[Group, float], int]]:
     """Returns the trainings that tables compare, by what they have in common, and how many diverged at which rate.
 
-    The rounds of a chain on the way to the densities that the grid names count too. Copies with another order of the
-    data do not: they serve the barriers.
+    The rounds of a chain on the way to the densities that the grid names count too, and so do tickets from the other
+    rewind points of the barriers: whether a ticket matches from where the barrier vanishes is a claim. Copies with
+    another order of the data, and dense ones from step k, serve the barriers alone.
     """
     groups: dict[Group, list[Made]] = {}
     diverged: dict[tuple[Group, float], int] = {}
     for training in plan.trainings:
-        if training not in plan.asked and (
-            training.order or training.arm != "rewound" or training.rewind != training.mask_rewind
-        ):
+        if training not in plan.asked and (training.order or training.arm != "rewound"):
             continue
         key = group_of(plan, training, prunable)
         groups.setdefault(key, [])

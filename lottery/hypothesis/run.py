@@ -43,6 +43,7 @@ def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
     client = store.connect()
     recovery.close_killed_runs(client)
     with open_run(client, lab, tags) as run:
+        trainings.delete_unfinished(client, run.id)  # the run's lock keeps other processes of this home away
         recorder = Recorder(client, lab, run.id)
         if before := sum(lab.outputs.has(training) for training in lab.plan.trainings):
             say(f"{before} of {len(lab.plan.trainings)} trainings were made before")
@@ -196,6 +197,14 @@ def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Res
         )
         run.finish("FAILED")
     return Result(record, run.id, run.page, failed)
+
+
+def log_report(result: Result, folder: Path) -> None:
+    """Logs the report's files to the run of the hypothesis. If the store refuses them, a line says so: they are on disk."""
+    try:
+        store.connect().log_artifacts(result.run_id, str(folder), "report")
+    except (*store.STORE_ERRORS, MachineError) as e:
+        say(f"warning: {store.store_name()} did not take the report ({store.first_line(e)}); it is in {folder}")
 
 
 def default_jobs(device: str) -> int:

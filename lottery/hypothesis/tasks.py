@@ -1,6 +1,7 @@
 """This file divides a plan into tasks: a training, the first steps of one, or a line between two. Each task names the
 tasks that it waits for, so that processes, or the jobs of a cluster, can make them side by side."""
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from lottery.training.recipe import Training
 class Task:
     """One piece of the work. `steps` is how many it makes at most."""
 
-    name: str  # training-7, states-0, line-3: also the part that one task of a cluster makes
+    name: str  # training-1-7: the eighth of stage 1; also states-0-0, line-3-2. It is the part that one task makes
     what: Training | Segment
     keep: tuple[int, ...]  # steps at which others start
     needs: tuple[str, ...]  # names of tasks
@@ -36,19 +37,25 @@ class Task:
 
 def divide(plan: Plan) -> list[Task]:
     """Returns the tasks of a plan, each after those that it waits for."""
-    whole = {training: f"training-{i}" for i, training in enumerate(plan.trainings)}
-    starts = {t: f"states-{i}" for i, t in enumerate(t for t in plan.states if t not in whole)}
+    counts: Counter[str] = Counter()
+
+    def name(kind: str, stage: int) -> str:
+        counts[f"{kind}-{stage}"] += 1
+        return f"{kind}-{stage}-{counts[f'{kind}-{stage}'] - 1}"
+
+    whole = {training: name("training", depth(training)) for training in plan.trainings}
+    starts = {training: name("states", 0) for training in plan.states if training not in whole}
     names = whole | starts
     tasks = [
         Task(name, t, tuple(plan.states[t]), (), 0, max(plan.states[t]) - first_step(t)) for t, name in starts.items()
     ]
-    for training, name in whole.items():
+    for training, task in whole.items():
         waits = dict.fromkeys(names[need.training] for need in needs(training))
         keep, stage = tuple(plan.states.get(training, ())), depth(training)
-        tasks.append(Task(name, training, keep, tuple(waits), stage, training.steps - first_step(training)))
-    for i, segment in enumerate(plan.segments):
+        tasks.append(Task(task, training, keep, tuple(waits), stage, training.steps - first_step(training)))
+    for segment in plan.segments:
         stage = 1 + max(depth(segment.a), depth(segment.b))
-        tasks.append(Task(f"line-{i}", segment, (), (names[segment.a], names[segment.b]), stage, 0))
+        tasks.append(Task(name("line", stage), segment, (), (names[segment.a], names[segment.b]), stage, 0))
     return tasks
 
 

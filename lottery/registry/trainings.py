@@ -32,6 +32,14 @@ def find_training_runs(client: MlflowClient, ids: Iterable[str]) -> dict[str, st
     return {r.data.tags["training"]: r.info.run_id for r in found if r.data.tags.get("training") in wanted}
 
 
+def delete_unfinished(client: MlflowClient, parent: str) -> None:
+    """Deletes the runs of trainings that a killed process left half-written. No other process may be writing them."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    query = f"tags.kind = 'training' and tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    for run in every_page(partial(client.search_runs, experiments, query, max_results=1000)):
+        client.delete_run(run.info.run_id)
+
+
 def log_training(
     client: MlflowClient,
     parent: str,

@@ -164,9 +164,10 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
     if len(data) == 1:
         spread += f" [{one['lo']:.2f}, {one['hi']:.2f}]"
     levels = natural_list(dict.fromkeys(row["at"] for row in data))
+    same, flipped = sum(len(row["same"]) for row in data), sum(len(row["reversed"]) for row in data)
     if alike == len(data):
         verdict, short = "yes, more alike than by chance", "alike"
-    elif alike and against:
+    elif alike and (against or flipped):
         verdict, short = "in part", "in part"
     elif alike or against:
         rest = "" if alike + against == len(data) else ", where it is known at all"
@@ -177,7 +178,6 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
         f"{verdict[0].upper()}{verdict[1:]}: Kendall's tau between the orders of the targets is {spread} "
         f"({pluralize(len(bases), 'model')}, at {levels}; 1 is the same order, 0 none in common, -1 the reverse)."
     )
-    same, flipped = sum(len(row["same"]) for row in data), sum(len(row["reversed"]) for row in data)
     pairs = sum(row["pairs"] for row in data)
     few = sum(row["windows"] < LEAST_WINDOWS for row in data)
     why = [r.not_judged for r in found]

@@ -116,28 +116,38 @@ def place_words(claim: Row) -> str:
     return f"`{claim['arm']}` at {density_text(claim['density'])}, {rewind_text(claim['rewind_share'])}"
 
 
-def beside_chief(record: Record, chief: Row | None) -> list[Row]:
-    """Returns the claims that the chief ticket beats its controls."""
+def compared(record: Record, chief: Row | None) -> tuple[Row | None, list[Row]]:
+    """Returns a ticket and the claims that it beats its controls: the chief ticket, or, where none stands beside it, the
+    ticket of the nearest density that has controls."""
     if chief is None:
-        return []
-    place = place_key(chief)
-    return [c for c in claims_of(record, "beats", [chief["arm"]]) if place_key(c) == place]
+        return None, []
+    beats, place = claims_of(record, "beats", TICKETS), place_key(chief)
+    if found := [c for c in beats if c["arm"] == chief["arm"] and place_key(c) == place]:
+        return chief, found
+    tickets = [c for c in claims_of(record, "matches", TICKETS) if any(same_ticket(c, b) for b in beats)]
+    if not tickets:
+        return chief, []
+    near = min(tickets, key=lambda c: (c["arm"] != chief["arm"], abs(c["density"] - chief["density"])))
+    return near, [c for c in beats if same_ticket(near, c)]
+
+
+def same_ticket(one: Row, other: Row) -> bool:
+    return bool(one["arm"] == other["arm"] and place_key(one) == place_key(other))
 
 
 def lead_sure(record: Record, chief: Row | None) -> list[str]:
     """Returns how sure the first two answers are."""
     if chief is None:
         return []
-    said = (easy_sentence(record, chief), seeds_sentence(record), edge_sentence([chief, *beside_chief(record, chief)]))
+    said = (easy_sentence(record, chief), seeds_sentence(record), edge_sentence([chief, *compared(record, chief)[1]]))
     return [sentence for sentence in said if sentence]
 
 
 def answer_beats(record: Record, chief: Row | None) -> Answer:
-    found = beside_chief(record, chief)
-    if not found or chief is None:
-        return Answer(
-            BEATS, "not known", "Not known whether it beats its controls: none stands beside it at this density.", ""
-        )
+    asked, found = chief, compared(record, chief)[1]
+    chief = compared(record, chief)[0]
+    if not found or chief is None or asked is None:
+        return Answer(BEATS, "not known", "Not known whether it beats its controls: none was trained beside it.", "")
     won, lost, open_ = ([c for c in found if c["holds"] is value] for value in (True, False, None))
     parts = []
     if won:
@@ -151,7 +161,10 @@ def answer_beats(record: Record, chief: Row | None) -> Answer:
     word = "no" if lost and not won else "not all" if lost else "not known" if open_ else "yes"
     start = {"yes": "Yes", "no": "No", "not all": "Not all of them", "not known": "Not known of all"}[word]
     short = word if word in ("yes", "not known") else f"{word}, {len(won)} of {len(found)}"
-    sentence = f"{start}: at {density_text(chief['density'])} {', and '.join(parts)}; {cost_words(record, chief)}."
+    where = "" if chief is asked else ", the nearest density that has controls,"
+    sentence = (
+        f"{start}: at {density_text(chief['density'])}{where} {', and '.join(parts)}; {cost_words(record, chief)}."
+    )
     return Answer(
         BEATS,
         short,
@@ -278,9 +291,10 @@ def own_shuffles(record: Record) -> list[str]:
 
 def answer_stable(record: Record, chief: Row | None) -> Answer:
     found = order_barriers(record)
-    mine = [] if chief is None else [
-        b for b in found if b["arm"] == TICKETS[0] and abs(b["density"] - chief["density"]) < 1e-6
-    ]  # fmt: skip
+    tickets = [b for b in found if b["arm"] == TICKETS[0] and b["density"] < 1]
+    if chief is not None and tickets:
+        near = min(tickets, key=lambda b: abs(b["density"] - chief["density"]))["density"]
+    mine = [b for b in tickets if abs(b["density"] - near) < 1e-6] if chief is not None and tickets else []
     if chief is None or not mine:
         return Answer(
             STABLE,

@@ -212,19 +212,11 @@ def tickets_table(record: Record) -> Table | None:
         "seed": True,
         "registered as": False,
         "ticket": False,
-        "trained again": False,
     }
-    rows = [[t["arm"], density_text(t["density"]), str(t["seed"]), t["model_uri"] or "", t["ticket"] or "", retrained_text(t.get("retrained"))]
+    rows = [[t["arm"], density_text(t["density"]), str(t["seed"]), t["model_uri"] or "", t["ticket"] or ""]
             for t in found]  # fmt: skip
     note = "`lottery hypothesis --retrain URI` trains one again from its stored weights; `lottery generate URI` writes text with it."
     return Table("registered", "Registered tickets", columns, rows, note, [], found) if rows else None
-
-
-def retrained_text(retrained: Row | None) -> str:
-    if not retrained:
-        return ""
-    known = [f"{k} {v:.3f}" for k, v in retrained.items() if isinstance(v, float)]
-    return ", ".join(known) or "yes"
 
 
 def arms_legend(record: Record, arms: Sequence[str]) -> list[tuple[str, str]]:

@@ -118,7 +118,7 @@ def sbatch_command(
     if not stage.indices:
         words += [f"--output={logs}/{stage.name}.log"]
     else:
-        limited = options.concurrent != "none" and stage.what in ("ticket", "training")
+        limited = options.concurrent != "none" and stage.what.split("-")[0] in ("ticket", "training")
         limit = f"%{options.concurrent}" if limited else ""
         words += [f"--array={ranges(stage.indices)}{limit}", f"--output={logs}/{stage.what}-%a.log"]
     # Without --kill-on-invalid-dep a job whose condition can no longer become true would wait for ever.

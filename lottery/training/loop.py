@@ -69,9 +69,8 @@ class Optimizer:
         return dict(self.adam.state[self.parameter])
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.adam.state[self.parameter] = {
-            name: value.to(self.network.device) if name != "step" else value for name, value in tensors.items()
-        }
+        """Sets the moments and the count of steps."""
+        self.adam.state[self.parameter] = {name: value.to(self.network.device) for name, value in tensors.items()}
 
 
 def learning_rate(training: Training, setup: Setup, step: int) -> float:

@@ -240,6 +240,12 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
     assert len(found["a", "b"]["same"]) == 5 and "w before x" in found["a", "b"]["same"]
     assert found["a", "c"]["tau"] == -1 and found["a", "c"]["hi"] < 0 and len(found["a", "c"]["reversed"]) == 6
     assert answer.short == "in part" and "3 models" in answer.sentence
+    # two levels of the same two models: alike at one, open at the other, where pairs are certainly reversed
+    mixed = {"a": (0.0, 0.3, 0.6, 0.9), "b": (0.6, 0.9, 0.0, 0.3)}
+    nll |= {f"70{m}{t}": nll[f"a{t}"] + s for m, of in mixed.items() for t, s in zip("wxyz", of, strict=True)}
+    denser = [ticket(0.7, 2.0, base=m, target=t, run_id=f"70{m}{t}") for m in mixed for t in "wxyz"]
+    both = answers.answer_agreement(rankings.rank_targets([r for r in rows if r["base"] != "c"] + denser, nll.get))
+    assert [row["certain"] for row in both.data] == [1, 0] and both.short == "in part"
     drawn = images.to_svg(heatmaps.plot_agreement(pd.DataFrame(list(answer.data))))
     assert all(f">{word}<" in drawn for word in ("0.67", "same", "50% of each target"))
     short = rankings.rank_targets(rows, {name: nll_N[:11] for name, nll_N in nll.items()}.get)

@@ -109,6 +109,22 @@ def test_controls_that_are_not_beaten_are_named(lost: tuple[str, ...], short: st
     assert beats.short == short and beats.sentence.startswith(said)
 
 
+def test_controls_of_the_nearest_density_answer_where_the_matching_ticket_has_none() -> None:
+    """A preset that trains controls at one density, beside a chain whose rounds all count."""
+    record = sample()
+    matching = max(c["density"] for c in record["claims"] if c["claim"] == "matches" and c["holds"])
+    apart = claims(
+        record,
+        lambda c: None if c["claim"] == "beats" and c["density"] == matching else c | {"holds": c["density"] == matching}
+        if c["claim"] == "matches" else c,
+    )  # fmt: skip
+    apart["barriers"] = [b for b in record["barriers"] if abs(b["density"] - matching) > 0.01]
+    matches, beats, _, stable = answer_all(apart)
+    assert matches.short == "yes, at 41%"
+    assert beats.sentence.startswith("Yes: at 21%, the nearest density that has controls, it beats `permuted`")
+    assert stable.sentence.startswith("The barrier between two copies of the ticket at 21%")
+
+
 def test_an_open_control_is_neither_beaten_nor_not() -> None:
     def open_one(c: dict[str, Any]) -> dict[str, Any]:
         return unjudged(c, "no result") if c["control"] == "reinit" else c
