@@ -160,8 +160,10 @@ def test_the_parameter_table_is_the_program_s() -> None:
 
 
 def test_the_page_of_the_hypothesis_says_what_the_program_says() -> None:
-    """The keys of its files, and the rules of the arms as the code that makes them has them."""
-    from lottery.hypothesis.design import OF_COMMAND, PARAMETERS
+    """The keys of its files, the presets' sizes, and the rules of the arms as the code that makes them has them."""
+    from lottery.hypothesis.design import OF_COMMAND, PARAMETERS, read_hypothesis
+    from lottery.hypothesis.plan import make_plan, make_setup
+    from lottery.hypothesis.tasks import divide
     from lottery.training import arms
 
     page = text_of(ROOT / "docs" / "hypothesis.md")
@@ -170,6 +172,11 @@ def test_the_page_of_the_hypothesis_says_what_the_program_says() -> None:
     assert "\n".join(rows) in page, f"docs/hypothesis.md: its table should be\n{rows}"
     table = "\n".join(line for line in (arms.__doc__ or "").splitlines() if line.startswith("|"))
     assert table.count("\n") > 10 and table in page, f"docs/hypothesis.md: its arms should be\n{table}"
+    for name in ("quick", "full"):
+        asked = read_hypothesis(name)
+        plan = make_plan(asked, make_setup(asked, "", "cpu"))
+        size = f"| {len(plan.trainings):,} | {sum(task.steps for task in divide(plan)):,} |"
+        assert re.search(rf"^\| `{name}` \|.*{re.escape(size)}$", page, re.M), f"docs/hypothesis.md: {name} has {size}"
 
 
 def test_commands_and_options_exist() -> None:
