@@ -25,6 +25,7 @@ from lottery.training.windows import Batches
 
 POINTS = 20  # of the curve
 CHECKPOINT_S = 10.0  # seconds between two checkpoints
+TELL_S = 1.0  # seconds after which `advance` is called at the latest: who is told may want the training to stop
 
 Advance = Callable[[int, float], None]  # (steps made, loss)
 
@@ -73,6 +74,20 @@ class Optimizer:
         self.adam.state[self.parameter] = {name: value.to(self.network.device) for name, value in tensors.items()}
 
 
+class Telling:
+    """Tells how many steps were made since it last told."""
+
+    def __init__(self, advance: Advance, step: int) -> None:
+        self.advance, self.step, self.time = advance, step, time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.time > TELL_S
+
+    def tell(self, step: int, loss: float) -> None:
+        self.advance(step - self.step, loss)
+        self.step, self.time = step, time.monotonic()
+
+
 def learning_rate(training: Training, setup: Setup, step: int) -> float:
     """Returns the rate of a step: a linear warm-up, then a cosine down to the floor."""
     if has_constant_rate(training.arm):
@@ -100,7 +115,7 @@ def train(
     """Trains from `start` to the last step of the schedule, or to the step `stop`.
 
     The weights after each step of `keep` go to `write_state`. Every CHECKPOINT_S seconds the file `checkpoint` is
-    replaced, and if it is there the training goes on from it.
+    replaced, and if it is there the training goes on from it. An error that `advance` raises ends the training.
     """
     network.load(start.weight_P)
     optimizer = Optimizer(network, setup, start.mask_P)
@@ -109,6 +124,7 @@ def train(
     last = training.steps if stop is None else stop
     every = max(1, training.steps // POINTS)
     total, seen, saved = torch.zeros((), device=network.device), 0, time.monotonic()
+    telling = Telling(advance, step)
     while step < last:
         ids_NT = torch.from_numpy(batches.at(training.seed, training.order, step)).to(network.device)
         loss = loss_of(ids_NT)
@@ -119,14 +135,14 @@ def train(
         if write_state and step in keep:
             write_state(step, network.weights())
         if step % every and step < last:
+            if telling.is_due():
+                telling.tell(step, float(total) / seen)
             continue
-        mean = float(total) / seen
-        if not math.isfinite(mean) or not bool(torch.isfinite(network.weight_P).all()):
-            return Trained(network.weights(), curve, step)
-        if not math.isfinite(search := search_loss()):
+        mean, search, finite = float(total) / seen, search_loss(), bool(torch.isfinite(network.weight_P).all())
+        if not finite or not math.isfinite(mean) or not math.isfinite(search):
             return Trained(network.weights(), curve, step)
         curve.append([step, round(mean, 5), round(search, 5)])
-        advance(seen, mean)
+        telling.tell(step, mean)
         total, seen = torch.zeros_like(total), 0
         if checkpoint and time.monotonic() - saved > CHECKPOINT_S and step < last:
             save_checkpoint(checkpoint, network, optimizer, step, curve)

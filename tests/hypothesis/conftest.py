@@ -1,5 +1,6 @@
 """One hypothesis that ran, which many tests look at: a chain of two rounds, a control, masks before training, lines."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from click.testing import Result
 from lottery.files.home import home
 from tests.support.hypotheses import record_of, write
 
+OWN = {"clip": 0.9}  # in no other file of a hypothesis, so that nobody has made its trainings before
 GRID = [
     {"arm": "dense", "times": [1, 2]},
     {"arm": ["rewound", "permuted"], "density": 0.64, "lr": [0.003, 0.01]},
@@ -46,13 +48,9 @@ class Ran:
 
 
 @pytest.fixture(scope="session")
-def ran(
-    tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Result], lottery_json: Callable[..., dict[str, Any]]
-) -> Ran:
-    import json
-
+def ran(tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Result]) -> Ran:
     folder = tmp_path_factory.mktemp("hypothesis")
-    preset = write(folder, "small", question="Is this a test?", grid=GRID, barriers=BARRIERS)
+    preset = write(folder, "small", **OWN, question="Is this a test?", grid=GRID, barriers=BARRIERS)
     result = cli("hypothesis", "--preset", preset, "--jobs", 1, "--out", folder / "report", "--json")
     printed = json.loads(result.stdout)
     return Ran(preset, printed, result.stderr, folder / "report", record_of(printed["run_id"]))

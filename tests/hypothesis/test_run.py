@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from lottery.training.recipe import living
-from tests.hypothesis.conftest import Ran
+from tests.hypothesis.conftest import OWN, Ran
 from tests.support.hypotheses import everything, record_of, write
 from tests.support.studies import runs
 
@@ -131,7 +131,7 @@ def test_another_hypothesis_finds_the_trainings(
 ) -> None:
     """It makes one, and its run takes the others' runs as its own."""
     grid = [{"arm": "dense"}, {"arm": ["rewound", "shuffled"], "density": 0.64}]
-    preset = write(tmp_path, "part", grid=grid)
+    preset = write(tmp_path, "part", **OWN, grid=grid)
     result = cli("hypothesis", "--preset", preset, "--jobs", 1, "--out", "none", "--json")
     printed = json.loads(result.stdout)
     assert "3 of 4 trainings were made before" in result.stderr and result.stderr.count(": made:") == 1
@@ -143,7 +143,7 @@ def test_another_hypothesis_finds_the_trainings(
 
 
 def test_another_seed_is_another_hypothesis(ran: Ran, lottery_json: Json, tmp_path: Path) -> None:
-    preset = write(tmp_path, "dense", grid=[{"arm": "dense"}])
+    preset = write(tmp_path, "dense", **OWN, grid=[{"arm": "dense"}])
     one, two = (lottery_json("hypothesis", "--preset", preset, "--seed", seed, "--jobs", 1) for seed in (0, 1))
     assert one["run_id"] != two["run_id"] and one["runs"][0]["loss"] != two["runs"][0]["loss"]
     assert one["runs"][0]["loss"] == ran.training("dense", rewind=0, steps=60)["loss"] and one["claims"] == []

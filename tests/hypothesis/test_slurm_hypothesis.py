@@ -35,7 +35,7 @@ def words_after(command: list[str], start: str) -> str | None:
 
 def test_the_commands(lottery_json: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """Without Slurm: what would be submitted. What is there already is left out."""
-    preset = write(tmp_path, "queued", grid=GRID, barriers=BARRIERS)
+    preset = write(tmp_path, "queued", clip=0.8, grid=GRID, barriers=BARRIERS)
     jobs = lottery_json("hypothesis", "--preset", preset, "--slurm", "--dry-run", *ASKED)["jobs"]
     assert [job["what"] for job in jobs] == list(STAGES)
     for job in jobs:

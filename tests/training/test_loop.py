@@ -133,6 +133,24 @@ def test_a_resumed_training_gives_the_same_bits_and_curve(tmp_path: Path, monkey
     assert resumed.weight_P.tobytes() == whole.weight_P.tobytes() and resumed.curve == whole.curve
 
 
+def test_who_asked_is_told_between_the_points_of_the_curve_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a large network would go on for minutes after Ctrl-C."""
+    monkeypatch.setattr(loop, "POINTS", 2)
+    network, told = small_network(), []
+    run(start_of(network), network, advance=lambda made, loss: told.append(made))
+    assert told == [20, 20]
+    monkeypatch.setattr(loop, "TELL_S", -1.0)
+    told.clear()
+    done = run(start_of(network), network, advance=lambda made, loss: told.append(made))
+    assert told == [1] * 40 and [step for step, _, _ in done.curve] == [20, 40]
+
+
+def test_a_search_loss_that_is_no_number_is_divergence() -> None:
+    network = small_network()
+    done = train(network, SETUP, DENSE, start_of(network), small_batches(), lambda: float("inf"))
+    assert done.diverged == 2 and done.curve == []
+
+
 def test_states_are_the_weights_on_the_way() -> None:
     network = small_network()
     start = start_of(network)
