@@ -102,6 +102,8 @@ def check_together(preset: str, given: list[str]) -> None:
         raise InputError(f"{', '.join(sorted(others))}: with --retrain it has no effect; leave one of them out")
     if "--part" in words and (others := words & {"--slurm", "--dry-run", "--show", "--jobs"}):
         raise InputError(f"{', '.join(sorted(others))}: with --part it has no effect; leave one of them out")
+    if {"--slurm", "--jobs"} <= words:
+        raise InputError("--jobs: with --slurm it has no effect; give --concurrent, or leave it out")
     if "--out" in words and (others := words & {"--slurm", "--dry-run"}):
         raise InputError(f"{min(others)}: no report is written with it; leave out --out")
     asked = {f"--{f.name}" for f in fields(SlurmOptions)} & words

@@ -17,12 +17,12 @@ from lottery.measuring.intervals import paired_interval
 
 TOLERANCE = 0.01  # nats a token by which a matching ticket may be worse
 CONTROLS = {
-    "rewound": ("permuted", "reinit", "shuffled"),
-    "original": ("permuted", "reinit", "shuffled"),
+    "rewound": ("permuted", "signs", "other", "reinit", "shuffled"),
+    "original": ("permuted", "signs", "reinit", "shuffled"),
     "oneshot": ("random",),
     "early": ("random",),
-    "tuned": ("random",),
-    "rewound-rate": ("random",),
+    "tuned": ("shuffled", "random"),
+    "rewound-rate": ("shuffled", "random"),
     "snip": ("snip-shuffled", "random"),
     "grasp": ("grasp-shuffled", "random"),
     "synflow": ("synflow-shuffled", "random"),
@@ -40,6 +40,7 @@ class Group:
     rewind_share: float
     steps: int
     mask_steps: int
+    mask_rewind: int
     scope: str
 
 
@@ -55,11 +56,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Best:
-    """A group at its best rate. `edge`: the rate is the least or the greatest of several that were tried."""
+    """A group at its best rate. `edge`: the rate is the least or the greatest of several that were tried; `rates`: how
+    many were."""
 
     group: Group
     lr: float
     edge: bool
+    rates: int
     by_seed: Mapping[int, Made]
 
 
@@ -84,7 +87,8 @@ def choose_rate(group: Group, made: Sequence[Made], diverged: Iterable[float] = 
     loss = {lr: float(np.mean([m.search_loss for m in s.values()])) for lr, s in rates.items() if len(s) == most}
     lr = min(loss, key=lambda rate: (loss[rate], rate))
     tried = rates.keys() | set(diverged)
-    return Best(group, lr, len(tried) > 1 and lr in (min(tried), max(tried)), rates[lr])
+    edge = len(tried) > 1 and lr in (min(tried), max(tried))
+    return Best(group, lr, edge, len(tried), rates[lr])
 
 
 def at_best(groups: Mapping[Group, Sequence[Made]], diverged: Mapping[tuple[Group, float], int]) -> dict[Group, Best]:
@@ -101,7 +105,7 @@ def difference(a: Mapping[int, Made], b: Mapping[int, Made]) -> np.ndarray | Non
 
 def claim_match(ticket: Best, dense: Best | None) -> dict[str, Any]:
     """Returns the claim that a ticket reaches the dense network of as many steps, to TOLERANCE nats a token."""
-    about = {"claim": "matches", **named(ticket), "control": None, "control_lr": dense.lr if dense else None}
+    about = {"claim": "matches", **named(ticket, dense), "control": None, "control_lr": dense.lr if dense else None}
     d_SN = difference(ticket.by_seed, dense.by_seed) if dense else None
     if d_SN is None:
         return about | unknown("no dense training of as many steps was made with the same seed")
@@ -112,13 +116,13 @@ def claim_match(ticket: Best, dense: Best | None) -> dict[str, Any]:
         True: f"the upper end of the interval, {hi:+.3f}, is at most {TOLERANCE:+.2f}{more}",
         False: f"the lower end of the interval, {lo:+.3f}, is above {TOLERANCE:+.2f}",
         None: f"the interval from {lo:+.3f} to {hi:+.3f} holds {TOLERANCE:+.2f}",
-    }[holds]
+    }[holds] + of_rates(ticket, dense, "dense")
     return about | {"holds": holds, "difference": mean, "lo": lo, "hi": hi, "why": why, "seeds": len(d_SN)}
 
 
 def claim_beat(ticket: Best, control: Best | None, name: str) -> dict[str, Any]:
     """Returns the claim that a ticket is better than its control. Its difference is ticket minus control."""
-    about = {"claim": "beats", **named(ticket), "control": name, "control_lr": control.lr if control else None}
+    about = {"claim": "beats", **named(ticket, control), "control": name, "control_lr": control.lr if control else None}
     d_SN = difference(ticket.by_seed, control.by_seed) if control else None
     if control is None or d_SN is None:
         return about | unknown(f"no training of {name} with the same seed ended")
@@ -128,15 +132,26 @@ def claim_beat(ticket: Best, control: Best | None, name: str) -> dict[str, Any]:
         True: f"the upper end of the interval, {hi:+.3f}, is below 0",
         False: f"the lower end of the interval, {lo:+.3f}, is not below 0",
         None: f"the interval from {lo:+.3f} to {hi:+.3f} holds 0",
-    }[holds]
-    if control.edge:
-        why += f"; {name} was best at the edge of the rates that were tried"
-    about["edge"] = ticket.edge or control.edge
+    }[holds] + of_rates(ticket, control, name)
     return about | {"holds": holds, "difference": mean, "lo": lo, "hi": hi, "why": why, "seeds": len(d_SN)}
 
 
-def named(best: Best) -> dict[str, Any]:
-    return {**asdict(best.group), "lr": best.lr, "edge": best.edge}
+def named(best: Best, other: Best | None) -> dict[str, Any]:
+    edge = best.edge or (other is not None and other.edge)
+    return {**asdict(best.group), "lr": best.lr, "edge": edge}
+
+
+def of_rates(ticket: Best, other: Best | None, name: str) -> str:
+    """Returns what a comparison owes to the rates that were tried: an edge, or fewer of them on one side."""
+    said = [
+        f"{n} was best at the edge of the rates that were tried"
+        for n, b in ((ticket.group.arm, ticket), (name, other))
+        if b and b.edge
+    ]
+    if other is not None and ticket.rates != other.rates and 1 in (ticket.rates, other.rates):
+        few, many = (ticket.group.arm, name) if ticket.rates == 1 else (name, ticket.group.arm)
+        said.append(f"{few} was trained at one rate, {many} at {max(ticket.rates, other.rates)}")
+    return "".join(f"; {words}" for words in said)
 
 
 def none_ended(group: Group, control: str | None) -> dict[str, Any]:
@@ -184,7 +199,9 @@ def beside(groups: Iterable[Group], ticket: Group, name: str) -> Group | None:
     """
     for group in groups:
         same = (group.round, group.steps) == (ticket.round, ticket.steps)
-        chain = (group.rewind, group.mask_steps, group.scope) == (ticket.rewind, ticket.mask_steps, ticket.scope)
+        chain = (group.rewind, group.mask_steps, group.mask_rewind, group.scope) == (
+            ticket.rewind, ticket.mask_steps, ticket.mask_rewind, ticket.scope,
+        )  # fmt: skip
         if group.arm == name and same and (chain or name == "random"):
             return group
     return None

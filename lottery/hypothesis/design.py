@@ -89,8 +89,8 @@ class Hypothesis:
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits. A hypothesis with the same id continues the earlier one."""
-        return json_sha256({k: v for k, v in self.record().items() if k != "question"})[:12]
+        """12 hexadecimal digits, which do not depend on how text and device are written: `Lab.id` has their content."""
+        return json_sha256({k: v for k, v in self.record().items() if k not in ("question", "text", "device")})[:12]
 
     @property
     def all_seeds(self) -> list[int]:
@@ -253,6 +253,10 @@ def check(found: Hypothesis, where: str = "hypothesis") -> Hypothesis:
         sparse = [arm for arm in row.arm if arm != "dense"]
         if sparse and 1.0 in row.density:
             raise InputError(f"{where}: {name}: arm={sparse[0]}: it needs a density below 1; give one, such as 0.21")
+        if name == "barriers" and "untrained" in row.arm:
+            raise InputError(
+                f"{where}: barriers: arm=untrained: two orders of the data end in the same weights; leave it out"
+            )
         if "dense" in row.arm and row.density != (1.0,):
             raise InputError(f"{where}: {name}: arm=dense: its density is 1; give it a row of its own without density")
         for share in (found.rewind, *row.rewind):

@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lottery.hypothesis.design import Hypothesis, Line, Row
-from lottery.training.arms import BEFORE_TRAINING, OF_DENSE, SHUFFLED, ancestors, first_step, is_before_training, needs
+from lottery.training.arms import (
+    BEFORE_TRAINING,
+    OF_CHAIN,
+    OF_DENSE,
+    SHUFFLED,
+    ancestors,
+    first_step,
+    is_before_training,
+    needs,
+)
 from lottery.training.recipe import Setup, Shape, Training
 
 
@@ -125,7 +134,7 @@ def of_line(hypothesis: Hypothesis, line: Line) -> Iterator[Segment]:
                     for rewind in rewinds(hypothesis, line, arm):
                         own = 0.0 if arm == "original" else hypothesis.rewind
                         a = training(hypothesis, arm, seed, density, rewind, times, hypothesis.lr, hypothesis.scope)
-                        if arm != "dense" and not is_before_training(arm):
+                        if a.arm in OF_CHAIN:
                             a = replace(a, mask_rewind=hypothesis.step_of(own, times))
                         if line.kind == "order":
                             yield Segment(a, replace(a, order=1), "order")

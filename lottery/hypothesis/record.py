@@ -121,7 +121,7 @@ def group_of(plan: Plan, training: Training, prunable: int) -> Group:
     share = round(training.rewind / training.steps, 6)
     return Group(
         shown_arm(training), density_of(training, prunable, plan.setup.rate), training.round, training.rewind, share,
-        training.steps, training.mask_steps, training.scope,
+        training.steps, training.mask_steps, training.mask_rewind, training.scope,
     )  # fmt: skip
 
 

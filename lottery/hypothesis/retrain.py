@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lottery.errors import InputError
+from lottery.errors import InputError, MachineError
 from lottery.hypothesis.tickets import PARTS
 from lottery.measuring.intervals import difference_interval
 from lottery.measuring.perplexity import nll_per_window
+from lottery.models.devices import pick_device
 from lottery.progress import progress_bar
 from lottery.registry import fetching, store, trainings
 from lottery.training.arms import Start
@@ -24,6 +25,7 @@ from lottery.training.network import Network
 from lottery.training.outputs import end_of, read_tensors
 from lottery.training.recipe import Setup, Shape, Training
 from lottery.training.windows import Batches
+from lottery.training.work import CURVE_WINDOWS
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,23 @@ def retrain(uri: str, text: str | None = None) -> Retrained:
         raise InputError(
             f"retrain={uri}: text={text} is not the text that the ticket was trained on; give that text as --text"
         )
+    setup = replace(setup, device=pick_device("auto"))
     network, batches = Network(setup.shape, setup.device), Batches(corpus.train_T, setup.batch, setup.shape.context)
     nll = partial(nll_per_window, network.model, corpus.report_NT, lambda amount=1, note="": None)
+    search = partial(nll_per_window, network.model, corpus.search_NT[:CURVE_WINDOWS], lambda amount=1, note="": None)
     began, threads = time.monotonic(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         steps = training.steps - kept.start.first
         with progress_bar(f"train {kept.ticket} again", steps, "steps") as advance:
             done = train(
-                network, setup, training, kept.start, batches, lambda: float(nll().mean()),
+                network, setup, training, kept.start, batches, lambda: float(search().mean()),
                 advance=lambda made, loss: advance(made, f"loss {loss:.3f}"),
             )  # fmt: skip
+        if done.diverged is not None:
+            raise MachineError(
+                f"retrain={uri}: the loss was no number at step {done.diverged}; the registered ticket stays"
+            )
         new_N = nll()
         network.load(flat(network, kept.weights))
         old_N = nll()

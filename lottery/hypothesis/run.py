@@ -211,7 +211,9 @@ def log_report(result: Result, folder: Path) -> None:
 
 def default_jobs(device: str) -> int:
     """Returns how many trainings run at a time: one per core, or one on a GPU."""
-    return 1 if device == "cuda" else len(os.sched_getaffinity(0))
+    if device == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def report_folder(lab: Lab) -> Path:

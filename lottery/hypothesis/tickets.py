@@ -30,7 +30,7 @@ from lottery.pruning.allocation import resolve_allocation
 from lottery.registry import store
 from lottery.registry.versions import find_version
 from lottery.spec import Spec, ticket_id
-from lottery.training.arms import dense_of, prepare_start
+from lottery.training.arms import dense_of, first_step, make_weights
 from lottery.training.network import Network, initial_weights
 from lottery.training.outputs import End
 from lottery.training.recipe import Training
@@ -98,11 +98,11 @@ def winners(lab: Lab, record: Mapping[str, Any]) -> list[Training]:
     """Returns the sparsest matching ticket of each arm: the training of the first seed at the arm's best rate."""
     sparsest: dict[str, dict[str, Any]] = {}
     for claim in record["claims"]:
-        if claim["claim"] == "matches" and claim["holds"]:
+        if claim["claim"] == "matches" and claim["holds"] and claim["steps"] == lab.hypothesis.steps:
             known = sparsest.get(claim["arm"])
             if known is None or claim["density"] < known["density"]:
                 sparsest[claim["arm"]] = claim
-    names = ("arm", "round", "rewind", "steps", "mask_steps", "scope", "lr")
+    names = ("arm", "round", "rewind", "steps", "mask_steps", "mask_rewind", "scope", "lr")
     found = []
     for claim in sparsest.values():
         wanted = tuple(claim[name] for name in names)
@@ -189,15 +189,17 @@ def make_job(spec: Spec, source: TrainedSource, base: Base, tags: Mapping[str, s
 
 def log_start(lab: Lab, run_id: str, training: Training, network: Network, end: End) -> None:
     """Logs what the ticket was trained from, so that somebody else can train it again."""
-    start = prepare_start(training, lab.plan.setup, network, lab.outputs, lab.batches)
+    # Not `prepare_start`: another device could rank two weights of nearly equal score the other way round.
+    weight_P = make_weights(training, network, lab.outputs, end.mask_P)
+    rewound_P = np.where(end.mask_P, weight_P, np.float32(0))
     recipe = {"setup": lab.plan.setup.record(), "training": asdict(training), "text": lab.hypothesis.text,
-              "tokens_needed": lab.hypothesis.tokens_needed, "first": start.first,
+              "tokens_needed": lab.hypothesis.tokens_needed, "first": first_step(training),
               "loss": lab.outputs.result(training)["loss"]}  # fmt: skip
     with TemporaryDirectory() as name:
         folder = Path(name) / PARTS
         folder.mkdir()
         initial_P = initial_weights(network, training.seed)
-        tensors = {"initial": initial_P, "rewound": start.weight_P, "mask": np.packbits(end.mask_P)}
+        tensors = {"initial": initial_P, "rewound": rewound_P, "mask": np.packbits(end.mask_P)}
         save_file(tensors, folder / "weights.safetensors")
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
         store.connect().log_artifacts(run_id, str(folder), PARTS)

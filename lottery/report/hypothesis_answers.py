@@ -309,15 +309,27 @@ def answer_stable(record: Record, chief: Row | None) -> Answer:
     sentence = (f"The barrier between two copies of the ticket at {density_text(at['density'])}, which leave step "
                 f"{at['rewind']:,} with other orders of the data, is {at['barrier']:.3f} nats a token"
                 f"{f': {beside}' if beside else ''}.")  # fmt: skip
-    tried = claims_of(record, "matches", TICKETS)
-    known = {c["rewind"] or 0: c["holds"] for c in tried if abs(c["density"] - at["density"]) < 1e-6}
+    known = matches_at_one_rate(record, at["density"])
     if len(mine) > 1:
         words = {True: "matches", False: "does not match", None: "not known whether it matches"}
-        sentence += " From " + "; from ".join(
+        sentence += f" At one rate, {record['setup']['lr']:g}, from " + "; from ".join(
             f"{rewind_text(b['rewind_share'])}: barrier {b['barrier']:.3f}, {words[known.get(b['rewind'])]}" for b in mine
         ) + "."  # fmt: skip
     about = f"is the barrier of the ticket at {density_text(at['density'])}, {rewind_text(at['rewind_share'])}"
     return Answer(STABLE, f"{at['barrier']:.3f}", sentence, "", about=about)
+
+
+def matches_at_one_rate(record: Record, density: float) -> dict[int, bool | None]:
+    """Returns, by rewind point, whether the ticket of a density matches dense where it is trained at the chain's own rate,
+    as the copies of a barrier are. At its best of several rates one point could match because it was tuned more."""
+    found: dict[int, bool | None] = {}
+    for r in record["rows"]:
+        usual = is_usual(record, r) and r["lr"] == record["setup"]["lr"]
+        if r["arm"] in TICKETS and usual and abs(r["density"] - density) < 1e-6 and r["difference_hi"] is not None:
+            found[r["rewind"] or 0] = (
+                True if r["difference_hi"] <= MATCHING else False if r["difference_lo"] > MATCHING else None
+            )
+    return found
 
 
 def order_barriers(record: Record) -> list[dict[str, Any]]:

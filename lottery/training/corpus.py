@@ -155,7 +155,8 @@ def measured_part(text: str, tokenizer: Tokenizer, part: str, count: int, contex
     last = min(count * context + context // 2, len(encoding.ids)) - 1
     beginning = part[: encoding.offsets[last][1]]
     ids = encode(tokenizer, beginning)
-    assert len(ids) // context == count
+    if len(ids) // context != count:
+        raise InputError(f"text={text}: its windows of {context} tokens cannot be cut; give a greater context")
     return beginning, ids[: count * context].reshape(count, context), len(ids)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lottery.files.atomic import atomic_write
+from lottery.progress import say
 from lottery.training.arms import Start, has_constant_rate
 from lottery.training.network import Network
 from lottery.training.recipe import Setup, Training
@@ -162,9 +163,13 @@ def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple
     """Loads a checkpoint. Returns the step that comes next and the curve so far, or None if there is no checkpoint."""
     if not path.exists():
         return None
-    with safe_open(path, "pt") as f:
-        about = f.metadata()
-        network.weight_P.copy_(f.get_tensor("weights"))
-        moments = set(f.keys()) - {"weights"}
-        optimizer.load({name.removeprefix("adam."): f.get_tensor(name) for name in moments})
+    try:
+        with safe_open(path, "pt") as f:
+            about = f.metadata()
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # it is no mapping
+    except (OSError, SafetensorError) as e:
+        say(f"{path}: this checkpoint is damaged ({e}); the training begins anew")
+        return None
+    network.weight_P.copy_(tensors.pop("weights"))
+    optimizer.load({name.removeprefix("adam."): value for name, value in tensors.items()})
     return int(about["at"]), json.loads(about["curve"])

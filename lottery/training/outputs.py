@@ -128,7 +128,7 @@ class Outputs:
 
     def read_end(self, training: Training) -> End:
         """Returns the last weights and the mask. Raises InputError if the file was altered."""
-        return end_of(read_tensors(self.checked(training, WEIGHTS)))
+        return end_of(read_tensors(self.checked(training, WEIGHTS), self.path(training)))
 
     def read_nll(self, training: Training, part: str) -> np.ndarray:
         """Returns the loss of each window of `search` or `report`, float64 [N]."""
@@ -149,9 +149,9 @@ def end_of(tensors: Mapping[str, np.ndarray]) -> End:
     return End(weight_P, np.unpackbits(tensors["mask"], count=len(weight_P)).astype(bool))
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file. Raises InputError if it cannot be read."""
+def read_tensors(path: Path, remedy: Path | None = None) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file. Raises InputError if it cannot be read; it tells to delete the file, or `remedy`."""
     try:
         return dict(load_file(path))
     except Exception as e:  # safetensors raises errors of its own kinds
-        raise InputError(f"{path}: not readable ({e}); delete {path.parent}, and it is made again") from e
+        raise InputError(f"{path}: not readable ({e}); delete {remedy or path}, and it is made again") from e

@@ -17,9 +17,9 @@ from scipy import stats
 from lottery.hypothesis.claims import TOLERANCE, Group, Made, all_claims, all_rows, choose_rate
 from lottery.measuring.intervals import RESAMPLES, expanded_tail, paired_interval, resample_counts
 
-DENSE = Group("dense", 1.0, 0, 0, 0.0, 800, 800, "global")
-TICKET = Group("rewound", 0.21, 7, 40, 0.05, 800, 800, "global")
-PERMUTED, RANDOM = replace(TICKET, arm="permuted"), Group("random", 0.21, 7, 0, 0.0, 800, 0, "global")
+DENSE = Group("dense", 1.0, 0, 0, 0.0, 800, 800, 0, "global")
+TICKET = Group("rewound", 0.21, 7, 40, 0.05, 800, 800, 40, "global")
+PERMUTED, RANDOM = replace(TICKET, arm="permuted"), Group("random", 0.21, 7, 0, 0.0, 800, 0, 0, "global")
 N = 64
 NOISE_N = np.random.default_rng(0).normal(0, 0.01, N)
 NOISE_N -= NOISE_N.mean()
