@@ -103,12 +103,20 @@ def difference(a: Mapping[int, Made], b: Mapping[int, Made]) -> np.ndarray | Non
     return np.stack([a[s].report_N - b[s].report_N for s in seeds]) if seeds else None
 
 
-def claim_match(ticket: Best, dense: Best | None) -> dict[str, Any]:
+def lost_seeds(d_SN: np.ndarray, planned: int) -> str:
+    """Returns why fewer seeds than were planned decide nothing, "" if all are there: those that diverged are no accident,
+    and one seed that is left would have the narrow interval of one."""
+    return f"{len(d_SN)} of {planned} seeds ended on both sides" if len(d_SN) < planned else ""
+
+
+def claim_match(ticket: Best, dense: Best | None, planned: int = 1) -> dict[str, Any]:
     """Returns the claim that a ticket reaches the dense network of as many steps, to TOLERANCE nats a token."""
     about = {"claim": "matches", **named(ticket, dense), "control": None, "control_lr": dense.lr if dense else None}
     d_SN = difference(ticket.by_seed, dense.by_seed) if dense else None
     if d_SN is None:
         return about | unknown("no dense training of as many steps was made with the same seed")
+    if lost := lost_seeds(d_SN, planned):
+        return about | unknown(lost)
     mean, (lo, hi) = float(d_SN.mean()), paired_interval(d_SN)
     holds = True if hi <= TOLERANCE else False if lo > TOLERANCE else None
     more = "; it is at most the dense one" if hi <= 0 else ""
@@ -120,12 +128,14 @@ def claim_match(ticket: Best, dense: Best | None) -> dict[str, Any]:
     return about | {"holds": holds, "difference": mean, "lo": lo, "hi": hi, "why": why, "seeds": len(d_SN)}
 
 
-def claim_beat(ticket: Best, control: Best | None, name: str) -> dict[str, Any]:
+def claim_beat(ticket: Best, control: Best | None, name: str, planned: int = 1) -> dict[str, Any]:
     """Returns the claim that a ticket is better than its control. Its difference is ticket minus control."""
     about = {"claim": "beats", **named(ticket, control), "control": name, "control_lr": control.lr if control else None}
     d_SN = difference(ticket.by_seed, control.by_seed) if control else None
     if control is None or d_SN is None:
         return about | unknown(f"no training of {name} with the same seed ended")
+    if lost := lost_seeds(d_SN, planned):
+        return about | unknown(lost)
     mean, (lo, hi) = float(d_SN.mean()), paired_interval(d_SN)
     holds = True if hi < 0 else False if lo >= 0 else None
     why = {
@@ -165,15 +175,18 @@ def unknown(why: str) -> dict[str, Any]:
 
 
 def all_claims(
-    groups: Mapping[Group, Sequence[Made]], diverged: Mapping[tuple[Group, float], int]
+    groups: Mapping[Group, Sequence[Made]],
+    diverged: Mapping[tuple[Group, float], int],
+    planned: Mapping[Group, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns every claim about the arms that were trained at some density below 1.
 
     `groups` holds each that was planned; one of which no training ended is empty, and what it would say is not known.
-    `diverged` counts, by group and rate, the seeds whose training diverged.
+    `diverged` counts, by group and rate, the seeds whose training diverged; `planned` all seeds of a group.
     """
     best = at_best(groups, diverged)
     claims = []
+    seeds = planned or {}
     for group in sorted(groups):
         if group.arm in ("dense", "untrained") or group.density == 1:
             continue
@@ -182,8 +195,10 @@ def all_claims(
         if ticket is None:
             claims += [none_ended(group, name) for name in (None, *controls)]
             continue
-        claims.append(claim_match(ticket, dense_beside(best, group.steps)))
-        claims += [claim_beat(ticket, best.get(control), name) for name, control in controls.items()]
+        claims.append(claim_match(ticket, dense_beside(best, group.steps), seeds.get(group, 1)))
+        for name, control in controls.items():
+            both = min(seeds.get(group, 1), seeds.get(control, 1))  # a row of the grid may have fewer seeds
+            claims.append(claim_beat(ticket, best.get(control), name, both))
     return claims
 
 

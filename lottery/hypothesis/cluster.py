@@ -28,18 +28,31 @@ def for_tasks(hypothesis: Hypothesis, options: SlurmOptions) -> Hypothesis:
 
 
 def stages_of(tasks: list[Task]) -> list[Stage]:
-    """Returns an array for each kind and stage of the tasks, in order, and the report."""
+    """Returns the arrays of the tasks, in order, and the report.
+
+    What other trainings start from has an array of its own in each stage (`chain-2` holds tasks of `training-2`), so that
+    rounds wait for rounds alone. Lines wait for all trainings of the stage before.
+    """
+    needed = {name for task in tasks if task.kind != "line" for name in task.needs}
     found: list[Stage] = []
-    before: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
+    every: tuple[str, ...] = ()
     for stage in sorted({task.stage for task in tasks}):
-        names = []
-        for kind in ("states", "training", "line"):
-            name = f"{kind}-{stage}"
-            indices = tuple(int(t.name.rpartition("-")[2]) for t in tasks if t.name.startswith(f"{name}-"))
-            if indices:
-                found.append(Stage(name, name, indices, tuple(("afterany", other) for other in before)))
-                names.append(name)
-        before = tuple(names)
+        here = [task for task in tasks if task.stage == stage]
+        arrays = {
+            f"states-{stage}": (f"states-{stage}", [t for t in here if t.kind == "states"], chain),
+            f"chain-{stage}": (f"training-{stage}", [t for t in here if t.kind == "training" and t.name in needed], chain),
+            f"training-{stage}": (
+                f"training-{stage}", [t for t in here if t.kind == "training" and t.name not in needed], chain,
+            ),
+            f"line-{stage}": (f"line-{stage}", [t for t in here if t.kind == "line"], every),
+        }  # fmt: skip
+        made = {name: array for name, array in arrays.items() if array[1]}
+        for name, (what, of, waits) in made.items():
+            indices = tuple(int(task.name.rpartition("-")[2]) for task in of)
+            found.append(Stage(name, what, indices, tuple(("afterany", other) for other in waits)))
+        chain = tuple(n for n in made if n.startswith(("states", "chain"))) or chain
+        every = tuple(n for n in made if not n.startswith("line")) or every
     return [*found, Stage("report", "report", after=tuple(("afterany", stage.name) for stage in found))]
 
 

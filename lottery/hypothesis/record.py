@@ -37,7 +37,7 @@ def collect(
     `size` are the numbers of prunable weights and of all parameters.
     """
     trainings = [of_training(plan, t, outputs, prunable, reasons, run_ids) for t in plan.trainings]
-    groups, diverged = group(plan, outputs, prunable)
+    groups, diverged, planned = group(plan, outputs, prunable)
     h = plan.hypothesis
     return {
         "format": FORMAT,
@@ -51,7 +51,7 @@ def collect(
             of_segment(plan, s, outputs, prunable) for s in plan.segments if outputs.line_path(s.a, s.b).exists()
         ],
         "rows": all_rows(groups, diverged),
-        "claims": all_claims(groups, diverged),
+        "claims": all_claims(groups, diverged, planned),
         "tickets": [],
     }
 
@@ -84,7 +84,19 @@ def of_training(
     found |= {"density": density_of(training, prunable, plan.setup.rate), "run_id": run_ids.get(id)}
     if outputs.has(training):
         result = outputs.result(training)
-        keys = ("outcome", "reason", "search_loss", "loss", "cost", "curve", "densities", "empty", "seconds")
+        keys = (
+            "outcome",
+            "reason",
+            "search_loss",
+            "loss",
+            "cost",
+            "curve",
+            "densities",
+            "empty",
+            "seconds",
+            "first",
+            "mask_step",
+        )
         return found | {key: result.get(key) for key in keys}
     outcome, reason = reasons.get(id, ("missing", "it was not made"))
     return found | {"outcome": outcome, "reason": reason, "cost": round(mask_cost(training), 3)}
@@ -92,8 +104,9 @@ def of_training(
 
 def group(
     plan: Plan, outputs: Outputs, prunable: int
-) -> tuple[dict[Group, list[Made]], dict[tuple[Group, float], int]]:
-    """Returns the trainings that tables compare, by what they have in common, and how many diverged at which rate.
+) -> tuple[dict[Group, list[Made]], dict[tuple[Group, float], int], dict[Group, int]]:
+    """Returns the trainings that tables compare, by what they have in common, how many diverged at which rate, and how
+    many seeds were planned.
 
     The rounds of a chain on the way to the densities that the grid names count too, and so do tickets from the other
     rewind points of the barriers: whether a ticket matches from where the barrier vanishes is a claim. Copies with
@@ -101,11 +114,13 @@ def group(
     """
     groups: dict[Group, list[Made]] = {}
     diverged: dict[tuple[Group, float], int] = {}
+    seeds: dict[Group, set[int]] = {}
     for training in plan.trainings:
         if training not in plan.asked and (training.order or training.arm != "rewound"):
             continue
         key = group_of(plan, training, prunable)
         groups.setdefault(key, [])
+        seeds.setdefault(key, set()).add(training.seed)
         if not outputs.has(training):
             continue
         result = outputs.result(training)
@@ -114,7 +129,7 @@ def group(
             continue
         nll_N = outputs.read_nll(training, "report")
         groups[key].append(Made(training.seed, training.lr, result["search_loss"], nll_N))
-    return groups, diverged
+    return groups, diverged, {key: len(of) for key, of in seeds.items()}
 
 
 def group_of(plan: Plan, training: Training, prunable: int) -> Group:

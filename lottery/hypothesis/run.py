@@ -11,17 +11,18 @@ from typing import Any
 from lottery.errors import InputError, MachineError, did_you_mean
 from lottery.files.home import home
 from lottery.hypothesis.lab import Lab
-from lottery.hypothesis.plan import Segment
-from lottery.hypothesis.record import collect, shown_arm
+from lottery.hypothesis.record import collect
+from lottery.hypothesis.recorder import Recorder
 from lottery.hypothesis.runner import Runner
 from lottery.hypothesis.tasks import Task
 from lottery.hypothesis.tickets import register_winners
-from lottery.hypothesis.wording import training_title
 from lottery.progress import progress_bar, say
-from lottery.registry import parts, recovery, runs, store, trainings
+from lottery.registry import recovery, runs, store, trainings
 from lottery.spec import json_sha256
 from lottery.training.network import Network
 from lottery.training.recipe import Training
+
+FAILED = ("failed", "missing")  # outcomes that the same command may mend; a divergence is a result
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def run(lab: Lab, jobs: int, tags: Mapping[str, str] | None = None) -> Result:
     client = store.connect()
     recovery.close_killed_runs(client)
     with open_run(client, lab, tags) as run:
-        trainings.delete_unfinished(client, run.id)  # the run's lock keeps other processes of this home away
+        trainings.delete_unfinished(client, run.id)
         recorder = Recorder(client, lab, run.id)
         if before := sum(lab.outputs.has(training) for training in lab.plan.trainings):
             say(f"{before} of {len(lab.plan.trainings)} trainings were made before")
@@ -65,11 +66,12 @@ def make_part(lab: Lab, name: str) -> None:
     opened = trainings.find_hypothesis_run(client, lab.id)
     if opened is None:
         raise InputError(f"part={name}: the run of this hypothesis is not in {store.store_name()}; submit it again")
-    recorder = Recorder(client, lab, opened.info.run_id)
     todo = with_needs(tasks, name)
+    planned = [task.what for task in todo if task.kind == "training" and isinstance(task.what, Training)]
+    recorder = Recorder(client, lab, opened.info.run_id, planned)
     Runner(todo, lab.outputs, recorder.ended).run(lab.corpus_folder, 1, lambda amount=1, note="": None)
-    if recorder.reasons:
-        raise MachineError(next(iter(recorder.reasons.values()))[1])
+    if failed := [reason for outcome, reason in recorder.reasons.values() if outcome in FAILED]:
+        raise MachineError(failed[0])
 
 
 def finalize(lab: Lab) -> Result:
@@ -77,6 +79,7 @@ def finalize(lab: Lab) -> Result:
     client = store.connect()
     recovery.close_killed_runs(client)
     with open_run(client, lab) as run:
+        trainings.delete_unfinished(client, run.id)
         command = client.get_run(run.id).data.tags.get("command", "")
         return log_result(run, lab, Recorder(client, lab, run.id), command)
 
@@ -110,74 +113,6 @@ def open_run(client: store.Client, lab: Lab, more: Mapping[str, str] | None = No
         yield run
 
 
-class Recorder:
-    """Logs each training to MLflow as it ends, and remembers which failed."""
-
-    def __init__(self, client: store.Client, lab: Lab, run_id: str) -> None:
-        self.client, self.lab, self.run_id = client, lab, run_id
-        self.key = parts.part_key(run_id)
-        self.reasons: dict[str, tuple[str, str]] = {}  # by the training's id: outcome, reason
-        self.count, self.began = 0, time.monotonic()
-        self.run_ids = trainings.find_training_runs(client, [t.id(lab.plan.setup) for t in lab.plan.trainings])
-
-    def ended(self, task: Task, state: str, reason: str | None) -> None:
-        """Takes the end of a task: a new training gets a run, an old one's run is marked as part of this hypothesis."""
-        if isinstance(task.what, Segment) or task.kind == "states":
-            if reason:
-                say(f"{task.name}: {state}: {reason}")
-            return
-        training, id = task.what, task.what.id(self.lab.plan.setup)
-        self.count += 1
-        if state in ("failed", "missing"):
-            self.reasons[id] = state, reason or ""
-            say(f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {reason}")
-            return
-        if id in self.run_ids:
-            trainings.add_part(self.client, self.run_ids[id], self.key, task.name)
-        else:
-            self.run_ids[id] = self.log(task, training)
-        if state == "found":
-            return
-        result = self.lab.outputs.result(training)
-        ending = f"loss {result['loss']:.4f}" if "loss" in result else f"diverged: {result['reason']}"
-        if result["empty"]:
-            ending += f", no weight is left in {', '.join(result['empty'])}"
-        say(
-            f"{self.place()} {training_title(training, self.lab.hypothesis.steps)}: {state}: {ending}, {result['seconds']:.0f} s"
-        )
-
-    def place(self) -> str:
-        return f"[{self.count}/{len(self.lab.plan.trainings)}]"
-
-    def log(self, task: Task, training: Training) -> str:
-        """Writes the run of a training. Returns the run's id."""
-        result = self.lab.outputs.result(training)
-        names = (
-            "arm",
-            "seed",
-            "round",
-            "rewind",
-            "steps",
-            "lr",
-            "mask_lr",
-            "mask_steps",
-            "mask_rewind",
-            "order",
-            "scope",
-        )
-        params = {name: str(getattr(training, name)) for name in names} | {"text": self.lab.corpus.name}
-        tags = {
-            "arm": shown_arm(training), "round": str(training.round), "density": f"{result['density']:.4f}",
-            "seed": str(training.seed), "training": result["id"], self.key: task.name, "outcome": result["outcome"],
-        }  # fmt: skip
-        measured: dict[str, float] = {name: result[name] for name in ("loss", "search_loss") if name in result}
-        measured |= {"density": result["density"], "cost": result["cost"], "train_s": result["seconds"]}
-        curve = [(int(step), train, search) for step, train, search in result["curve"]]
-        return trainings.log_training(
-            self.client, self.run_id, training_title(training, self.lab.hypothesis.steps), params, tags, measured, curve
-        )
-
-
 def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Result:
     """Collects the record, logs it, and ends the run; as FAILED if a training failed or is missing."""
     network = Network(lab.plan.setup.shape)
@@ -187,7 +122,7 @@ def log_result(run: runs.Run, lab: Lab, recorder: Recorder, command: str) -> Res
     record["command"] = command or f"lottery hypothesis --preset {lab.hypothesis.name}"
     record["tickets"] = register_winners(lab, run.id, record)
     run.log_files({"hypothesis.json": record})
-    failed = [t for t in record["trainings"] if t["outcome"] in ("failed", "missing")]
+    failed = [t for t in record["trainings"] if t["outcome"] in FAILED]
     metrics = {"trainings": float(len(record["trainings"]) - len(failed)), "failed": float(len(failed))}
     run.log_metrics(metrics, None, None, int(time.time() * 1000))
     if failed:

@@ -12,7 +12,7 @@ from lottery.progress import Advance
 from lottery.training.outputs import Outputs
 
 POLL_S = 1.0
-Ended = Callable[[Task, str, str | None], None]  # (task; made, found, failed or missing; reason)
+Ended = Callable[[Task, str, str | None], None]  # (task; made, found, failed, missing or not started; reason)
 
 
 class Runner:
@@ -57,7 +57,7 @@ class Runner:
         if known is None:
             raise error
         self.ended(task, "failed", known[0])
-        self.drop_followers(task, f"it starts from a training that failed ({known[0]})")
+        self.drop_followers(task, "missing", f"it starts from a training that failed ({known[0]})")
 
     def end(self, task: Task, state: str) -> None:
         """Counts a task as done. A training that diverged has no weights for others to start from."""
@@ -67,10 +67,10 @@ class Runner:
         if isinstance(task.what, Segment) or task.kind == "states":
             return
         if self.outputs.has_diverged(task.what):
-            self.drop_followers(task, "it starts from a training that diverged")
+            self.drop_followers(task, "not started", "it starts from a training that diverged")
 
-    def drop_followers(self, task: Task, reason: str) -> None:
-        """Reports what cannot be made without this task as missing."""
+    def drop_followers(self, task: Task, state: str, reason: str) -> None:
+        """Reports what cannot be made without this task."""
         for name in sorted(followers(self.tasks, task.name)):
             if name in self.waiting:
-                self.ended(self.waiting.pop(name), "missing", reason)
+                self.ended(self.waiting.pop(name), state, reason)

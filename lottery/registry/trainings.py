@@ -12,6 +12,8 @@ from lottery.registry.runs import LONGEST_NAME
 from lottery.registry.store import every_page
 
 MOST_METRICS = 1000  # in one batch
+FEW = 20  # trainings that are searched one by one; of more, all that the store has are read
+OLD_S = 600  # seconds after which a run that is being written belongs to a process that was killed
 CURVES = ("train_loss", "validation_loss")
 
 
@@ -28,16 +30,20 @@ def find_training_runs(client: MlflowClient, ids: Iterable[str]) -> dict[str, st
     wanted = set(ids)
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = "tags.kind = 'training' and attributes.status = 'FINISHED'"
-    found = every_page(partial(client.search_runs, experiments, query, max_results=1000))
+    queries = [f"{query} and tags.training = '{id}'" for id in wanted] if len(wanted) < FEW else [query]
+    pages = (every_page(partial(client.search_runs, experiments, each, max_results=1000)) for each in queries)
+    found = [run for page in pages for run in page]
     return {r.data.tags["training"]: r.info.run_id for r in found if r.data.tags.get("training") in wanted}
 
 
 def delete_unfinished(client: MlflowClient, parent: str) -> None:
-    """Deletes the runs of trainings that a killed process left half-written. No other process may be writing them."""
+    """Deletes the runs of trainings that a killed process left half-written. To write one takes a second, so younger ones
+    may be another process's."""
     experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.kind = 'training' and tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
     for run in every_page(partial(client.search_runs, experiments, query, max_results=1000)):
-        client.delete_run(run.info.run_id)
+        if time.time() - run.info.start_time / 1000 > OLD_S:
+            client.delete_run(run.info.run_id)
 
 
 def log_training(

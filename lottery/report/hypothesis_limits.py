@@ -55,7 +55,7 @@ def cost_paragraph(record: Record) -> str:
     trainings, setup = record["trainings"], record["setup"]
     done = [t for t in trainings if t["outcome"] == "done"]
     hours = sum(t.get("seconds") or 0 for t in trainings) / 3600
-    worth = sum(t["steps"] * (1 - t["rewind"] / t["steps"]) for t in done) / setup["steps"]
+    worth = sum(t["steps"] - t.get("first", t["rewind"]) for t in done) / setup["steps"]
     spent = f", {hours:.1f} hours of training" if hours >= 0.1 else ""
     longer = any(r["steps"] > setup["steps"] for r in longer_dense(record))
     honest = ("dense with more steps stands in every table for that reason" if longer

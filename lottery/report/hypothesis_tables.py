@@ -179,7 +179,7 @@ def unfinished_table(record: Record) -> Table | None:
             for (arm, density, steps, outcome, reason), of in alike.items()]  # fmt: skip
     data = [{k: t.get(k) for k in ("id", "arm", "seed", "round", "density", "rewind", "lr", "mask_lr", "steps", "mask_steps", "order", "scope",
                                    "outcome", "reason", "run_id")} for t in found]  # fmt: skip
-    marks = ["absent" if outcome == "missing" else "overflow" for _, _, _, outcome, _ in alike]
+    marks = ["absent" if outcome in ("missing", "not started") else "overflow" for _, _, _, outcome, _ in alike]
     title = f"{pluralize(len(found), 'training')} without a loss"
     return Table("unfinished", title, columns, rows, "", marks, data) if rows else None
 

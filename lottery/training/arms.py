@@ -63,6 +63,7 @@ class Start:
     weight_P: np.ndarray
     mask_P: np.ndarray
     first: int  # the first step that is made
+    mask_step: int | None = None  # of `early`: the step of the dense training at which its mask no longer moved
 
 
 def first_step(training: Training) -> int:
@@ -130,8 +131,13 @@ def ancestors(training: Training) -> tuple[Need, ...]:
     return tuple(found)
 
 
-def mask_cost(training: Training) -> float:
-    """Returns what was trained for the mask and the start, in trainings of this training's own length."""
+def mask_cost(training: Training, mask_step: int | None = None) -> float:
+    """Returns what was trained for the mask and the start, in trainings of this training's own length.
+
+    `mask_step` is the checkpoint at which `early` found its mask: training further would not have been needed.
+    """
+    if mask_step is not None:
+        return mask_step / training.steps
     made: dict[Training, int] = {}
     for need in ancestors(training):
         end = need.training.steps if need.step is None else need.step
@@ -141,9 +147,13 @@ def mask_cost(training: Training) -> float:
 
 def prepare_start(training: Training, setup: Setup, network: Network, outputs: Outputs, batches: Batches) -> Start:
     """Returns what a training starts from. All that it needs lies in `outputs`."""
-    mask_P = make_mask(training, setup, network, outputs, batches)
+    step = None
+    if training.arm == "early":
+        mask_P, step = early_mask(training, network, outputs, living(network.prunable, training.round, setup.rate))
+    else:
+        mask_P = make_mask(training, setup, network, outputs, batches)
     weight_P = make_weights(training, network, outputs, mask_P)
-    return Start(np.where(mask_P, weight_P, np.float32(0)), mask_P, first_step(training))
+    return Start(np.where(mask_P, weight_P, np.float32(0)), mask_P, first_step(training), step)
 
 
 def make_mask(training: Training, setup: Setup, network: Network, outputs: Outputs, batches: Batches) -> np.ndarray:
@@ -158,8 +168,6 @@ def make_mask(training: Training, setup: Setup, network: Network, outputs: Outpu
     if arm in ("oneshot", "untrained"):
         end = outputs.read_end(dense_of(training))
         return keep_best(network, np.abs(end.weight_P), end.mask_P, keep, training.scope)
-    if arm == "early":
-        return early_mask(training, network, outputs, keep)
     method = arm.removesuffix("-shuffled")
     looked = batches.first(training.seed, SCORE_BATCHES)
     weight_P = initial_weights(network, training.seed)
@@ -167,13 +175,16 @@ def make_mask(training: Training, setup: Setup, network: Network, outputs: Outpu
     return shuffle_mask(network, mask_P, training.seed) if arm in SHUFFLED else mask_P
 
 
-def early_mask(training: Training, network: Network, outputs: Outputs, keep: int) -> np.ndarray:
-    """Returns the mask of the first checkpoint from which on it no longer moves; if it always moves, of the end."""
+def early_mask(training: Training, network: Network, outputs: Outputs, keep: int) -> tuple[np.ndarray, int | None]:
+    """Returns the mask of the first checkpoint from which on it no longer moves, and that checkpoint's step.
+
+    If it always moves, the mask is that of the end (`oneshot`), and there is no step.
+    """
     dense, all_P = dense_of(training), full_mask(network)
     states = (outputs.read_state(dense, step) for step in early_steps(training.mask_steps))
     masks = [keep_best(network, np.abs(weight_P), all_P, keep, training.scope) for weight_P in states]
     found = early_bird(network, masks)
-    return masks[-1 if found is None else found]
+    return (masks[-1], None) if found is None else (masks[found], early_steps(training.mask_steps)[found])
 
 
 def make_weights(training: Training, network: Network, outputs: Outputs, mask_P: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ class Trained:
     weight_P: np.ndarray
     curve: list[list[float]]  # [step, mean training loss since the point before, loss of the search text]
     diverged: int | None
+    seconds: float = 0.0  # that the steps took, in all processes that made them
 
 
 class Optimizer:
@@ -121,7 +122,8 @@ def train(
     network.load(start.weight_P)
     optimizer = Optimizer(network, setup, start.mask_P)
     loss_of = torch.compile(network.loss) if setup.compile else network.loss
-    step, curve = (checkpoint and load_checkpoint(checkpoint, network, optimizer)) or (start.first, [])
+    step, curve, spent = (checkpoint and load_checkpoint(checkpoint, network, optimizer)) or (start.first, [], 0.0)
+    began = time.monotonic() - spent
     last = training.steps if stop is None else stop
     every = max(1, training.steps // POINTS)
     total, seen, saved = torch.zeros((), device=network.device), 0, time.monotonic()
@@ -141,26 +143,29 @@ def train(
             continue
         mean, search, finite = float(total) / seen, search_loss(), bool(torch.isfinite(network.weight_P).all())
         if not finite or not math.isfinite(mean) or not math.isfinite(search):
-            return Trained(network.weights(), curve, step)
+            return Trained(network.weights(), curve, step, time.monotonic() - began)
         curve.append([step, round(mean, 5), round(search, 5)])
         telling.tell(step, mean)
         total, seen = torch.zeros_like(total), 0
         if checkpoint and time.monotonic() - saved > CHECKPOINT_S and step < last:
-            save_checkpoint(checkpoint, network, optimizer, step, curve)
+            save_checkpoint(checkpoint, network, optimizer, step, curve, time.monotonic() - began)
             saved = time.monotonic()
-    return Trained(network.weights(), curve, None)
+    return Trained(network.weights(), curve, None, time.monotonic() - began)
 
 
-def save_checkpoint(path: Path, network: Network, optimizer: Optimizer, step: int, curve: list[Any]) -> None:
-    """Writes weights, moments and the curve so far."""
+def save_checkpoint(
+    path: Path, network: Network, optimizer: Optimizer, step: int, curve: list[Any], spent: float
+) -> None:
+    """Writes weights, moments, the curve so far, and the seconds spent."""
     tensors = {"weights": network.weight_P.cpu()}
     tensors |= {f"adam.{name}": value.cpu() for name, value in optimizer.tensors().items()}
-    about = {"at": str(step), "curve": json.dumps(curve)}
+    about = {"at": str(step), "curve": json.dumps(curve), "spent": str(spent)}
     atomic_write(path, save(tensors, metadata=about))
 
 
-def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple[int, list[Any]] | None:
-    """Loads a checkpoint. Returns the step that comes next and the curve so far, or None if there is no checkpoint."""
+def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple[int, list[Any], float] | None:
+    """Loads a checkpoint. Returns the step that comes next, the curve so far and the seconds spent, or None if there is no
+    checkpoint."""
     if not path.exists():
         return None
     try:
@@ -172,4 +177,4 @@ def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple
         return None
     network.weight_P.copy_(tensors.pop("weights"))
     optimizer.load({name.removeprefix("adam."): value for name, value in tensors.items()})
-    return int(about["at"]), json.loads(about["curve"])
+    return int(about["at"]), json.loads(about["curve"]), float(about.get("spent", 0))

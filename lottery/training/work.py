@@ -1,6 +1,5 @@
 """Makes one training, or one line between two, in this process, from what lies on disk to what lies on disk."""
 
-import time
 from collections.abc import Collection
 from dataclasses import asdict
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lottery.errors import MachineError
 from lottery.files.locks import process_lock
 from lottery.measuring.perplexity import nll_per_window
 from lottery.training.arms import mask_cost, prepare_start
@@ -65,17 +65,20 @@ class Laboratory:
         if not missing:
             return
         start = prepare_start(training, self.setup, self.network, self.outputs, self.batches)
-        train(
+        done = train(
             self.network, self.setup, training, start, self.batches, lambda: 0.0, keep=missing,
             write_state=lambda step, weight_P: self.outputs.write_state(training, step, weight_P), stop=max(missing),
             advance=advance,
         )  # fmt: skip
+        if done.diverged is not None:
+            raise MachineError(
+                f"the first steps of {training.arm} with seed {training.seed} diverged at step {done.diverged}"
+            )
 
     def train(self, training: Training, keep: Collection[int], advance: Advance) -> None:
         """Trains, measures what was written, and keeps both."""
         outputs, network = self.outputs, self.network
         start = prepare_start(training, self.setup, network, outputs, self.batches)
-        began = time.monotonic()
         done = train(
             network, self.setup, training, start, self.batches, self.curve_loss,
             outputs.unfinished(training) / "checkpoint.safetensors", keep,
@@ -90,9 +93,11 @@ class Laboratory:
             "density": float(start.mask_P[network.prunable_P].mean()),
             "densities": {name: round(share, 5) for name, share in of_matrix.items()},
             "empty": [name for name, share in of_matrix.items() if share == 0],
-            "cost": round(mask_cost(training), 3),
+            "first": start.first,
+            "mask_step": start.mask_step,
+            "cost": round(mask_cost(training, start.mask_step), 3),
             "curve": done.curve,
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round(done.seconds, 1),
         }
         with outputs.writing(training, End(done.weight_P, start.mask_P)) as written:
             if done.diverged is None:

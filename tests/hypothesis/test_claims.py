@@ -95,8 +95,20 @@ def test_the_edge_of_the_rates_is_said(losses: tuple[float, ...], edge: bool) ->
     groups = {DENSE: [made(2.3)], TICKET: [made(2.2)], PERMUTED: control}
     found = one(groups, "beats", "permuted")
     assert found["edge"] is edge and ("permuted was best at the edge of the rates" in found["why"]) is edge
-    assert one(groups)["edge"] is False  # of one rate nothing is said
+    assert one(groups)["edge"] is False
+    assert "rewound was trained at one rate, permuted at 3" in found["why"]
+    dense = {DENSE: [made(2.3, lr=0.003), made(2.4, lr=0.01)], TICKET: [made(2.2)]}
+    assert one(dense)["edge"] is True and "dense was best at the edge of the rates" in one(dense)["why"]
     assert {row["edge"] for row in all_rows(groups, {}) if row["arm"] == "permuted" and row["best"]} == {edge}
+
+
+def test_seeds_that_were_lost_leave_a_claim_open() -> None:
+    """Of three seeds two diverged: the one that is left has the narrow interval of one seed, and decides nothing."""
+    groups: Groups = {DENSE: [made(2.3, seed) for seed in range(3)], TICKET: [made(2.2, 0)], PERMUTED: [made(2.4, 0)]}
+    for kind, control in (("matches", None), ("beats", "permuted")):
+        claims = all_claims(groups, {}, dict.fromkeys(groups, 3))
+        (found,) = [c for c in claims if (c["claim"], c["control"], c["arm"]) == (kind, control, "rewound")]
+        assert found["holds"] is None and found["why"] == "1 of 3 seeds ended on both sides"
 
 
 def test_a_rate_that_diverged_was_tried() -> None:

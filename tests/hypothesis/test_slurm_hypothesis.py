@@ -17,14 +17,15 @@ from tests.support.slurm_cluster import slurm_cluster
 
 GRID = [{"arm": "dense"}, {"arm": ["rewound", "other", "random"], "density": 0.64}]
 BARRIERS = [{"arm": "rewound", "density": 0.64}]
-# stage, which is also the part of its tasks -> (their indices, the stages that it waits for)
+# stage -> (the part of its tasks, their indices, the stages that it waits for); rounds wait for rounds alone
 STAGES = {
-    "states-0": ("0", []),
-    "training-0": ("0-1", []),
-    "training-1": ("0", ["states-0", "training-0"]),
-    "training-2": ("0-2", ["training-1"]),
-    "line-3": ("0", ["training-2"]),
-    "report": (None, ["states-0", "training-0", "training-1", "training-2", "line-3"]),
+    "states-0": ("states-0", "0", []),
+    "chain-0": ("training-0", "0", []),
+    "training-0": ("training-0", "1", []),
+    "chain-1": ("training-1", "0", ["states-0", "chain-0"]),
+    "training-2": ("training-2", "0-2", ["chain-1"]),
+    "line-3": ("line-3", "0", ["training-2"]),
+    "report": ("report", None, ["states-0", "chain-0", "training-0", "chain-1", "training-2", "line-3"]),
 }
 ASKED = ("--partition", "batch", "--gpus", 0, "--cpus", 1, "--time", 30)
 
@@ -39,11 +40,11 @@ def test_the_commands(lottery_json: Callable[..., dict[str, Any]], tmp_path: Pat
     jobs = lottery_json("hypothesis", "--preset", preset, "--slurm", "--dry-run", *ASKED)["jobs"]
     assert [job["what"] for job in jobs] == list(STAGES)
     for job in jobs:
-        indices, after = STAGES[job["what"]]
+        part, indices, after = STAGES[job["what"]]
         assert job["id"] is None and words_after(job["command"], "--array=") == indices
         names = ",".join(f"afterany:{name.upper()}" for name in after)
         assert (words_after(job["command"], "--dependency=") or "") == names
-        assert job["command"][-3] == job["what"] and job["command"][-1] == "hypothesis"
+        assert job["command"][-3] == part and job["command"][-1] == "hypothesis"
         file = Path(job["command"][-4])
         assert file.name == "hypothesis.json" and not file.exists()
 

@@ -155,7 +155,8 @@ def test_arms_with_a_mask_of_the_dense_training(bench: Bench) -> None:
     assert (untrained.mask_P == cut_P).all() and (untrained.weight_P == np.where(cut_P, dense.weight_P, 0)).all()
     bird = bench.start(of("early"))
     states = [bench.outputs.read_state(DENSE, step) for step in early_steps(40)]
-    assert any((bird.mask_P == largest(bench, state, dense.mask_P, keep(bench))).all() for state in states)
+    same = [(bird.mask_P == largest(bench, state, dense.mask_P, keep(bench))).all() for state in states]
+    assert any(same) and bird.mask_step in (None, *[s for s, is_it in zip(early_steps(40), same, strict=True) if is_it])
     assert (bird.weight_P == np.where(bird.mask_P, early_P, 0)).all()
 
 
@@ -174,6 +175,7 @@ def test_what_the_mask_has_cost() -> None:
     assert {arm: costs[arm] for arm in ("rewound", "permuted", "reinit", "tuned", "oneshot", "untrained")} == {
         "rewound": chain, "permuted": chain, "reinit": chain, "tuned": chain, "oneshot": 1.0, "untrained": 1.0,
     }  # fmt: skip
+    assert mask_cost(of("early"), 10) == 0.25, "training further would not have been needed"
     assert costs["other"] == pytest.approx(chain + 2 / 40) and {costs[arm] for arm in ("dense", *BEFORE)} == {0.0}
 
 
