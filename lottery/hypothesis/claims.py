@@ -170,6 +170,19 @@ def none_ended(group: Group, control: str | None) -> dict[str, Any]:
     return about | {"control": control, "control_lr": None} | unknown("no training of it ended")
 
 
+def learned_nothing(dense: Best, unigram: float) -> str:
+    """Returns why nothing is claimed, "" if the dense network knows more than how frequent tokens are."""
+    loss = float(np.mean([m.report_N.mean() for m in dense.by_seed.values()]))
+    if loss < unigram - TOLERANCE:
+        return ""
+    return f"the dense network has learned no more than how frequent tokens are: its loss is {loss:.3f}, theirs {unigram:.3f}"
+
+
+def nothing_claimed(ticket: Best, control: str | None, why: str) -> dict[str, Any]:
+    about = {"claim": "beats" if control else "matches", **named(ticket, None)}
+    return about | {"control": control, "control_lr": None} | unknown(why)
+
+
 def unknown(why: str) -> dict[str, Any]:
     return {"holds": None, "difference": None, "lo": None, "hi": None, "why": why, "seeds": 0}
 
@@ -178,11 +191,15 @@ def all_claims(
     groups: Mapping[Group, Sequence[Made]],
     diverged: Mapping[tuple[Group, float], int],
     planned: Mapping[Group, int] | None = None,
+    unigram: float | None = None,
 ) -> list[dict[str, Any]]:
     """Returns every claim about the arms that were trained at some density below 1.
 
     `groups` holds each that was planned; one of which no training ended is empty, and what it would say is not known.
     `diverged` counts, by group and rate, the seeds whose training diverged; `planned` all seeds of a group.
+    `unigram` is the loss of a model that knows how frequent tokens are and nothing else. While the dense network has not
+    come below it, there is nothing that a ticket could keep: it is only ahead in learning frequencies, because its mask
+    was trained before. Then nothing is claimed.
     """
     best = at_best(groups, diverged)
     claims = []
@@ -195,7 +212,11 @@ def all_claims(
         if ticket is None:
             claims += [none_ended(group, name) for name in (None, *controls)]
             continue
-        claims.append(claim_match(ticket, dense_beside(best, group.steps), seeds.get(group, 1)))
+        dense = dense_beside(best, group.steps)
+        if dense is not None and unigram is not None and (words := learned_nothing(dense, unigram)):
+            claims += [nothing_claimed(ticket, name, words) for name in (None, *controls)]
+            continue
+        claims.append(claim_match(ticket, dense, seeds.get(group, 1)))
         for name, control in controls.items():
             both = min(seeds.get(group, 1), seeds.get(control, 1))  # a row of the grid may have fewer seeds
             claims.append(claim_beat(ticket, best.get(control), name, both))

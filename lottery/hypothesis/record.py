@@ -51,7 +51,7 @@ def collect(
             of_segment(plan, s, outputs, prunable) for s in plan.segments if outputs.line_path(s.a, s.b).exists()
         ],
         "rows": all_rows(groups, diverged),
-        "claims": all_claims(groups, diverged, planned),
+        "claims": all_claims(groups, diverged, planned, corpus.ngram.get("unigram")),
         "tickets": [],
     }
 

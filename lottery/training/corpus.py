@@ -29,7 +29,8 @@ from lottery.training.vocabulary import encode, save_vocabulary, train_vocabular
 WINDOWS = (256, 512)  # of search and report
 EPOCHS = 4  # a text is read so often at most: repeating it up to four times costs little (Muennighoff et al. 2023)
 SAMPLE = 200_000  # characters that tell how many tokens a text of stories has
-FORMAT = 1
+FORMAT = 2
+STORIES = 5  # of stories there are so many times the tokens that one training reads: longer ones see new text
 ARRAYS = ("train_T", "search_NT", "report_NT")
 TEXTS = ("search_text", "report_text")
 
@@ -47,6 +48,7 @@ class Corpus:
     report_text: str
     tokenizer_files: Mapping[str, bytes]  # file name -> content, as transformers lays them out
     tokens: Mapping[str, int]  # part -> tokens, those behind the last window too
+    counted: int  # training tokens that the n-gram model counts: no more than one training reads
 
     @cached_property
     def sha256(self) -> str:
@@ -58,9 +60,13 @@ class Corpus:
 
     @cached_property
     def ngram(self) -> dict[str, float | int]:
-        """What a table of counts of the training tokens reaches on the windows, in nats per token."""
-        counts = NGrams(self.train_T, self.vocabulary)
-        return {"order": counts.order, "search": counts.loss(self.search_NT), "report": counts.loss(self.report_NT)}
+        """What a table of counts of the training tokens reaches on the windows, in nats per token; `unigram`: what the
+        frequencies of single tokens reach on the report windows."""
+        counted_T = self.train_T[: self.counted]
+        counts = NGrams(counted_T, self.vocabulary)
+        alone = NGrams(counted_T, self.vocabulary, order=1).loss(self.report_NT)
+        losses = {"search": counts.loss(self.search_NT), "report": counts.loss(self.report_NT)}
+        return {"order": counts.order, **losses, "unigram": alone}
 
     @property
     def bytes_per_token(self) -> float:
@@ -88,11 +94,12 @@ def prepare_corpus(
 ) -> Path:
     """Returns the folder of a text's corpus: `stories`, a file, or a data set of the hub. It is made once.
 
-    `tokens_needed` is how many tokens one training reads. Of stories there are exactly so many; of another text a
+    `tokens_needed` is how many tokens one training reads. Of stories there are five times as many; of another text a
     quarter is enough. `windows` says how many windows of `context` tokens search and report have. Raises InputError
     for a text that is too short, unknown or not readable, and for a vocabulary that it does not give.
     """
-    parts = read_parts(text, tokens_needed, (windows[0] * context, windows[1] * context))
+    times = STORIES if text == "stories" else 1
+    parts = read_parts(text, times * tokens_needed, (windows[0] * context, windows[1] * context))
     asked = {"format": FORMAT, "words": vocabulary, "context": context, "needed": tokens_needed, "windows": windows}
     texts = [parts.name, parts.train, parts.search, parts.report]
     folder = home() / "corpora" / json_sha256({**asked, "text": [digest(part) for part in texts]})[:16]
@@ -117,8 +124,8 @@ def make_corpus(
     tokenizer = train_vocabulary(parts.train, vocabulary)
     if text == "stories":
         sample = parts.train[:SAMPLE]
-        enough = round(1.05 * needed * len(sample) / len(encode(tokenizer, sample)))
-        train_T = encode(tokenizer, parts.train[:enough])[:needed]
+        enough = round(1.05 * STORIES * needed * len(sample) / len(encode(tokenizer, sample)))
+        train_T = encode(tokenizer, parts.train[:enough])[: STORIES * needed]
     else:
         train_T = encode(tokenizer, parts.train)
     if len(train_T) * EPOCHS < needed:
@@ -138,6 +145,7 @@ def make_corpus(
         report_text=report_text,
         tokenizer_files=tokenizer_files(tokenizer, context),
         tokens={"train": len(train_T), "search": search, "report": report},
+        counted=min(len(train_T), needed),
     )
 
 
@@ -174,6 +182,7 @@ def save_corpus(corpus: Corpus, folder: Path) -> None:
         "sha256": corpus.sha256,
         "vocabulary": corpus.vocabulary,
         "tokens": dict(corpus.tokens),
+        "counted": corpus.counted,
         "ngram": corpus.ngram,
         "texts": {name: digest(getattr(corpus, name)) for name in TEXTS},
     }
@@ -203,6 +212,7 @@ def load_corpus(folder: Path) -> Corpus:
             report_text=(folder / "report_text.txt").read_bytes().decode("utf-8"),
             tokenizer_files={path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())},
             tokens=about["tokens"],
+            counted=about["counted"],
         )
         intact = corpus.sha256 == about["sha256"]
         intact &= all(digest(getattr(corpus, name)) == about["texts"][name] for name in TEXTS)

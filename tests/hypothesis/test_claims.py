@@ -102,6 +102,18 @@ def test_the_edge_of_the_rates_is_said(losses: tuple[float, ...], edge: bool) ->
     assert {row["edge"] for row in all_rows(groups, {}) if row["arm"] == "permuted" and row["best"]} == {edge}
 
 
+def test_nothing_is_claimed_where_the_dense_network_has_learned_nothing() -> None:
+    """A ticket whose mask was trained before knows the frequencies of tokens sooner; there is nothing else to know."""
+    groups: Groups = {DENSE: [made(4.8)], TICKET: [made(4.7)], PERMUTED: [made(4.8)]}
+    for unigram, holds in ((4.7, None), (4.805, None), (4.9, True)):
+        claims = all_claims(groups, {}, None, unigram)
+        of_ticket = [c for c in claims if c["arm"] == "rewound"]
+        assert [(c["claim"], c["control"], c["holds"]) for c in of_ticket] == [
+            ("matches", None, holds), ("beats", "permuted", holds),
+        ]  # fmt: skip
+        assert all(("no more than how frequent tokens are" in c["why"]) is (holds is None) for c in of_ticket)
+
+
 def test_seeds_that_were_lost_leave_a_claim_open() -> None:
     """Of three seeds two diverged: the one that is left has the narrow interval of one seed, and decides nothing."""
     groups: Groups = {DENSE: [made(2.3, seed) for seed in range(3)], TICKET: [made(2.2, 0)], PERMUTED: [made(2.4, 0)]}

@@ -19,13 +19,15 @@ def test_on_random_characters_no_arm_beats_its_control(
     text.write_text("\n".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=60)) for _ in range(6_000)))
     arms = ["rewound", "permuted", "reinit", "shuffled"]
     grid = [{"arm": "dense"}, {"arm": arms, "density": [0.64, 0.33], "lr": [0.003, 0.01]}]
-    preset = write(tmp_path, "random", seeds=2, steps=40, grid=grid)
+    preset = write(tmp_path, "random", steps=40, grid=grid)
     printed = lottery_json("hypothesis", "--preset", preset, "--text", text, "--jobs", 1, "--out", "none")
     beats = [claim for claim in printed["claims"] if claim["claim"] == "beats"]
     assert sorted((c["control"], round(c["density"], 2)) for c in beats) == [
         (arm, density) for arm in sorted(arms[1:]) for density in (0.33, 0.64)
     ]  # fmt: skip
     assert not [claim for claim in beats if claim["holds"]]
-    # At the lower rate alone it would seem so: where nobody has trained enough, the ticket is ahead by its mask's training.
+    whys = {c["why"] for c in record_of(printed["run_id"])["claims"]}
+    assert all("no more than how frequent tokens are" in why for why in whys)
+    # By losses alone it would seem so: where nobody has trained enough, the ticket is ahead by its mask's training.
     slow = {r["arm"]: r["loss"] for r in record_of(printed["run_id"])["rows"] if r["lr"] == 0.003 and r["round"] == 2}
-    assert slow["rewound"] + 0.03 < min(slow[arm] for arm in arms[1:])
+    assert slow["rewound"] + 0.01 < min(slow[arm] for arm in arms[1:])

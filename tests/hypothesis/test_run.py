@@ -88,7 +88,7 @@ def test_it_says_what_it_makes(ran: Ran) -> None:
 def test_the_record(ran: Ran) -> None:
     record = ran.record
     assert record["format"] == 1 and record["name"] == "small" and record["question"] == "Is this a test?"
-    assert record["text"]["name"] == "stories" and record["text"]["tokens"]["train"] == 60 * 8 * 32
+    assert record["text"]["name"] == "stories" and record["text"]["tokens"]["train"] == 5 * 60 * 8 * 32
     assert record["setup"]["windows"] == {"search": 256, "report": 512} and record["setup"]["rewind"] == [0.05]
     assert record["parameters"] == {"all": PRUNABLE + 300 * 32 + 5 * 32, "prunable": PRUNABLE}
     ticket = ran.training("rewound", round=2, lr=0.003)

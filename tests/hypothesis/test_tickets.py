@@ -141,10 +141,10 @@ def test_its_method_is_no_method_of_prune(cli: Cli) -> None:
 
 def test_a_base_is_found_without_the_chain_s_dense_training(lottery_json: Json, tmp_path: Path) -> None:
     """All trainings are at another rate than the chain's, and no arm needs a chain: nobody has made its dense one."""
-    grid = [{"arm": "dense", "lr": 0.003}, {"arm": "random", "density": 0.8, "lr": 0.01}]
+    grid = [{"arm": "dense", "lr": 0.006}, {"arm": "random", "density": 0.8, "lr": 0.01}]
     preset = write(tmp_path, "loose", lr=0.02, steps=40, grid=grid)
     printed = lottery_json("hypothesis", "--preset", preset, "--jobs", 1, "--out", "none")
-    assert [(run["arm"], run["lr"]) for run in printed["runs"]] == [("dense", 0.003), ("random", 0.01)]
+    assert [(run["arm"], run["lr"]) for run in printed["runs"]] == [("dense", 0.006), ("random", 0.01)]
     assert [claim["holds"] for claim in printed["claims"]] == [True]
     name = f"ticket-hypothesis-{printed['run_id'][:8]}"
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{name}'")) == 1

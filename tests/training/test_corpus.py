@@ -82,10 +82,11 @@ def test_evaluate_measures_the_same_windows(
     assert corpus.train_T.dtype == np.uint16 and corpus.train_T.max() < 300 and corpus.search_NT.shape == (20, 16)
 
 
-def test_stories_have_as_many_tokens_as_a_training_reads(stories: Corpus) -> None:
-    assert stories.tokens == {"train": 20_000, "search": 328, "report": 648} and len(stories.train_T) == 20_000
+def test_stories_have_five_times_the_tokens_that_a_training_reads(stories: Corpus) -> None:
+    assert stories.tokens == {"train": 100_000, "search": 328, "report": 648} and len(stories.train_T) == 100_000
+    assert stories.counted == 20_000
     longer = read_corpus("stories", **{**SIZES, "tokens_needed": 60_000})
-    assert len(longer.train_T) == 60_000 and longer.search_text[:200] == stories.search_text[:200]
+    assert len(longer.train_T) == 300_000 and longer.search_text[:200] == stories.search_text[:200]
 
 
 @pytest.mark.parametrize("name", ["documents.txt", "paragraphs.txt", "lines.txt", "windows.txt"])
@@ -149,11 +150,14 @@ def test_it_is_made_once_and_read_by_others(stories: Corpus, monkeypatch: pytest
         assert (again.sha256, again.ngram, again.tokens) == (stories.sha256, stories.ngram, stories.tokens)
         assert (again.report_text, again.tokenizer_files) == (stories.report_text, stories.tokenizer_files)
         np.testing.assert_array_equal(again.report_NT, stories.report_NT)
-    counts = NGrams(stories.train_T, 300)
+    counts, alone = (
+        NGrams(stories.train_T[:20_000], 300, order) for order in (6, 1)
+    )  # no more than one training reads
     assert stories.ngram == {
         "order": 6,
         "search": counts.loss(stories.search_NT),
         "report": counts.loss(stories.report_NT),
+        "unigram": alone.loss(stories.report_NT),
     }
     assert 1.5 < stories.ngram["report"] < 2.5
 
