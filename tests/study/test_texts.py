@@ -30,7 +30,7 @@ def test_methods_names_each_ticket_once(
     """`self` is what the embedded model looks at anyhow, and the embedded text is the one that it is measured on."""
     plan = lottery_json("study", "methods", "--dry-run")
     titles = [p["title"] for p in plan["tickets"]]
-    every = [m for m in METHODS if m != "random"]
+    every = [m for m in METHODS if m != "random" and not METHODS[m].trained]
     at = ["50%", "60%", "70%"]
     assert sorted(titles[: 3 * len(every)]) == sorted(
         f"all {s} {m}".replace(" magnitude", "") for m in every for s in at
