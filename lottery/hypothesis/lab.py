@@ -20,12 +20,9 @@ class Lab:
 
     hypothesis: Hypothesis
     corpus_folder: Path
+    corpus: Corpus
     plan: Plan
     outputs: Outputs
-
-    @cached_property
-    def corpus(self) -> Corpus:
-        return load_corpus(self.corpus_folder)
 
     @cached_property
     def batches(self) -> Batches:
@@ -51,5 +48,6 @@ def open_lab(hypothesis: Hypothesis, here: bool = True) -> Lab:
     device = pick_device(hypothesis.device) if here else hypothesis.device
     h = hypothesis
     folder = prepare_corpus(h.text, h.vocabulary, h.context, h.tokens_needed)
-    setup = make_setup(hypothesis, load_corpus(folder).sha256, device)
-    return Lab(hypothesis, folder, make_plan(hypothesis, setup), Outputs(setup))
+    corpus = load_corpus(folder)
+    setup = make_setup(hypothesis, corpus.sha256, device)
+    return Lab(hypothesis, folder, corpus, make_plan(hypothesis, setup), Outputs(setup))

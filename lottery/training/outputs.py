@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lottery.errors import InputError
@@ -153,5 +154,5 @@ def read_tensors(path: Path, remedy: Path | None = None) -> dict[str, np.ndarray
     """Returns the tensors of a file. Raises InputError if it cannot be read; it tells to delete the file, or `remedy`."""
     try:
         return dict(load_file(path))
-    except Exception as e:  # safetensors raises errors of its own kinds
+    except (OSError, ValueError, SafetensorError) as e:
         raise InputError(f"{path}: not readable ({e}); delete {remedy or path}, and it is made again") from e
