@@ -22,8 +22,9 @@ from lottery.training.arms import Start
 from lottery.training.corpus import load_corpus, prepare_corpus
 from lottery.training.loop import train
 from lottery.training.network import Network
-from lottery.training.outputs import end_of, read_tensors
+from lottery.training.outputs import end_of
 from lottery.training.recipe import Setup, Shape, Training
+from lottery.training.sealed import read_sealed
 from lottery.training.windows import Batches
 from lottery.training.work import CURVE_WINDOWS
 
@@ -131,7 +132,13 @@ def read_kept(client: store.Client, uri: str) -> Kept:
     with TemporaryDirectory() as name:
         folder = Path(client.download_artifacts(run_id, PARTS, name))
         recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        tensors = read_tensors(folder / "weights.safetensors")
+        try:
+            tensors = read_sealed(folder / "weights.safetensors").tensors
+        except InputError as e:
+            what = f"{PARTS}/weights.safetensors of run {run_id}"
+            raise InputError(
+                f"retrain={uri}: the artifact {what} is damaged; only an undamaged copy can be trained again"
+            ) from e
     end = end_of({"weights": tensors["rewound"], "mask": tensors["mask"]})
     weights = {place.name: stored.tensor(place.name) for place in stored.places}
     return Kept(stored.id, recipe, Start(end.weight_P, end.mask_P, recipe["first"]), weights, str(run_id))

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from lottery.files.atomic import atomic_folder, atomic_write
 from lottery.files.home import home, make_folder
@@ -34,6 +33,7 @@ from lottery.training.arms import dense_of, first_step, make_weights
 from lottery.training.network import Network, initial_weights
 from lottery.training.outputs import End
 from lottery.training.recipe import Training
+from lottery.training.sealed import seal
 
 START_FILES = ("recipe.json", "weights.safetensors")
 PARTS = "training"  # the artifact folder of what a ticket was trained from
@@ -200,6 +200,6 @@ def log_start(lab: Lab, run_id: str, training: Training, network: Network, end: 
         folder.mkdir()
         initial_P = initial_weights(network, training.seed)
         tensors = {"initial": initial_P, "rewound": rewound_P, "mask": np.packbits(end.mask_P)}
-        save_file(tensors, folder / "weights.safetensors")
+        (folder / "weights.safetensors").write_bytes(seal(tensors))
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
         store.connect().log_artifacts(run_id, str(folder), PARTS)

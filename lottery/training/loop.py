@@ -4,7 +4,6 @@ One thread a training: several trainings run as processes, each bit-reproducible
 checkpoint to the same weights, because the data of a step follow from its number alone.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
+from lottery.errors import InputError
 from lottery.files.atomic import atomic_write
 from lottery.progress import say
 from lottery.training.arms import Start, has_constant_rate
 from lottery.training.network import Network
 from lottery.training.recipe import Setup, Training
+from lottery.training.sealed import read_sealed, seal
 from lottery.training.windows import Batches
 
 POINTS = 20  # of the curve
@@ -157,10 +156,9 @@ def save_checkpoint(
     path: Path, network: Network, optimizer: Optimizer, step: int, curve: list[Any], spent: float
 ) -> None:
     """Writes weights, moments, the curve so far, and the seconds spent."""
-    tensors = {"weights": network.weight_P.cpu()}
-    tensors |= {f"adam.{name}": value.cpu() for name, value in optimizer.tensors().items()}
-    about = {"at": str(step), "curve": json.dumps(curve), "spent": str(spent)}
-    atomic_write(path, save(tensors, metadata=about))
+    tensors = {"weights": network.weights()}
+    tensors |= {f"adam.{name}": value.cpu().numpy() for name, value in optimizer.tensors().items()}
+    atomic_write(path, seal(tensors, {"at": step, "curve": curve, "spent": spent}))
 
 
 def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple[int, list[Any], float] | None:
@@ -169,12 +167,11 @@ def load_checkpoint(path: Path, network: Network, optimizer: Optimizer) -> tuple
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as f:
-            about = f.metadata()
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, SafetensorError) as e:
-        say(f"{path}: this checkpoint is damaged ({e}); the training begins anew")
+        saved = read_sealed(path)
+    except InputError as e:
+        say(f"{e}; the training begins anew")
         return None
+    tensors = {name: torch.from_numpy(value) for name, value in saved.tensors.items()}
     network.weight_P.copy_(tensors.pop("weights"))
     optimizer.load({name.removeprefix("adam."): value for name, value in tensors.items()})
-    return int(about["at"]), json.loads(about["curve"]), float(about.get("spent", 0))
+    return saved.about["at"], saved.about["curve"], saved.about["spent"]

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from lottery.errors import InputError
 from lottery.files.atomic import atomic_folder, atomic_write
@@ -25,6 +23,7 @@ from lottery.files.hashes import file_sha256
 from lottery.files.home import home, make_folder
 from lottery.files.reading import read_json
 from lottery.training.recipe import Setup, Training
+from lottery.training.sealed import read_sealed, seal
 
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
@@ -89,10 +88,10 @@ class Outputs:
     def write_state(self, training: Training, step: int, weight_P: np.ndarray) -> None:
         path = self.state_path(training, step)
         make_folder(path.parent, "LOTTERY_HOME")
-        atomic_write(path, save({"weights": weight_P}))
+        atomic_write(path, seal({"weights": weight_P}))
 
     def read_state(self, training: Training, step: int) -> np.ndarray:
-        """Returns the weights after `step` steps, float32 [P]."""
+        """Returns the weights after `step` steps, float32 [P]. Raises InputError if the file was altered."""
         return read_tensors(self.state_path(training, step))["weights"]
 
     @contextmanager
@@ -102,16 +101,17 @@ class Outputs:
         with atomic_folder(self.path(training), "LOTTERY_HOME") as folder:
             assert folder is not None, "a lock lets one process make a training"
             tensors = {"weights": end.weight_P, "mask": np.packbits(end.mask_P)}
-            (folder / WEIGHTS).write_bytes(save(tensors))
+            (folder / WEIGHTS).write_bytes(seal(tensors))
             yield Writing(folder)
         shutil.rmtree(self.unfinished(training), ignore_errors=True)
 
     def write_line(self, a: Training, b: Training, line_AN: np.ndarray) -> None:
         make_folder(self.folder, "LOTTERY_HOME")
-        atomic_write(self.line_path(a, b), save({"losses": line_AN}))
+        atomic_write(self.line_path(a, b), seal({"losses": line_AN}))
 
     def read_line(self, a: Training, b: Training) -> np.ndarray:
-        """Returns the loss of each search window at each point of the line, float64 [A, N]."""
+        """Returns the loss of each search window at each point of the line, float64 [A, N]. Raises InputError if the
+        file was altered."""
         return read_tensors(self.line_path(a, b))["losses"]
 
     def result(self, training: Training) -> dict[str, Any]:
@@ -151,8 +151,9 @@ def end_of(tensors: Mapping[str, np.ndarray]) -> End:
 
 
 def read_tensors(path: Path, remedy: Path | None = None) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file. Raises InputError if it cannot be read; it tells to delete the file, or `remedy`."""
+    """Returns the tensors of a file. Raises InputError if it cannot be read or was altered; it tells to delete the file, or
+    `remedy`."""
     try:
-        return dict(load_file(path))
-    except (OSError, ValueError, SafetensorError) as e:
-        raise InputError(f"{path}: not readable ({e}); delete {remedy or path}, and it is made again") from e
+        return read_sealed(path).tensors
+    except InputError as e:
+        raise InputError(f"{e}; delete {remedy or path}, and it is made again") from e

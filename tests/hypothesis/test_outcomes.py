@@ -142,6 +142,24 @@ def test_a_damaged_training_is_not_used(file: str, ended: tuple[Path, dict[str, 
     assert json.loads(again.stdout)["runs"][0]["loss"] == training["loss"]
 
 
+def test_weights_on_the_way_that_were_altered_are_not_used(
+    ended: tuple[Path, dict[str, Any]], cli: Cli, tmp_path: Path
+) -> None:
+    rewound = write(tmp_path, "rewound", grid=[{"arm": "rewound", "density": 0.64, "rewind": 0.05}])
+    cli("hypothesis", "--preset", rewound, "--jobs", 1, "--out", "none")
+    (path,) = (home() / "trainings").glob("*.states/*.safetensors")
+    weights = path.read_bytes()
+    flip(path)
+    further = write(tmp_path, "further", grid=[{"arm": "rewound", "density": 0.51, "rewind": 0.05}])
+    result = cli("hypothesis", "--preset", further, "--jobs", 1, "--out", "none", code=1)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.output
+    assert f"{path}: not readable (its content is not what its hash says); delete {path}" in errors[0]
+    path.unlink()
+    cli("hypothesis", "--preset", further, "--jobs", 1, "--out", "none")
+    assert path.read_bytes() == weights
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"outcome": "done"}', b"\xff"])
 def test_a_damaged_result_gets_one_line(content: bytes, ended: tuple[Path, dict[str, Any]], cli: Cli) -> None:
     preset, training = ended

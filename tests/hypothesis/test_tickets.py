@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from mlflow.utils.file_utils import local_file_uri_to_path
 from safetensors.numpy import load_file
 
 import lottery
@@ -109,6 +110,16 @@ def test_trained_again_it_has_the_same_bits(ran: Ran, lottery_json: Json) -> Non
     # it is not taken for a training of a hypothesis
     again = lottery_json("hypothesis", "--preset", ran.preset, "--jobs", 1, "--out", "none")
     assert again["runs"] == ran.printed["runs"]
+
+
+def test_altered_weights_are_not_trained_again(ran: Ran, cli: Cli) -> None:
+    root = mlflow.get_run(ran.ticket["run_id"]).info.artifact_uri
+    path = Path(local_file_uri_to_path(root)) / "training" / "weights.safetensors"
+    whole, before = path.read_bytes(), len(runs(""))
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(cli("hypothesis", "--retrain", ran.ticket["model_uri"], code=2), "weights.safetensors")
+    path.write_bytes(whole)
+    assert len(runs("")) == before
 
 
 def test_what_cannot_be_trained_again(ran: Ran, cli: Cli, lottery_json: Json, tiny: Path, tmp_path: Path) -> None:

@@ -133,6 +133,23 @@ def test_a_resumed_training_gives_the_same_bits_and_curve(tmp_path: Path, monkey
     assert resumed.weight_P.tobytes() == whole.weight_P.tobytes() and resumed.curve == whole.curve
 
 
+def test_a_checkpoint_that_was_altered_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, path = small_network(), tmp_path / "checkpoint.safetensors"
+    start = start_of(network, 0.3)
+    optimizer = Optimizer(network, SETUP, start.mask_P)
+    network.load(start.weight_P)
+    optimizer.step(0.0)
+    loop.save_checkpoint(path, network, optimizer, 30, [[20, 1.0, 1.0]], 5.0)
+    assert loop.load_checkpoint(path, network, optimizer) == (30, [[20, 1.0, 1.0]], 5.0)
+    content = path.read_bytes()
+    for changed in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"30", b"31", 1), content[:-5], b""):
+        assert changed != content
+        path.write_bytes(changed)
+        assert loop.load_checkpoint(path, network, optimizer) is None
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and str(path) in said and "the training begins anew" in said
+
+
 def test_who_asked_is_told_between_the_points_of_the_curve_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a large network would go on for minutes after Ctrl-C."""
     monkeypatch.setattr(loop, "POINTS", 2)
