@@ -34,7 +34,7 @@ SHOWN, FOLDED = (
     ("before", "later", "places"),
 )  # figures of a document; the others are in the report
 MARKED = re.compile(r"(<!-- hypothesis:(\w+) -->\n).*?(<!-- /hypothesis -->)", re.S)
-SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
+CLAUSE_END = re.compile(r"\.\s+(?=[A-Z`])|;\s|\.$")
 NOTHING = "Not measured yet."
 Paths = Callable[[str], str]  # a figure's name -> its path from the document
 
@@ -156,11 +156,11 @@ def left_out(record: Record) -> str:
 
 
 def for_readme(found: Sequence[Found], path: Paths) -> str:
-    """Returns one figure of the chief run, and the first sentence of three of its answers."""
+    """Returns one figure of the chief run, and three of its answers, each a sentence: the first clause."""
     if not found:
         return NOTHING
     chief = found[0]
-    said = [f"*{a.question}* {SENTENCE_END.split(a.sentence)[0]}" for a in chief.answers[:3]]
+    said = [f"*{a.question}* {CLAUSE_END.split(a.sentence)[0]}." for a in chief.answers[:3]]
     name = f"{chief.name}-loss"
     image = f"![{chief.drawn[name][1]}]({path(name)})\n\n" if name in chief.drawn else ""
     return f"{image}The preset {chief.title}, {pluralize(chief.seeds, 'seed')}. {' '.join(said)}"
