@@ -30,12 +30,13 @@ def main(results: Path, out: Path, pages: tuple[Path, ...]) -> None:
 
     quiet_libraries()
     import hypothesis_results
-    from results_page import questions, unknown_places
+    from results_page import all_cliffs, questions, unknown_places
 
     own, others = (list(records_in(results, which)) for which in (True, False))
     found, tested = questions(others), hypothesis_results.read_all(results)
     views = [view for question in found for view in question.views]
     drawn = draw_own_text(own) | {d.name: d.figure for view in views for d in view.figures}
+    drawn |= {d.name: d.figure for d in all_cliffs(found)}
     write_figures(out, drawn | hypothesis_results.figures(tested))
     for page in pages or PAGES:
         text = page.read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from lottery.report.hypothesis_answers import answer_all, chief_claim, lead_sure
 from lottery.report.hypothesis_barriers import barrier_figures
 from lottery.report.hypothesis_figures import figures_of
 from lottery.report.hypothesis_limits import not_run, rates_paragraph, size_paragraph
-from lottery.report.hypothesis_page import draw_places
+from lottery.report.hypothesis_page import draw_places, places_answer
 from lottery.report.hypothesis_record import Record, seeds_of
 from lottery.report.hypothesis_saved import read_saved
 from lottery.report.rendering import Table
@@ -34,7 +34,7 @@ SHOWN, FOLDED = (
     ("before", "later", "places"),
 )  # figures of a document; the others are in the report
 MARKED = re.compile(r"(<!-- hypothesis:(\w+) -->\n).*?(<!-- /hypothesis -->)", re.S)
-CLAUSE_END = re.compile(r"\.\s+(?=[A-Z`])|;\s|\.$")
+PLACES_QUESTION = "Where do the surviving weights sit?"
 NOTHING = "Not measured yet."
 Paths = Callable[[str], str]  # a figure's name -> its path from the document
 
@@ -100,6 +100,10 @@ def answers_table(found: Sequence[Found], path: Paths) -> str:
     for i, answer in enumerate(found[0].answers):
         cells = [f"**{f.answers[i].short}** {f.answers[i].about}".strip() for f in found]
         lines.append(f"| {answer.question} | " + " | ".join(cells) + " |")
+    places = [places_answer(f.record) for f in found]
+    lines.append(
+        f"| {PLACES_QUESTION} | " + " | ".join(f"**{short}** {about}".strip() for short, about in places) + " |"
+    )
     return "\n".join(lines)
 
 
@@ -116,7 +120,7 @@ def section(found: Found, path: Paths) -> str:
     sure = " ".join([*lead_sure(record, chief_claim(record)), rates_paragraph(record)])
     answers = [f"- **{a.question}** {a.sentence}" for a in found.answers]
     if places := draw_places(record)[1]:
-        answers.append(f"- **Where do the surviving weights sit?** {places}")
+        answers.append(f"- **{PLACES_QUESTION}** {places}")
     parts = [f"### {found.title}", made_by(record), *shown, "\n".join(answers), f"*How sure:* {sure}"]
     parts += [folded(sheet) for sheet in sheets(record)]
     if more := [image for image in images.values() if image not in shown]:
@@ -156,14 +160,21 @@ def left_out(record: Record) -> str:
 
 
 def for_readme(found: Sequence[Found], path: Paths) -> str:
-    """Returns one figure of the chief run, and three of its answers, each a sentence: the first clause."""
+    """Returns one figure of the chief run, and three answers of all runs that have as many seeds, each a sentence."""
     if not found:
         return NOTHING
     chief = found[0]
-    said = [f"*{a.question}* {CLAUSE_END.split(a.sentence)[0]}." for a in chief.answers[:3]]
+    alike = [f for f in found if (f.record["name"], f.seeds) == (chief.record["name"], chief.seeds)]
+    said = []
+    for i, answer in enumerate(chief.answers[:3]):
+        texts: dict[str, list[str]] = {}
+        for f in alike:
+            texts.setdefault(f.answers[i].short, []).append(f"`{f.record['text']['name']}`")
+        by_answer = "; ".join(f"{short} on {natural_list(names)}" for short, names in texts.items())
+        said.append(f"*{answer.question}* {by_answer[0].upper()}{by_answer[1:]}.")
     name = f"{chief.name}-loss"
     image = f"![{chief.drawn[name][1]}]({path(name)})\n\n" if name in chief.drawn else ""
-    return f"{image}The preset {chief.title}, {pluralize(chief.seeds, 'seed')}. {' '.join(said)}"
+    return f"{image}The preset `{chief.record['name']}`, {pluralize(chief.seeds, 'seed')}. {' '.join(said)}"
 
 
 PLACES = {"answers": answers_table, "runs": all_runs, "readme": for_readme}

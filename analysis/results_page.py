@@ -6,7 +6,8 @@ A view is what the studies of one question found by one method of pruning. A doc
     everything between these two comments is written by analysis/figures.py
     <!-- /results -->
 
-The name is that of a section of the report, or `answers` (all answers, one line each) or `models` (one row for each model).
+The name is that of a section of the report, or `answers` (all answers, one line each), `models` (one row for each model) or
+`readme` (the cliffs of all models by all methods in one figure, and all answers).
 """
 
 import re
@@ -167,6 +168,20 @@ def draw_places(data: pd.DataFrame, found: Found) -> list[tuple[str, Figure]]:
     return made
 
 
+def all_cliffs(found: Sequence[Question]) -> list[Drawn]:
+    """Returns the figure of the README: the cliffs of all models by all methods, which share the text that they were
+    measured on. None if no cliff is known."""
+    views = next((q.views for q in found if q.name == "cliff"), [])
+    if not views:
+        return []
+    parts = [v.found.tickets.assign(curve=v.found.tickets["base"] + f" by {v.method}") for v in views]
+    caption = (
+        "Perplexity divided by that of the dense model, against the share of the weights of attention and MLP that were "
+        "removed, with 95% bands; the dashed line is 10% above dense"
+    )
+    return [Drawn("results-readme", caption, figures.plot_cliff(pd.concat(parts), by="curve"))]
+
+
 def fill(text: str, found: Sequence[Question], figure: Callable[[str], str]) -> str:
     """Returns a document with each marked place filled. `figure`: a figure's name -> its path from the document.
 
@@ -177,7 +192,8 @@ def fill(text: str, found: Sequence[Question], figure: Callable[[str], str]) -> 
     def content(place: re.Match[str]) -> str:
         name = place[2]
         if name in TABLES:
-            return f"{place[1]}\n{TABLES[name](found)}\n\n{place[3]}"
+            images = [f"![{d.caption}]({figure(d.name)})\n\n" for d in (all_cliffs(found) if name == "readme" else ())]
+            return f"{place[1]}\n{''.join(images)}{TABLES[name](found)}\n\n{place[3]}"
         if name not in of_name:
             return place[0]
         before = found[: found.index(of_name[name])]
@@ -272,4 +288,8 @@ def made_by(question: Question) -> str:
     return "\n".join([about, "", *code, *(f"- {line}" for line in protocols)])
 
 
-TABLES = {"answers": answers_table, "models": models_table}  # places that are about all questions
+TABLES = {
+    "answers": answers_table,
+    "models": models_table,
+    "readme": answers_table,
+}  # places that are about all questions

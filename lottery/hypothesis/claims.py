@@ -123,7 +123,7 @@ def claim_match(ticket: Best, dense: Best | None, planned: int = 1) -> dict[str,
     why = {
         True: f"the upper end of the interval, {hi:+.3f}, is at most {TOLERANCE:+.2f}{more}",
         False: f"the lower end of the interval, {lo:+.3f}, is above {TOLERANCE:+.2f}",
-        None: f"the interval from {lo:+.3f} to {hi:+.3f} holds {TOLERANCE:+.2f}",
+        None: f"the interval from {lo:+.3f} to {hi:+.3f} contains {TOLERANCE:+.2f}",
     }[holds] + of_rates(ticket, dense, "dense")
     return about | {"holds": holds, "difference": mean, "lo": lo, "hi": hi, "why": why, "seeds": len(d_SN)}
 
@@ -141,7 +141,7 @@ def claim_beat(ticket: Best, control: Best | None, name: str, planned: int = 1) 
     why = {
         True: f"the upper end of the interval, {hi:+.3f}, is below 0",
         False: f"the lower end of the interval, {lo:+.3f}, is not below 0",
-        None: f"the interval from {lo:+.3f} to {hi:+.3f} holds 0",
+        None: f"the interval from {lo:+.3f} to {hi:+.3f} contains 0",
     }[holds] + of_rates(ticket, control, name)
     return about | {"holds": holds, "difference": mean, "lo": lo, "hi": hi, "why": why, "seeds": len(d_SN)}
 

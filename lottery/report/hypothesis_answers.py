@@ -28,6 +28,8 @@ from lottery.report.hypothesis_record import (
 from lottery.report.wording import natural_list, pluralize
 
 MATCHING = 0.01  # nats a token by which a matching ticket's upper end may lie above dense
+STABLE_BELOW = 0.02  # nats a token: the barrier of one valley. Frankle et al. (2020) allow 2 points of error
+RULE = f"a ticket matches if the interval ends at {MATCHING:g} or below"
 MATCHES, BEATS = "Does a ticket match the dense network?", "Does it beat its controls?"
 FOUND, STABLE = "Can it be found before training?", "Do two copies end in one valley?"
 
@@ -66,16 +68,19 @@ def answer_matches(record: Record, chief: Row | None) -> Answer:
     if chief["holds"]:
         return Answer(MATCHES, f"yes, at {density_text(chief['density'])}",
                       f"Yes: {ticket_words(chief)} matches the dense network at equal steps of the last training: "
-                      f"its loss minus that of dense is {claim_text(chief)} nats a token, and an upper end of {MATCHING:g} "
-                      f"is allowed{below_zero(chief)}.", sure, about=place_words(chief))  # fmt: skip
+                      f"its loss minus that of dense is {claim_text(chief)} nats a token{below_zero(chief)}; {RULE}.",
+                      sure, about=place_words(chief))  # fmt: skip
     if any(c["holds"] is None for c in tried):
         return Answer(MATCHES, "not known", f"Not known whether a ticket matches the dense network: {why_not(tried)} "
-                      f"The closest, {ticket_words(chief)}, differs from dense by {claim_text(chief)} nats a token.",
+                      f"The loss of the closest, {ticket_words(chief)} minus that of dense is {claim_text(chief)} nats a token.",
                       sure, about=place_words(chief))  # fmt: skip
     return Answer(MATCHES, "no", f"No: no ticket matches the dense network at a density that was tried "
-                  f"({natural_list(dict.fromkeys(density_text(c['density']) for c in tried))}). The closest, "
-                  f"{ticket_words(chief)}, differs from dense by {claim_text(chief)} nats a token, and an upper end of "
-                  f"{MATCHING:g} is allowed.", sure, about=f"closest: {place_words(chief)}")  # fmt: skip
+                  f"({densities_text(tried)}). The loss of the closest, "
+                  f"{ticket_words(chief)} minus that of dense is {claim_text(chief)} nats a token; {RULE}.", sure, about=f"closest: {place_words(chief)}")  # fmt: skip
+
+
+def densities_text(claims: Sequence[Row]) -> str:
+    return natural_list(dict.fromkeys(density_text(c["density"]) for c in claims))
 
 
 def easy_sentence(record: Record, chief: Row) -> str:
@@ -100,11 +105,11 @@ def claim_text(claim: Row) -> str:
 
 
 def below_zero(claim: Row) -> str:
-    return "; the whole interval lies below 0, so it ends better than dense" if (claim["hi"] or 0) < 0 else ""
+    return ", so it ends better than dense" if (claim["hi"] or 0) < 0 else ""
 
 
 def ticket_words(claim: Row) -> str:
-    return f"the ticket `{claim['arm']}` with {density_text(claim['density'])} of the weights{rewound_words(claim)}"
+    return f"the ticket `{claim['arm']}` with {density_text(claim['density'])} of the weights{rewound_words(claim)},"
 
 
 def rewound_words(claim: Row) -> str:
@@ -160,17 +165,28 @@ def answer_beats(record: Record, chief: Row | None) -> Answer:
         parts.append(f"against {control_names(open_)} it is not known ({'; '.join(c['why'] for c in open_)})")
     word = "no" if lost and not won else "not all" if lost else "not known" if open_ else "yes"
     start = {"yes": "Yes", "no": "No", "not all": "Not all of them", "not known": "Not known of all"}[word]
-    short = word if word in ("yes", "not known") else f"{word}, {len(won)} of {len(found)}"
-    where = "" if chief is asked else ", the nearest density that has controls,"
-    sentence = (
-        f"{start}: at {density_text(chief['density'])}{where} {', and '.join(parts)}; {cost_words(record, chief)}."
+    at = density_text(chief["density"])
+    short = (
+        word
+        if word == "not known"
+        else f"{word}, at {at}"
+        if word == "yes"
+        else f"{word}, {len(won)} of {len(found)} at {at}"
     )
+    where = "" if chief is asked else ", the nearest density that has controls,"
+    words = {
+        True: "the ticket matches dense, too",
+        False: "the ticket does not match dense",
+        None: "it is not known whether the ticket matches dense",
+    }
+    itself = "" if chief is asked else f" At this density {words[chief['holds']]} ({claim_text(chief)})."
+    sentence = f"{start}: at {at}{where} {', and '.join(parts)}; {cost_words(record, chief)}.{itself}"
     return Answer(
         BEATS,
         short,
         sentence,
         edge_sentence(found),
-        about=f"at {density_text(chief['density'])}: {control_names(found)}",
+        about=control_names(found) if word != "not known" else f"{control_names(found)} at {at}",
     )
 
 
@@ -238,9 +254,13 @@ def answer_before(record: Record) -> Answer:
         parts.append(f"Yes: `{best['arm']}` matches dense at {density_text(best['density'])}, {claim_text(best)}.")
     elif before:
         nearest = min(before, key=lambda c: c["difference"])
-        short, about = "no", f"nearest: `{nearest['arm']}` at {density_text(nearest['density'])}"
-        parts.append(f"No: {arm_names(before)} did not match dense at any density that was compared; the nearest is "
-                     f"`{nearest['arm']}` at {density_text(nearest['density'])}, {claim_text(nearest)}.")  # fmt: skip
+        few = one_rate(record, before)
+        at = densities_text(sorted(before, key=lambda c: -c["density"]))
+        short = "no" + (f", at {at}" if "," not in at and " " not in at else "") + (" and one rate" if few else "")
+        about = f"nearest: `{nearest['arm']}` at {density_text(nearest['density'])}"
+        parts.append(f"No: {arm_names(before)} {'does' if len({c['arm'] for c in before}) == 1 else 'do'} not match dense at {at}"
+                     f"{few}; the nearest is `{nearest['arm']}` at {density_text(nearest['density'])}, "
+                     f"{claim_text(nearest)}{ticket_there(record, nearest)}.")  # fmt: skip
     else:
         short, about = "not known", ""
         none = "" if any(c["arm"] in SCORES for c in tried) else ": none was compared with dense"
@@ -252,6 +272,23 @@ def answer_before(record: Record) -> Answer:
     if any(c["holds"] for c in claims_of(record, "matches", ["random"])):
         parts.append("A random mask matches, too: this training is too easy to tell masks apart.")
     return Answer(FOUND, short, " ".join(parts), edge_sentence(judged), about=about)
+
+
+def one_rate(record: Record, claims: Sequence[Row]) -> str:
+    """Returns that masks of some claims were trained at one learning rate where dense had several, "" if none was."""
+    tried: dict[tuple[Any, ...], set[float]] = {}
+    for r in record["rows"]:
+        tried.setdefault(place_key(r), set()).add(r["lr"])
+    dense = max((len(tried[place_key(r)]) for r in longer_dense(record)), default=1)
+    few = [c for c in claims if len(tried.get(place_key(c), ())) == 1]
+    return f", where each was trained at one learning rate and dense at {dense}" if few and dense > 1 else ""
+
+
+def ticket_there(record: Record, claim: Row) -> str:
+    """Returns how far the ticket of the same density is from dense, "" if there is none."""
+    same = [c for c in claims_of(record, "matches", TICKETS[:1]) if abs(c["density"] - claim["density"]) < 1e-6]
+    near = min((c for c in same if c["difference"] is not None), key=lambda c: c["difference"], default=None)
+    return f" (the ticket `{near['arm']}` there: {claim_text(near)})" if near else ""
 
 
 def arm_names(claims: Sequence[Row]) -> str:
@@ -305,18 +342,21 @@ def answer_stable(record: Record, chief: Row | None) -> Answer:
     at = next((b for b in mine if b["rewind"] == chief["rewind"]), mine[0])
     others = [b for b in found if b["rewind_share"] == at["rewind_share"] and b not in mine
               and (b["arm"] == "dense" or abs(b["density"] - at["density"]) < 1e-6)]  # fmt: skip
-    beside = "; ".join(f"`{b['arm']}` has {b['barrier']:.3f}" for b in others)
-    sentence = (f"The barrier between two copies of the ticket at {density_text(at['density'])}, which leave step "
-                f"{at['rewind']:,} with other orders of the data, is {at['barrier']:.3f} nats a token"
-                f"{f': {beside}' if beside else ''}.")  # fmt: skip
+    beside = natural_list(f"{b['barrier']:.3f} for `{b['arm']}`" for b in others)
+    word = "yes" if at["barrier"] < STABLE_BELOW else "no"
+    sentence = (f"{word.capitalize()}: the barrier between two copies of the ticket at {density_text(at['density'])}, which leave step "
+                f"{at['rewind']:,} with other orders of the data, is {at['barrier']:.3f} nats a token; one valley is a barrier below "
+                f"{STABLE_BELOW:g}.{f' For comparison: {beside}.' if beside else ''}")  # fmt: skip
     known = matches_at_one_rate(record, at["density"])
     if len(mine) > 1:
         words = {True: "matches", False: "does not match", None: "not known whether it matches"}
         sentence += f" At one rate, {record['setup']['lr']:g}, from " + "; from ".join(
             f"{rewind_text(b['rewind_share'])}: barrier {b['barrier']:.3f}, {words[known.get(b['rewind'])]}" for b in mine
         ) + "."  # fmt: skip
-    about = f"is the barrier of the ticket at {density_text(at['density'])}, {rewind_text(at['rewind_share'])}"
-    return Answer(STABLE, f"{at['barrier']:.3f}", sentence, "", about=about)
+    about = (
+        f"barrier {at['barrier']:.3f} of the ticket at {density_text(at['density'])}, {rewind_text(at['rewind_share'])}"
+    )
+    return Answer(STABLE, word, sentence, "", about=about)
 
 
 def matches_at_one_rate(record: Record, density: float) -> dict[int, bool | None]:

@@ -51,7 +51,7 @@ def figures_of(record: Record) -> dict[str, tuple[Figure, str]]:
     """Returns name -> (figure, caption) of all figures of losses whose data the record has."""
     usual, every = usual_rows(record), [r for r in best_rows(record) if r["arm"] != "dense"]
     ticket = [r for r in usual if r["arm"] == TICKETS[0]] or [r for r in usual if r["arm"] == TICKETS[1]]
-    band = "On the report text, each arm at its own best rate, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model. Arms of one density alone stand side by side."
+    band = "On the report text, each arm at the best of the rates that it was trained at, with its 95% interval. Dashed: the dense network by its number of steps; thin: an n-gram model. Arms of one density alone stand side by side."
     parts = {
         "loss": ([r for r in usual if r["arm"] in (*TICKETS, *CONTROLS)], f"Loss against density: the ticket and its controls. {band}"),
         "before": ([r for r in every if r["arm"] in BEFORE and r["steps"] == record["setup"]["steps"]], f"Masks that are found before or early in training, beside the ticket. {band}"),

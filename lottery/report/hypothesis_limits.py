@@ -82,11 +82,13 @@ def rates_paragraph(record: Record) -> str:
         by_arm = {name: [density_text(r["density"]) for r in many if label(record, r) == name]
                   for name in dict.fromkeys(label(record, r) for r in many)}  # fmt: skip
         where = "; ".join(f"`{name}` at {natural_list(of)}" for name, of in by_arm.items())
-        said.append(f"At {len(many)} of {len(best)} places the best learning rate is the smallest or greatest that was tried ({where}): "
+        said.append(f"At {len(many)} of {pluralize(len(best), 'pair')} of arm and density the best learning rate is the smallest or greatest that was tried ({where}): "
                     f"there the arm may do better outside the grid, and where it is a control, the lead over it may be smaller.")  # fmt: skip
     if one:
         names = natural_list(dict.fromkeys(f"`{label(record, r)}`" for r in one))
-        said.append(f"One rate alone was tried at {pluralize(len(one), 'place')} ({names}).")
+        said.append(
+            f"{len(one)} of {pluralize(len(best), 'pair')} of arm and density {'was' if len(one) == 1 else 'were'} trained at one learning rate alone ({names})."
+        )
     return " ".join(said)
 
 
@@ -95,13 +97,13 @@ def certainty_paragraph(record: Record) -> str:
     many = f" Each interval is a 95% interval by itself: among {claims} claims a few are wrong." if claims > 1 else ""
     return (f"{seeds_sentence(record)} A ticket matches if the upper end of its loss minus that of dense is at most {MATCHING:g} nats a "
             f"token, and beats a control if the upper end of its loss minus that of the control is below 0; where the interval lies on the "
-            f"other side the answer is no, and where it holds the bound the answer is not known.{many}")  # fmt: skip
+            f"other side the answer is no, and where it contains the bound the answer is not known.{many}")  # fmt: skip
 
 
 def not_run(record: Record) -> str:
     """Returns which arms are no part of the record, "" if none is missing."""
     missing = [a for a in ARMS if a not in arms_of(record)]
-    return f"No part of this run: {natural_list(f'`{a}`' for a in missing)}." if missing else ""
+    return f"This run did not train {natural_list(f'`{a}`' for a in missing)}." if missing else ""
 
 
 def facts(record: Record) -> list[tuple[str, str]]:

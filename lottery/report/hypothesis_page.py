@@ -16,7 +16,7 @@ from lottery.report.hypothesis_answers import answer_all, chief_claim, lead_sure
 from lottery.report.hypothesis_barriers import barrier_figures
 from lottery.report.hypothesis_figures import figures_of, usual_rows
 from lottery.report.hypothesis_limits import facts, limits, not_run
-from lottery.report.hypothesis_places import mean_densities, places_sentence, plot_places
+from lottery.report.hypothesis_places import mean_densities, places_sentence, places_short, plot_places, shares
 from lottery.report.hypothesis_record import (
     TICKETS,
     Record,
@@ -88,6 +88,19 @@ def draw_places(record: Record) -> tuple[dict[str, tuple[Figure, str]], str]:
     title = f"{row['arm']} at {density_text(row['density'])}"
     caption = f"Share of the weights of each matrix that live in {title}, mean over seeds."
     return {"places": (plot_places(cells, title), caption)}, places_sentence(record, row, cells, seeds, matches)
+
+
+def places_answer(record: Record) -> tuple[str, str]:
+    """Returns where the weights of the chief ticket sit: (in a word, of which ticket); ("not known", "") without masks."""
+    row, _ = chief_row(record)
+    cells = {} if row is None else mean_densities(record, row)[0]
+    if row is None or not cells:
+        return "not known", ""
+    by = shares(record, cells)
+    least, most = min(by.values()), max(by.values())
+    return places_short(
+        row, by
+    ), f"{density_text(least)} to {density_text(most)} of each part, `{row['arm']}` at {density_text(row['density'])}"
 
 
 def chief_row(record: Record) -> tuple[Row | None, bool]:

@@ -12,10 +12,11 @@ from matplotlib.ticker import PercentFormatter
 from lottery.report.heatmaps import draw_cells
 from lottery.report.hypothesis_record import Record, Row, density_text, trainings_of
 from lottery.report.style import PALE, clean_label, panels, styled
-from lottery.report.wording import pluralize
+from lottery.report.wording import natural_list, pluralize
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 PALETTE = "cividis_r"
+EVEN = 0.15  # of the whole density: parts that differ by less are called even
 MANY = 12  # layers beyond which cells have no number
 
 
@@ -86,7 +87,14 @@ def places_sentence(record: Record, row: Row, cells: Mapping[tuple[int, str], fl
     said = [f"{density_text(by[part])} of `{part}`" for part in ("attention", "mlp", "early", "late") if part in by]
     return (
         f"`{row['arm']}` at {density_text(row['density'])} ({what}; mean of {pluralize(seeds, 'seed')}) keeps "
-        f"{', '.join(said)}. This is where the largest trained weights sit, {how}; "
-        f"`lottery study locate` asks a trained model something else, namely whose loss it can bear: it prunes one of these "
-        f"parts at a time and measures the damage. The two agree where the part that is densest here is the one that is hurt most there."
+        f"{natural_list(said)}: {places_short(row, by)}. This is where the largest trained weights sit, {how}. "
+        f"`lottery study locate` asks another question of a trained model: it prunes one of these parts at a time and "
+        f"measures which one the model can lose. If both find the same place, the part that is densest here is hurt most there."
     )
+
+
+def places_short(row: Row, by: Mapping[str, float]) -> str:
+    """Returns in which part most and least of the weights live: "evenly" if all parts are within EVEN of the whole."""
+    if not by or max(by.values()) - min(by.values()) <= EVEN * row["density"]:
+        return "evenly"
+    return f"most in `{max(by, key=lambda p: by[p])}`, least in `{min(by, key=lambda p: by[p])}`"

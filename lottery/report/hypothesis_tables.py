@@ -69,7 +69,7 @@ def claims_table(record: Record) -> Table:
         for c in claims
     ]  # fmt: skip
     note = ("Differences are nats a token, the arm's loss minus that of dense or of the control: negative where the arm is better. Rates are "
-            "each one's best on the search text, the arm's first; k is the step whose weights come back.")  # fmt: skip
+            "each one's best on the search text, the arm's first; k is the step to which the ticket goes back, or of a control the chain that made its mask.")  # fmt: skip
     return Table("claims", "Claims", columns, rows, note, [MARKS[c["holds"]] for c in claims], claims)
 
 

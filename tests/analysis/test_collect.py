@@ -27,7 +27,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "quantize": [{"target": "all", "sparsity": 0.5, "quantize": ["none", "int8"]}],
 }
 PAGE = "# Results\n\n" + "\n\n".join(
-    f"<!-- results:{name} -->\nold\n<!-- /results -->" for name in ("answers", "models", "cliff", "where", "eight_bits")
+    f"<!-- results:{name} -->\nold\n<!-- /results -->" for name in ("readme", "models", "cliff", "where", "eight_bits")
 )
 
 
@@ -143,6 +143,7 @@ def test_figures_and_answers_of_a_document_come_from_files_alone(
                 assert answer["sentence"] in done.stdout and answer["sure"] in done.stdout, file
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"results-cliff-magnitude.svg", "results-cliff-refit.svg", "results-where-magnitude.svg"} <= drawn
+    assert {"small by magnitude", "small by refit"} <= set(words_of(tmp_path / "figures" / "results-readme.svg"))
     shown = re.findall(r"!\[[^]]+\]\(figures/([\w.-]+)\)", text)
     assert set(shown) == drawn and len(shown) == len(drawn)
     assert "by magnitude: small **" in text and "by refit: small **" in text and "| small | 5," in text

@@ -117,16 +117,16 @@ def test_documents_with_the_quick_preset_alone(figures: Any, tmp_path: Path) -> 
     assert fill(figures, tmp_path) == text
     readme = place(text, "readme")
     assert readme.count("![") == 1 and "figures/hypothesis-quick-stories-loss.svg" in readme
+    assert all(readme.count(question) == 1 for question in QUESTIONS) and "The preset `quick`, 1 seed. " in readme
     assert (
-        all(readme.count(question) == 1 for question in QUESTIONS)
-        and "The preset `quick` on `stories`, 1 seed. " in readme
+        "*Does a ticket match the dense network?* Yes, at 21% on `stories`." in readme and len(readme.splitlines()) == 3
     )
-    assert "its loss minus that of dense is -0.0" in readme and len(readme.splitlines()) == 3
     assert "| question | `quick` on `stories`, 1 seed |" in place(text, "answers")
     runs = place(text, "runs")
     assert "1 seed, 27 trainings, 12 min of one core: 800 steps of 16 windows of 64 tokens." in runs
     assert (
-        "One seed: the intervals are over windows of text alone" in runs and "No part of this run: `original`, " in runs
+        "One seed: the intervals are over windows of text alone" in runs
+        and "This run did not train `original`, " in runs
     )
     assert runs.count("<details>") == runs.count("</details>") == 3  # claims, arms, more figures
 
@@ -150,6 +150,10 @@ def test_documents_with_several_runs(figures: Any, tmp_path: Path) -> None:
         "`quick` on `stories`",
     ]
     assert runs.count("Trainings without a loss: 1 diverged and 36 missing.") == 2
+    assert "*Does it beat its controls?* Yes, at 21% on `moby.txt` and `stories`." in place(text, "readme")
+    assert (
+        "| Where do the surviving weights sit? | **most in `early`, least in `late`** 19% to 23% of each part" in text
+    )
     assert "figures/hypothesis-full-moby-loss.svg" in place(text, "readme") and place(text, "readme").count("![") == 1
     (tmp_path / "results" / "hypothesis-full-moby.json").unlink()
     assert "moby" not in fill(figures, tmp_path)  # nor are its figures there

@@ -49,8 +49,8 @@ def one(
         (TOLERANCE - 1e-6, 0.0, True, "is at most +0.01"),
         (TOLERANCE + 1e-6, 0.0, False, "is above +0.01"),
         (0.05, 1.0, False, "is above +0.01"),
-        (0.01, 1.0, None, "holds +0.01"),
-        (0.0, 10.0, None, "holds +0.01"),
+        (0.01, 1.0, None, "contains +0.01"),
+        (0.0, 10.0, None, "contains +0.01"),
     ],
 )
 def test_a_ticket_matches(more: float, noise: float, holds: bool | None, why: str) -> None:
@@ -66,7 +66,7 @@ def test_a_ticket_matches(more: float, noise: float, holds: bool | None, why: st
         (-0.1, 1.0, True, "is below 0"),
         (0.1, 1.0, False, "is not below 0"),
         (0.0, 0.0, False, "is not below 0"),  # the same losses
-        (0.0, 1.0, None, "holds 0"),
+        (0.0, 1.0, None, "contains 0"),
     ],
 )
 def test_a_ticket_beats_its_control(more: float, noise: float, holds: bool | None, why: str) -> None:
