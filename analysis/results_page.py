@@ -13,7 +13,7 @@ The name is that of a section of the report, or `answers` (all answers, one line
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -208,16 +208,20 @@ def unknown_places(text: str, found: Sequence[Question]) -> list[str]:
     return [name for _, name, _ in MARKED.findall(text) if name not in known]
 
 
-def answers_table(found: Sequence[Question]) -> str:
-    """Returns one row for each question: the question, which is a link to its heading, and its answer in a line."""
+def answers_and_note(found: Sequence[Question]) -> str:
+    """Returns the answers, and why tickets are not judged if so."""
+    rows = [row for q in found for v in q.views for row in frames.records(v.found.rows)]
+    note = judging.not_judged_note(list({row["run_id"]: row for row in rows}.values()))
+    return "\n\n".join(filter(None, (answers_table(found), note)))
+
+
+def answers_table(found: Sequence[Question], page: str = "") -> str:
+    """Returns one row for each question: the question, which is a link to its heading in `page`, and its answer in a line."""
     lines = ["| question | answer |", "|---|---|"]
     for question in found:
         answer = "<br>".join(view.line for view in question.views) or "not measured yet"
-        lines.append(f"| [{question.text}](#{slug(question.text)}) | {answer.replace('|', ' ')} |")
-    rows = [row for q in found for v in q.views for row in frames.records(v.found.rows)]
-    unique = list({row["run_id"]: row for row in rows}.values())
-    note = judging.not_judged_note(unique)
-    return "\n".join([*lines, *(["", note] if note else [])])
+        lines.append(f"| [{question.text}]({page}#{slug(question.text)}) | {answer.replace('|', ' ')} |")
+    return "\n".join(lines)
 
 
 def slug(heading: str) -> str:
@@ -288,8 +292,8 @@ def made_by(question: Question) -> str:
     return "\n".join([about, "", *code, *(f"- {line}" for line in protocols)])
 
 
-TABLES = {
-    "answers": answers_table,
+TABLES: dict[str, Callable[[Sequence[Question]], str]] = {  # places that are about all questions
+    "answers": answers_and_note,
     "models": models_table,
-    "readme": answers_table,
-}  # places that are about all questions
+    "readme": partial(answers_table, page="docs/results.md"),
+}

@@ -39,7 +39,7 @@ LOW = 0.35  # sparsity below which a crossing is labelled at its right
 
 def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any]] = ()) -> Figure:
     """Draws the ratio to dense against sparsity, with the 95% band of each curve: one panel per model (`by` target), or
-    all models in one panel (`by` base). `crossings`: where curves cross 1 + tolerance (the data of the answer "how
+    all models in one panel (`by` base, or another column that names curves). `crossings`: where curves cross 1 + tolerance (the data of the answer "how
     much")."""
     rows = of_tickets(rows, "perplexity_ratio", "sparsity")
     with styled():
@@ -60,7 +60,8 @@ def plot_cliff(rows: Rows, by: str = "target", crossings: Sequence[dict[str, Any
                                   color=colour, alpha=0.22, linewidth=0)  # fmt: skip
                 label = clean_label(name)[:40] + (f": {at[name]:.1%}" if name in at else "")
                 handles += axes.plot(x, y, color=colour, marker=marker, linestyle=line, label=label, markersize=5)
-                mark_beyond(axes, x, y, colour)
+                if by == "target":  # the marks of many models would lie on one another; their curves leave the panel
+                    mark_beyond(axes, x, y, colour)
                 values += [*y, *points["perplexity_ratio_lo"].dropna(), *points["perplexity_ratio_hi"].dropna()]
             axes.axhline(1 + tolerance, color=PALE, linestyle=(0, (4, 3)), linewidth=1.2)
             axes.text(0.0, 1 + tolerance, f" {1 + tolerance:g}", va="bottom", ha="left", color=PALE, fontsize=9)
