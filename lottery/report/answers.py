@@ -125,7 +125,9 @@ def ranking_headline(found: Sequence[Ranking]) -> tuple[str, str]:
     if len(set(top.values())) > 1:
         about = "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
         return "it differs", about + (f"; and {len(top) - 6} more" if len(top) > 6 else "")
-    return next(iter(top.values())), f"loses least at equal {'budget' if fairest[0] else 'sparsity'}"
+    part = len(top) < len({base for _, base, _ in best})
+    alone = f", of {natural_list(top)} alone" if part else ""
+    return next(iter(top.values())), f"loses least at equal {'budget' if fairest[0] else 'sparsity'}{alone}"
 
 
 def ranking_rows(found: Sequence[Ranking]) -> list[dict[str, Any]]:
@@ -236,7 +238,7 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
     top = max(r["ratio"] for r in data) - 1
     short = f"under {percent(max(math.ceil(1000 * top) / 1000, 0.001), 1)}" if top < 0.1 else f"up to {top:.0%}"
     why = [r["not_judged"] for r in data]
-    about = with_reasons("more perplexity at most", why)
+    about = with_reasons("more perplexity than the same ticket in 16 bits", why)
     return Answer(question, mark_estimate(short, why), f"{'; '.join(parts)}.", " ".join(sure), tuple(data), about)
 
 

@@ -261,6 +261,11 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
         assert said.short.endswith(" (an estimate, not judged)") and said.about.endswith(
             "; not judged: 12 of 54 windows"
         )
+    # one of three models was ranked at equal budget, too: the headline says that it is about that one
+    at_budget = [ticket(0.5, 1.1, base="a", target=t, run_id=f"a{t}", budget=0.1) for t in "wxyz"]
+    headline = answers.ranking_headline(rankings.rank_targets([*rows, *at_budget], nll.get))
+    assert headline == ("w", "loses least at equal budget, of a alone")
+    assert answers.ranking_headline(rankings.rank_targets(at_budget, nll.get)) == ("w", "loses least at equal budget")
     two = rankings.rank_targets([r for r in rows if r["target"] in "wx"], nll.get)
     assert "4 targets" in answers.answer_agreement(two).sentence
 
@@ -282,7 +287,7 @@ def test_eight_bits_are_compared_with_the_same_ticket() -> None:
     limited = [{**r, "winner": "not judged: 12 of 54 windows", "limited": "12"} for r in rows]
     answer = answers.answer_quantization(limited, nll.get)
     assert answer.short == "under 1.8% (an estimate, not judged)" and "1 are certainly worse" in answer.sure
-    assert answer.about == "more perplexity at most; not judged: 12 of 54 windows"
+    assert answer.about == "more perplexity than the same ticket in 16 bits; not judged: 12 of 54 windows"
 
 
 @settings(max_examples=60, deadline=None)
