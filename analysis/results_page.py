@@ -74,13 +74,15 @@ class View:
 
     @property
     def headline(self) -> str:
-        """The answer in one line: of a cliff where each curve crosses, else the report's headline. That it is an estimate
-        is said once, below the table of answers."""
+        """The answer in one line: of a cliff where each curve crosses, else the report's headline, with the model's name if
+        it is about one alone. That it is an estimate is said once, below the table of answers."""
         answer = self.section.answer
         if self.section.name == "cliff":
             return "; ".join(f"{c['base']} **{tables.format_cliff(c)}**" for c in answer.data if c["chief"])
         short = answer.short.removesuffix(f" ({judging.ESTIMATE})")
-        return f"**{short}** {answer.about.split(f'; {NOT_JUDGED}')[0]}"
+        bases = self.found.tickets["base"].unique()
+        of = f" ({bases[0]})" if len(bases) == 1 else ""
+        return f"**{short}** {answer.about.split(f'; {NOT_JUDGED}')[0]}{of}"
 
     @property
     def line(self) -> str:

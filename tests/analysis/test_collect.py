@@ -146,6 +146,7 @@ def test_figures_and_answers_of_a_document_come_from_files_alone(
     assert {"small by magnitude", "small by refit"} <= set(words_of(tmp_path / "figures" / "results-readme.svg"))
     shown = re.findall(r"!\[[^]]+\]\(figures/([\w.-]+)\)", text)
     assert set(shown) == drawn and len(shown) == len(drawn)
+    assert re.search(r"by magnitude: \*\*[^|]* loses least at equal sparsity \(small\)", text)
     assert "by magnitude: small **" in text and "by refit: small **" in text and "| small | 5," in text
     assert CliRunner().invoke(figures.main, arguments).exit_code == 0 and page.read_text() == text
 

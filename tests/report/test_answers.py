@@ -281,6 +281,7 @@ def test_eight_bits_are_compared_with_the_same_ticket() -> None:
     answer = answers.answer_quantization(rows, nll.get)
     (pair,) = answer.data
     assert pair["ratio"] == pytest.approx(math.exp(0.0175)) and 1 < pair["lo"] < pair["ratio"] < pair["hi"]
+    assert "the most at 50% of `all` (m, in 16 bits 1.1000 times dense)" in answer.sentence
     assert answer.short == "under 1.8%" and "1 pair of tickets 1 are certainly worse" in answer.sure
     few = answers.answer_quantization(rows, {name: nll_N[:11] for name, nll_N in nll.items()}.get)
     assert few.data[0]["lo"] > 1 and "0 are certainly worse" in few.sure and "1 rest on fewer than 12" in few.sure
