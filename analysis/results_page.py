@@ -78,7 +78,8 @@ class View:
         it is about one alone. That it is an estimate is said once, below the table of answers."""
         answer = self.section.answer
         if self.section.name == "cliff":
-            return "; ".join(f"{c['base']} **{tables.format_cliff(c)}**" for c in answer.data if c["chief"])
+            cliffs_said = "; ".join(f"{c['base']} **{tables.format_cliff(c)}**" for c in answer.data if c["chief"])
+            return f"{cliffs_said} of the layers' weights"
         short = answer.short.removesuffix(f" ({judging.ESTIMATE})")
         bases = self.found.tickets["base"].unique()
         of = f" ({bases[0]})" if len(bases) == 1 else ""

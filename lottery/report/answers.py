@@ -26,6 +26,7 @@ from lottery.report.rankings import LEAST_TARGETS, Nll, Ranking, compare_ranking
 from lottery.report.wording import format_range, natural_list, percent, pluralize
 
 NOT_KNOWN = "not known: this needs "
+USABLE = 2.0  # ratio to dense: of a ticket beyond it, what 8 bits cost on top says little
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,12 @@ def answer_ranking(found: Sequence[Ranking]) -> Answer:
 
 
 def least_and_most_damaged(members: Sequence[Ranking]) -> str:
-    """Returns the clause that names the target at either end of each level's ranking."""
-    least = group_by(members, lambda r: r.targets[0])
-    most = group_by(members, lambda r: r.targets[-1])
-    words = [
-        "; ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items()) + f" loses {what}"
-        if len(named) == 1
-        else f"{what} is lost by " + ", ".join(f"`{t}` {at_levels(of_t, end)}" for t, of_t in named.items())
-        for named, end, what in ((least, 0, "least"), (most, -1, "most"))
-    ]
-    return "; ".join(words)
-
-
-def at_levels(members: Sequence[Ranking], end: int) -> str:
-    """Returns "at 30% (ratio 1.0001) and 50% (ratio 1.0392)": the ratios are of the target at that end of each
-    ranking."""
-    return "at " + natural_list(f"{r.at} (ratio {format_ratio(math.exp(r.log_ratio_T[end]))})" for r in members)
+    """Returns the clauses that name the target at either end of each level's ranking."""
+    return "; ".join(
+        f"at {r.at} `{r.targets[0]}` loses least (ratio {format_ratio(math.exp(r.log_ratio_T[0]))}) and `{r.targets[-1]}` most "
+        f"({format_ratio(math.exp(r.log_ratio_T[-1]))})"
+        for r in members
+    )
 
 
 def range_removed(members: Sequence[Ranking]) -> list[str]:
@@ -126,7 +117,7 @@ def ranking_headline(found: Sequence[Ranking]) -> tuple[str, str]:
         about = "; ".join(f"{base}: `{t}`" for base, t in list(top.items())[:6])
         return "it differs", about + (f"; and {len(top) - 6} more" if len(top) > 6 else "")
     part = len(top) < len({base for _, base, _ in best})
-    alone = f", of {natural_list(top)} alone" if part else ""
+    alone = f" ({natural_list(top)} alone)" if part else ""
     return next(iter(top.values())), f"loses least at equal {'budget' if fairest[0] else 'sparsity'}{alone}"
 
 
@@ -178,17 +169,17 @@ def answer_agreement(found: Sequence[Ranking], resamples: int = RESAMPLES) -> An
         verdict, short = "that is open", "open"
     sentence = (
         f"{verdict[0].upper()}{verdict[1:]}: Kendall's tau between the orders of the targets is {spread} "
-        f"({pluralize(len(bases), 'model')}, at {levels}; 1 is the same order, 0 none in common, -1 the reverse)."
+        f"({pluralize(len(bases), 'model')}, at {levels}; 1 is the same order, 0 as many pairs alike as reversed, -1 the reverse)."
     )
     pairs = sum(row["pairs"] for row in data)
     few = sum(row["windows"] < LEAST_WINDOWS for row in data)
     why = [r.not_judged for r in found]
     sure = (
-        f"Of {pluralize(len(data), 'comparison')} the 95% interval of tau lies above 0 in {alike}, below in {against}, and holds 0 in "
-        f"{len(data) - alike - against - few}{f'; {few} rest on fewer than {LEAST_WINDOWS} windows, which decide nothing' if few else ''}. Of {pluralize(pairs, 'pair')} of targets {same} are in the same order in both models with "
+        f"Of {pluralize(len(data), 'comparison')} the orders are certainly more alike than reversed in {alike} (the 95% interval of tau lies "
+        f"above 0), more reversed than alike in {against}, and it is open in {len(data) - alike - against - few}{f'; {few} rest on fewer than {LEAST_WINDOWS} windows, which decide nothing' if few else ''}. Of {pluralize(pairs, 'pair')} of targets {same} are in the same order in both models with "
         f"certainty, {flipped} in reversed order, of {pairs - same - flipped} it is not known."
     )
-    about = with_reasons(f"Kendall's tau {spread}", why)
+    about = with_reasons(f"by Kendall's tau: {spread}", why)
     return Answer(question, mark_estimate(short, why), sentence, sure, tuple(data), about)
 
 
@@ -226,20 +217,25 @@ def answer_quantization(rows: Sequence[Row], nll: Nll) -> Answer:
     parts, sure = [], []
     for kind, of_kind in group_by(data, lambda r: r["arithmetic"]).items():
         worst = max(of_kind, key=lambda r: r["ratio"])
-        costs = sum(r["lo"] > 1 and r["windows"] >= LEAST_WINDOWS for r in of_kind)
+        costs, gains = (sum(is_sure and r["windows"] >= LEAST_WINDOWS for r, is_sure in ends)
+                        for ends in ([(r, r["lo"] > 1) for r in of_kind], [(r, r["hi"] < 1) for r in of_kind]))  # fmt: skip
         few = sum(r["windows"] < LEAST_WINDOWS for r in of_kind)
         parts.append(
             f"{kind}: {format_range([r['ratio'] for r in of_kind])} times the perplexity of the same "
             f"ticket in 16 bits, the most at {percent(worst['sparsity'])} of `{worst['target']}` ({worst['base']}{beside_dense(worst)})"
         )
         sure.append(
-            f"{kind}: of {pluralize(len(of_kind), 'pair')} of tickets {costs} are certainly worse in 8 bits (paired 95%)"
+            f"{kind}: of {pluralize(len(of_kind), 'pair')} of tickets {costs} are certainly worse in 8 bits and {gains} certainly better (paired 95%)"
             + (f"; {few} rest on fewer than {LEAST_WINDOWS} windows, which decide nothing." if few else ".")
         )
-    top = max(r["ratio"] for r in data) - 1
+    usable = [r for r in data if r["dense_ratio"] is not None and r["dense_ratio"] <= USABLE]
+    top = max(r["ratio"] for r in usable or data) - 1
     short = f"under {percent(max(math.ceil(1000 * top) / 1000, 0.001), 1)}" if top < 0.1 else f"up to {top:.0%}"
     why = [r["not_judged"] for r in data]
-    about = with_reasons("more perplexity than the same ticket in 16 bits", why)
+    about = with_reasons(
+        f"more perplexity than the same ticket in 16 bits{f', of tickets up to {USABLE:g} times dense' if len(usable or data) < len(data) else ''}",
+        why,
+    )
     return Answer(question, mark_estimate(short, why), f"{'; '.join(parts)}.", " ".join(sure), tuple(data), about)
 
 

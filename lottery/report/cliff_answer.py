@@ -77,8 +77,8 @@ def sentence(c: Cliff) -> str:
     if c.at is None:
         return f"{c.base}: {most}; no ticket is {limit}."
     about = "about " if c.wide else ""
-    upper = f", the upper end of its interval at {percent(c.lo, 1)}" if c.lo is not None else ""
-    return f"{c.base}: {most}; the curve is {limit} at {about}{percent(c.at, 1)}{upper}."
+    upper = f", by the upper end of its interval already at {percent(c.lo, 1)}" if c.lo is not None else ""
+    return f"{c.base}: {most}; between tickets the curve is {limit} at {about}{percent(c.at, 1)}{upper}."
 
 
 def band(c: Cliff) -> str:
@@ -86,7 +86,7 @@ def band(c: Cliff) -> str:
     assert c.bracket is not None
     far = ". These tickets are far apart: the curve bends upwards between them, so the cliff is more likely higher than lower"
     return (
-        f"{c.base}: the band {c.text.split(' ', 1)[1]} is where the two ends of the ratio's 95% interval cross; tickets at "
-        f"{percent(c.bracket[0])} and {percent(c.bracket[1])} stand on either side, joined by a straight line in the log of "
-        f"the ratio{far if c.wide else ''}."
+        f"{c.base}: tickets were measured at {percent(c.bracket[0])} and {percent(c.bracket[1])}, and the crossing between them "
+        f"is read off a straight line in the log of the ratio; the band {c.text.split(' ', 1)[1]} is where the two ends of the "
+        f"95% interval cross{far if c.wide else ''}."
     )

@@ -36,15 +36,17 @@ def headline(found: Sequence[tuple[Comparison, Sequence[Gap]]]) -> tuple[str, st
     """Returns (the largest factor between two methods, which they are), of several models the range of these factors."""
     largest = [max(gaps, key=lambda g: g.factor) for _, gaps in found]
     if len(found) > 1:
+        least, most = min(largest, key=lambda g: g.factor), max(largest, key=lambda g: g.factor)
         return (
-            f"a factor of {format_range([g.factor for g in largest])}",
-            f"between the worst and the best method, in {len(found)} models",
+            f"a factor of {short_factor(least.factor)} to {short_factor(most.factor)}",
+            f"between the worst and the best method of each of {len(found)} models, where they lie furthest apart "
+            f"(`{most.worst.method}` and `{most.best.method}` at {percent(most.sparsity)})",
         )
     gap = largest[0]
     about = (
         f"between `{gap.worst.method}` and `{gap.best.method}`, at {percent(gap.sparsity)} of `{found[0][0].target}`"
     )
-    return f"a factor of {format_ratio(gap.factor)}", about
+    return f"a factor of {short_factor(gap.factor)}", about
 
 
 def span_sentence(c: Comparison, gap: Gap) -> str:
@@ -54,7 +56,7 @@ def span_sentence(c: Comparison, gap: Gap) -> str:
     broken = f"; {natural_list(f'`{m}`' for m in lost)} overflowed" if lost else ""
     how = f" ({c.setting})" if c.setting else ""
     return (
-        f"{c.base} without {percent(gap.sparsity)} of `{c.target}`{how}: the methods span ratios from "
+        f"{c.base} with {percent(gap.sparsity)} of `{c.target}` removed{how}: the methods span ratios from "
         f"{format_ratio(gap.best.ratio)} (`{gap.best.method}`) to {format_ratio(gap.worst.ratio)} (`{gap.worst.method}`), "
         f"a factor of {factor_text(gap)}{random}{broken}."
     )
@@ -80,8 +82,8 @@ def worth_sentence(c: Comparison) -> str:
     high, low, best, worst = max(pairs, key=lambda p: (p[0] - p[1], p[0]))
     lost = format_ratio(worst.ratio) if math.isfinite(worst.ratio) else "overflow"
     return (
-        f"`{best.method}` without {percent(high)} of `{c.target}` ({format_ratio(best.ratio)}) still loses less than "
-        f"`{worst.method}` without {percent(low)} ({lost})."
+        f"`{best.method}` with {percent(high)} of `{c.target}` removed ({format_ratio(best.ratio)}) still loses less than "
+        f"`{worst.method}` with {percent(low)} ({lost})."
     )
 
 
@@ -102,15 +104,37 @@ def spread_sentence(c: Comparison, gaps: Sequence[Gap]) -> str:
     ):
         if spreads:
             factor, point, spread = max(spreads, key=lambda s: s[0])
-            parts.append(
-                f"{what} changes a ratio by up to {format_ratio(factor)} times ({spread_words(point, spread)})"
-            )
+            parts.append(f"{what} changes a ratio by up to {times(factor)} ({spread_words(point, spread)})")
             most = max(most, factor)
     if not parts:
         return ""
-    more = "more" if max(g.factor for g in gaps) > most else "less"
     said = ", and ".join(parts)
-    return f"{said[0].upper()}{said[1:]}: the method decides {more} than the calibration."
+    said = f"{said[0].upper()}{said[1:]}"
+    between = max((ps[-1].ratio / ps[0].ratio for ps in looking(c).values()), default=None)
+    if between is None:
+        more = "more" if max(g.factor for g in gaps) > most else "less"
+        return f"{said}: the method decides {more} than the calibration."
+    which = "the calibration" if most > between else "the method"
+    return (
+        f"{said}. Among the methods that look at a text, the worst has up to {format_ratio(between)} times the perplexity of "
+        f"the best: {which} decides more."
+    )
+
+
+def looking(c: Comparison) -> dict[float, list[Point]]:
+    """Returns the points of methods that look at a text, where two or more have a ratio, the least damaged first."""
+    found = {s: [p for p in points if p.text and math.isfinite(p.ratio)] for s, points in c.levels.items()}
+    return {sparsity: points for sparsity, points in found.items() if len(points) > 1}
+
+
+def times(factor: float) -> str:
+    """Returns "2.5%" of 1.025, and "3.2 times" of 3.2."""
+    return percent(factor - 1, 1) if factor < 2 else f"{short_factor(factor)} times"
+
+
+def short_factor(value: float) -> str:
+    """Returns a factor with three digits: 1.45, 14.2, 1,042."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def spread_words(point: Point, spread: Spread) -> str:
@@ -122,11 +146,14 @@ def certainty(c: Comparison, gaps: Sequence[Gap]) -> str:
     """Returns how sure the comparison is, and on which text it rests."""
     sure = sum(g.certain for g in gaps)
     texts = list(dict.fromkeys(p.text for p in c.points if p.text))
-    on = f" The methods looked at {natural_list(texts)}." if texts else ""
+    on = f" Calibration text: {natural_list(texts)}." if texts else ""
     several = " Those of different texts compare roughly." if len(texts) > 1 else ""
     one = [p for p in c.points if p.text and not p.draws]
     drawn = (
-        f" {pluralize(len(one), 'point')} rest on one draw of the samples, whose spread is not known." if one else ""
+        f" {natural_list(f'`{m}`' for m in dict.fromkeys(p.method for p in one))} looked at one draw of it alone, so how "
+        f"much another draw would change is not known of {'it' if len({p.method for p in one}) == 1 else 'them'}."
+        if one
+        else ""
     )
     return (
         f"{c.base}: of {pluralize(len(gaps), 'sparsity')} the worst method certainly loses more than the best in {sure} (the "

@@ -86,9 +86,9 @@ def test_the_headline_is_what_wins_and_not_where_the_curve_crosses() -> None:
     crossing = 0.52 + 0.03 * math.log(1.1 / 1.09) / math.log(1.2 / 1.09)
     assert answer.short == "50%" and answer.data[0]["wins"] == 0.5 and answer.data[0]["at"] == pytest.approx(crossing)
     assert answer.sentence.startswith(
-        "m: 50% of the weights of `all` can go: the ticket there wins; the curve is 10% over"
+        "m: 50% of the weights of `all` can go: the ticket there wins; between tickets the curve is 10% over"
     )
-    assert f"at about {crossing:.1%}, the upper end of its interval at 5" in answer.sentence
+    assert f"at about {crossing:.1%}, by the upper end of its interval already at 5" in answer.sentence
     table = tables.answer_table("cliff", answer)
     assert table is not None and table.rows[0][:3] == ["m", "all", "50%"]
     none = cliff_answer.answer_cliff([ticket(0.3, 1.3), ticket(0.5, 2.0)])
@@ -104,7 +104,9 @@ def test_a_headline_where_nothing_wins_or_a_lower_sparsity_loses() -> None:
     nothing = [ticket(0.0, 1.0), ticket(0.3, 1.3), ticket(0.5, 2.0)]  # that at 0% wins, and removes nothing
     answer = cliff_answer.answer_cliff(nothing)
     assert answer.short == "under 30%"
-    assert answer.sentence.startswith("m: no ticket above 0% wins, not even at 30% of `all`; the curve is 10% over")
+    assert answer.sentence.startswith(
+        "m: no ticket above 0% wins, not even at 30% of `all`; between tickets the curve is 10% over"
+    )
     high = [ticket(0.5, 1.0, base="n"), ticket(0.9, 1.05, base="n")]
     assert cliff_answer.answer_cliff([*nothing, *high]).short == "under 30% to at least 90%"
     neither = [ticket(0.3, 1.3), ticket(0.5, 2.0), ticket(0.1, 1.2, base="n"), ticket(0.3, 1.4, base="n")]
@@ -129,7 +131,7 @@ def test_what_is_not_judged_is_an_estimate(winner: str, words: str) -> None:
     rows = [ticket(s, r, winner=winner, limited="8") for s, r in ((0.3, 1.0), (0.5, 1.07), (0.6, 1.3))]
     answer = cliff_answer.answer_cliff(rows)
     assert answer.short == "50% (an estimate, not judged)" and answer.about.endswith(f"; {words}")
-    assert f"the ticket there would win ({words}); the curve" in answer.sentence
+    assert f"the ticket there would win ({words}); between tickets the curve" in answer.sentence
     assert judging.count_verdicts(rows) == f"3 measured, none {words.removeprefix('not ')}"
     assert judging.not_judged_note(rows) == f"These tickets are {words}. What is said of them is an estimate."
     judged = [ticket(0.1, 1.0, winner="yes"), ticket(0.7, 3.0, winner="no")]
@@ -264,7 +266,7 @@ def test_agreement_names_the_pairs_that_are_certain() -> None:
     # one of three models was ranked at equal budget, too: the headline says that it is about that one
     at_budget = [ticket(0.5, 1.1, base="a", target=t, run_id=f"a{t}", budget=0.1) for t in "wxyz"]
     headline = answers.ranking_headline(rankings.rank_targets([*rows, *at_budget], nll.get))
-    assert headline == ("w", "loses least at equal budget, of a alone")
+    assert headline == ("w", "loses least at equal budget (a alone)")
     assert answers.ranking_headline(rankings.rank_targets(at_budget, nll.get)) == ("w", "loses least at equal budget")
     two = rankings.rank_targets([r for r in rows if r["target"] in "wx"], nll.get)
     assert "4 targets" in answers.answer_agreement(two).sentence
@@ -282,7 +284,10 @@ def test_eight_bits_are_compared_with_the_same_ticket() -> None:
     (pair,) = answer.data
     assert pair["ratio"] == pytest.approx(math.exp(0.0175)) and 1 < pair["lo"] < pair["ratio"] < pair["hi"]
     assert "the most at 50% of `all` (m, in 16 bits 1.1000 times dense)" in answer.sentence
-    assert answer.short == "under 1.8%" and "1 pair of tickets 1 are certainly worse" in answer.sure
+    assert (
+        answer.short == "under 1.8%"
+        and "1 pair of tickets 1 are certainly worse in 8 bits and 0 certainly better" in answer.sure
+    )
     few = answers.answer_quantization(rows, {name: nll_N[:11] for name, nll_N in nll.items()}.get)
     assert few.data[0]["lo"] > 1 and "0 are certainly worse" in few.sure and "1 rest on fewer than 12" in few.sure
     limited = [{**r, "winner": "not judged: 12 of 54 windows", "limited": "12"} for r in rows]
