@@ -1,6 +1,7 @@
 """Builds the page of a study's report (one HTML file without links to others), its figures and its tables."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from lottery.report.methods_answer import answer_methods
 from lottery.report.templates import template
 from lottery.report.wording import natural_list
 
+FEW_STUDIES = 3  # of more, the commands are folded, so that the answers are on the first screen
 FIRST_SAMPLES = 3  # tickets shown next to the dense model; the others are folded
 MOST_SPEEDS = 40  # tickets in a figure of speeds
 
@@ -49,8 +51,8 @@ def build_page(found: results.Results) -> tuple[dict[str, bytes], dict[str, Any]
     others = [s for s in (tables.absences(absent), tables.left_out(left)) if s.rows]
     every = [*sheets, *(s.table for s in sections if s.table), *(table for _, table in speeds), *others]
     page = template("report.html").render(
-        title=title(found), name=", ".join(s.name for s in found.studies) or "tickets",
-        facts=facts(found, rows), not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
+        title=title(found), name=", ".join(study_names(found)) or "tickets",
+        facts=facts(found, rows), studies=study_facts(found), fold_studies=len(found.studies) > FEW_STUDIES, not_judged=judging.not_judged_note(rows), unanswered=unanswered([s.answer for s in sections]),
         answered=[s for s in sections if s.answer.known],
         places=[d for d in heatmap_drawings(drawn, found) if d], tables=sheets, sizes=sizes,
         allocations=allocation_drawings(drawn, found), speeds=speeds, others=others, samples=samples(found),
@@ -234,17 +236,30 @@ def unanswered(found: Sequence[answers.Answer]) -> str:
 def title(found: results.Results) -> str:
     questions = [s.question for s in found.studies if s.question]
     if len(found.studies) > 1:
-        return f"{len(found.studies)} studies: {natural_list(s.name for s in found.studies)}"
+        return f"{len(found.studies)} studies: {natural_list(study_names(found))}"
     return questions[0] if questions else "What these tickets are worth"
 
 
+def study_names(found: results.Results) -> list[str]:
+    """Returns the name of each study, with a count where several have one: "cliff (3)"."""
+    counts = Counter(s.name for s in found.studies)
+    return [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
+
+
 def facts(found: results.Results, rows: Sequence[grouping.Row]) -> list[tuple[str, str]]:
-    """Returns (name, value) pairs on models, tickets, studies and machines for the head of the page."""
+    """Returns (name, value) pairs on models, tickets and machines for the head of the page."""
     pairs, made = [("models", natural_list(dict.fromkeys(r["base"] for r in rows)))], judging.count_verdicts(rows)
     if len(found.absent):
         states = found.absent.groupby("state").size()
         made += f", {', '.join(f'{n} {state}' for state, n in states.items())}"
     pairs.append(("tickets", made + (f", {len(found.left_out)} left out" if len(found.left_out) else "")))
+    return [*pairs, ("machines", natural_list(sorted({machine_of(str(h)) for h in found.rows["hardware"].dropna()})) or "not recorded"),
+            ("report by", f"lottery {__version__}, Python {sys.version.split()[0]}, pandas {pd.__version__}")]  # fmt: skip
+
+
+def study_facts(found: results.Results) -> list[tuple[str, str]]:
+    """Returns (name, value) pairs on each study: when it was made, by which command, from which commit."""
+    pairs = []
     for study in found.studies:
         started = f"{study.started:%Y-%m-%d %H:%M} UTC"
         pairs.append(
@@ -259,8 +274,7 @@ def facts(found: results.Results, rows: Sequence[grouping.Row]) -> list[tuple[st
             pairs.append(("commit", commit[:12]))
         if study.plan is None:
             pairs.append(("plan", f"that of {study.name} cannot be read: what is missing is not known"))
-    return [*pairs, ("machines", natural_list(sorted({machine_of(str(h)) for h in found.rows["hardware"].dropna()})) or "not recorded"),
-            ("report by", f"lottery {__version__}, Python {sys.version.split()[0]}, pandas {pd.__version__}")]  # fmt: skip
+    return pairs
 
 
 def caveats(rows: Sequence[grouping.Row]) -> list[str]:

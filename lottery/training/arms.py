@@ -8,8 +8,8 @@ dense training is round 0. The other arms take the chain's mask and change one t
 | dense | all live | new, or those of step k with another order of data | 0, or k |
 | rewound | of the chain | of step k | k |
 | oneshot | one cut after the dense training | of step k | k |
-| tuned | of the chain | trained ones of the round before, at the schedule's last rate | k |
-| rewound-rate | of the chain | trained ones of the round before; only the schedule goes back | k |
+| tuned | of the chain | the trained weights of the round before, trained on at the schedule's last rate | k |
+| rewound-rate | of the chain | the trained weights of the round before; only the schedule goes back | k |
 | early | one cut at the checkpoint from which on the mask no longer moves | of step k | k |
 | permuted | of the chain | of step k, the living values permuted inside each matrix | k |
 | signs | of the chain | new sizes with the signs of step k | 0 |
@@ -18,7 +18,7 @@ dense training is round 0. The other arms take the chain's mask and change one t
 | shuffled | of the chain, permuted inside each matrix | of step k | k |
 | snip, grasp, synflow, random | by a score at initialisation | the same initialisation | 0 |
 | snip-shuffled, ... | the same, permuted inside each matrix | the same initialisation | 0 |
-| untrained | one cut after the dense training | trained ones | none |
+| untrained | one cut after the dense training | the trained weights, not trained again | none |
 
 `rewound` to step 0 is the original hypothesis (Frankle and Carbin, 2018) and is shown as `original`. Weights that are new
 begin at step 0 with the warm-up, so they train longer than the ticket: open_lth begins at step k, which would make the

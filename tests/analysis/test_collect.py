@@ -115,6 +115,11 @@ def test_a_report_of_files_answers_as_that_of_the_store(
     of_files = lottery_json("report", "--study", ours, "--out", tmp_path / "files")
     assert [a["sentence"] for a in of_store["answers"]] == [a["sentence"] for a in of_files["answers"]]
     assert [a["sure"] for a in of_store["answers"]] == [a["sure"] for a in of_files["answers"]]
+    page = (tmp_path / "files" / "index.html").read_text(encoding="utf-8")
+    assert "<h1>4 studies: cliff (2), locate and quantize</h1>" in page
+    assert (
+        page.index("<summary>The studies and their commands") < page.index("lottery study &#39;") < page.index("<nav")
+    )
     assert of_store["tickets"] == of_files["tickets"] == 8 and of_store["run_id"] and of_files["run_id"] is None
     for name in sorted(of_store["figures"]):
         if name.endswith(".svg"):
@@ -180,11 +185,18 @@ def test_the_committed_documents_agree_with_the_committed_files(figures: Any, co
     assert largest < 200_000
 
 
+def figures_of_readme(found: Any) -> Any:
+    from results_page import all_cliffs
+
+    return all_cliffs(found)
+
+
 def test_the_committed_figures_show_the_committed_files(figures: Any, committed: Any, tested: Any) -> None:
     """They have the same words and numbers. Another version of matplotlib may draw their lines elsewhere."""
     drawn = figures.draw_own_text(list(figures.records_in(ROOT / "analysis" / "results", own_text=True)))
     assert set(drawn) == {"cliff", "locate", "budget", "map"}
     drawn |= {d.name: d.figure for question in committed for view in question.views for d in view.figures}
+    drawn |= {d.name: d.figure for d in figures_of_readme(committed)}
     drawn |= {name: figure for each in tested for name, (figure, _) in each.drawn.items()}
     folder = ROOT / "analysis" / "figures"
     assert {path.stem for path in folder.glob("*.svg")} == set(drawn)

@@ -114,7 +114,9 @@ def test_a_headline_where_nothing_wins_or_a_lower_sparsity_loses() -> None:
     odd = [ticket(0.3, 1.2), ticket(0.5, 1.05), ticket(0.7, 2.0)]
     answer = cliff_answer.answer_cliff(odd)
     assert answer.short == "50%" and answer.about.endswith("; 30% does not win")
-    assert "the ticket there wins, although that at 30% does not; the curve is 10% over" in answer.sentence
+    assert (
+        "the ticket there wins, although that at 30% does not; between tickets the curve is 10% over" in answer.sentence
+    )
     answer = cliff_answer.answer_cliff([*odd, ticket(0.2, 1.2), *high])
     assert answer.short == "50% or more" and answer.about.endswith("; of m, 20% and 30% do not win")
     assert "although those at 20% and 30% do not" in answer.sentence
