@@ -13,6 +13,8 @@ from safetensors.numpy import save
 
 from lottery.errors import InputError
 
+SEAL = "seal"  # the entry of the metadata
+
 
 @dataclass(frozen=True)
 class Sealed:
@@ -21,21 +23,24 @@ class Sealed:
 
 
 def seal(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None) -> bytes:
-    """Returns the content of a file of these tensors, with `about` (JSON values) and the hash in its metadata."""
+    """Returns the content of a file of these tensors, with `about` (JSON values) and the hash in its metadata.
+
+    Both are one entry: safetensors writes several in any order, and the same content is to have the same bytes.
+    """
     said = json.dumps(dict(about or {}))
-    return save(dict(tensors), metadata={"about": said, "sha256": content_sha256(tensors, said)})
+    return save(dict(tensors), metadata={SEAL: json.dumps([content_sha256(tensors, said), said])})
 
 
 def read_sealed(path: Path) -> Sealed:
     """Returns the content of a file. Raises InputError if it cannot be read or was altered."""
     try:
         with safe_open(path, "numpy") as f:
-            metadata = f.metadata() or {}
+            sha256, said = json.loads((f.metadata() or {}).get(SEAL, "[null, null]"))
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  # it is no mapping
-        if metadata.get("sha256") != content_sha256(tensors, metadata.get("about", "")):
+        if sha256 != content_sha256(tensors, said):
             raise ValueError("its content is not what its hash says")
-        return Sealed(tensors, json.loads(metadata["about"]))
-    except (OSError, ValueError, SafetensorError) as e:
+        return Sealed(tensors, json.loads(said))
+    except (OSError, TypeError, ValueError, SafetensorError) as e:
         raise InputError(f"{path}: not readable ({e})") from e
 
 

@@ -28,6 +28,7 @@ def test_what_is_sealed_is_read_and_any_other_byte_is_refused(
     path = tmp_path / "sealed.safetensors"
     content = seal(tensors, about)
     path.write_bytes(content)
+    assert all(seal(tensors, about) == content for _ in range(4))
     read = read_sealed(path)
     assert read.about == about and sorted(read.tensors) == sorted(tensors)
     for name, tensor in tensors.items():
@@ -43,7 +44,13 @@ def test_what_is_sealed_is_read_and_any_other_byte_is_refused(
 
 def test_a_file_without_a_hash_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain.safetensors"
-    for content in (save({"a": np.zeros(2)}), save({"a": np.zeros(2)}, {"about": "{}", "sha256": "0" * 64}), b"", b"{"):
+    for content in (
+        save({"a": np.zeros(2)}),
+        save({"a": np.zeros(2)}, {"seal": '["00", "{}"]'}),
+        save({"a": np.zeros(2)}, {"seal": "7"}),
+        b"",
+        b"{",
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match="not readable"):
             read_sealed(path)
