@@ -21,6 +21,7 @@ from lottery.report.hypothesis_record import (
     is_usual,
     longer_dense,
     place_key,
+    rates_tried,
     rewind_text,
     seeds_of,
     training_key,
@@ -276,9 +277,7 @@ def answer_before(record: Record) -> Answer:
 
 def one_rate(record: Record, claims: Sequence[Row]) -> str:
     """Returns that masks of some claims were trained at one learning rate where dense had several, "" if none was."""
-    tried: dict[tuple[Any, ...], set[float]] = {}
-    for r in record["rows"]:
-        tried.setdefault(place_key(r), set()).add(r["lr"])
+    tried = rates_tried(record)
     dense = max((len(tried[place_key(r)]) for r in longer_dense(record)), default=1)
     few = [c for c in claims if len(tried.get(place_key(c), ())) == 1]
     return f", where each was trained at one learning rate and dense at {dense}" if few and dense > 1 else ""

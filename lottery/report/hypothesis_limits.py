@@ -1,6 +1,5 @@
 """Says what a hypothesis can and cannot say, and what it was made of."""
 
-from typing import Any
 
 from lottery.report.hypothesis_answers import MATCHING, seeds_sentence
 from lottery.report.hypothesis_record import (
@@ -12,6 +11,7 @@ from lottery.report.hypothesis_record import (
     label,
     longer_dense,
     place_key,
+    rates_tried,
     seeds_of,
 )
 from lottery.report.wording import natural_list, percent, pluralize
@@ -70,9 +70,7 @@ def rates_paragraph(record: Record) -> str:
     best = [r for r in best_rows(record) if r["arm"] != "untrained"]
     if not best:
         return ""
-    tried: dict[tuple[Any, ...], set[float]] = {}
-    for r in record["rows"]:
-        tried.setdefault(place_key(r), set()).add(r["lr"])
+    tried = rates_tried(record)
     one = [r for r in best if len(tried[place_key(r)]) == 1]
     many = [r for r in best if r["edge"] and not any(r is o for o in one)]
     if not one and not many:

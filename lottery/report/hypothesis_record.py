@@ -76,6 +76,14 @@ def place_key(r: Row) -> tuple[Any, ...]:
     return (*curve_key(r), round(r["density"], 6))
 
 
+def rates_tried(record: Record) -> dict[tuple[Any, ...], set[float]]:
+    """Returns the learning rates that were tried at each place, by `place_key`."""
+    tried: dict[tuple[Any, ...], set[float]] = {}
+    for r in record["rows"]:
+        tried.setdefault(place_key(r), set()).add(r["lr"])
+    return tried
+
+
 def training_key(r: Row) -> tuple[Any, ...]:
     """Returns what trainings and rows of one place share. A training's record names the step of its rewind alone."""
     share = round(r["rewind"] / r["steps"], 4)
