@@ -1,6 +1,5 @@
 """Says what a hypothesis can and cannot say, and what it was made of."""
 
-
 from lottery.report.hypothesis_answers import MATCHING, seeds_sentence
 from lottery.report.hypothesis_record import (
     ARMS,
