@@ -15,6 +15,7 @@ from lottery.jobs import calibrate
 from lottery.jobs.job import Job, prepare_job
 from lottery.jobs.resolve import licence_of, origin_tags
 from lottery.jobs.result import Ticket, verdict_tags, with_sizes
+from lottery.jobs.solved import find_solved
 from lottery.measuring.baseline import measure_pair, plan_pair
 from lottery.measuring.control import control_metrics, measure_controls, plan_controls
 from lottery.measuring.measurement import Measurement, new_id
@@ -61,7 +62,7 @@ def run(
     opened = runs.open_run(client, id, job.run_name, job.spec.params(), job.tags | run_tags, job.spec)
     # Two runs of one ticket take turns. Otherwise both would register it, and one would delete the other's files.
     with opened as mlflow_run, process_lock(job.ticket):
-        stored, timings = make_ticket(job, destination, samples)
+        stored, timings = make_ticket(client, job, destination, samples)
         stored = prefer_registered(client, job, stored, destination)
         measurement = recover_same_measurement(client, job, destination.folder)
         if measurement is None:
@@ -120,7 +121,7 @@ def record_other_measurement(client: store.Client, job: Job, folder: Path) -> No
 
 
 def make_ticket(
-    job: Job, destination: Destination, samples: Samples | None = None
+    client: store.Client, job: Job, destination: Destination, samples: Samples | None
 ) -> tuple[StoredTicket, dict[str, float]]:
     """Returns the ticket in its folder, and `prune_s` and `calibrate_s` (seconds) if it was pruned now.
 
@@ -133,7 +134,7 @@ def make_ticket(
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
-            timings = prune_into(job, partial_folder, where, samples)
+            timings = prune_into(job, partial_folder, where, samples, find_solved(client, job))
     stored = StoredTicket(destination.folder, job.base if job.spec.storage == "mask" else None)
     chosen = [p.name for p in job.chosen]
     if stored.id != ticket_id(job.spec, job.source.base_record["files"], chosen, job.source.ticket, job.identity):
@@ -167,12 +168,14 @@ def check_free_space(job: Job, folder: Path, where: str) -> None:
         )
 
 
-def prune_into(job: Job, folder: Path, where: str, samples: Samples | None) -> dict[str, float]:
+def prune_into(
+    job: Job, folder: Path, where: str, samples: Samples | None, solved: StoredTicket | None
+) -> dict[str, float]:
     """Writes the ticket into the empty folder. Returns the seconds that samples took to go through the blocks
-    (`calibrate_s`, for a method that looks at data), and those of the rest (`prune_s`)."""
+    (`calibrate_s`, for a method that looks at data), and those of the rest (`prune_s`). `solved`: as `prune_source`."""
     try:
         calibrate_s, seconds = timed(
-            lambda: prune_source(job.source, job.spec, job.chosen, folder, job.allocation, samples=samples)
+            lambda: prune_source(job.source, job.spec, job.chosen, folder, job.allocation, None, samples, solved)
         )
     except OSError as e:
         raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e

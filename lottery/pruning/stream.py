@@ -30,7 +30,7 @@ from lottery.models.headers import TensorInfo
 from lottery.models.tensors import FLOAT_BITS
 from lottery.progress import Advance, progress_bar, say
 from lottery.pruning.allocation import Allocation, decide, resolve_allocation
-from lottery.pruning.given import GivenSelection
+from lottery.pruning.given import GivenSelection, SolvedSelection
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.samples import Samples
 from lottery.pruning.selection import Selection, draw_seed
@@ -48,6 +48,7 @@ from lottery.ticket.packing import (
     tensor_bytes,
 )
 from lottery.ticket.record import header_sha256, sparsities, write_record
+from lottery.ticket.stored import StoredTicket
 
 PACKERS = 2  # tensors that are packed and hashed at once
 Unfinished = deque[tuple[int, Future[None]]]  # (bytes, write) of each tensor that is not yet on disk
@@ -61,17 +62,19 @@ def prune_source(
     allocation: Allocation | None = None,
     title: str | None = None,
     samples: Samples | None = None,
+    solved: StoredTicket | None = None,
 ) -> float:
     """Writes the ticket that `spec` makes of `source` into the empty `folder`. The chosen places lose weights.
 
     `allocation` says how many each loses, if not that of the spec; `title` names the progress bar; what looks at data
-    needs `samples`. Returns the seconds that the samples took to go through the blocks. Raises InputError where the
+    needs `samples`. `solved` is the same ticket without 8 bits, if it was made before: its survivors and values are taken,
+    and no sample runs. Returns the seconds that the samples took to go through the blocks. Raises InputError where the
     source holds NaN or infinity, and for a model whose blocks cannot be run one by one.
     """
     title = title or f"prune {spec.target} to {100 * spec.sparsity:g}% by {spec.method}"
     allocation = allocation or resolve_allocation(spec, source, chosen)
-    counts, looked_s = decide(allocation, spec, source, chosen, samples)
-    places, selection, bar = open_selection(source, spec, chosen, counts, title, samples)
+    counts, looked_s = (None, 0.0) if solved else decide(allocation, spec, source, chosen, samples)
+    places, selection, bar = open_selection(source, spec, chosen, counts, title, samples, solved)
     groups = group_tensors(source, spec, chosen)
     writer = Writer(folder, parts_of_all(source, spec, places, groups))
     entries = write_tensors(source, spec, places, groups, selection, writer, bar)
@@ -81,7 +84,7 @@ def prune_source(
 
 
 class Selector(Protocol):
-    """Selects which weights stay, tensor by tensor: a `Selection` or a `CalibratedSelection`."""
+    """Selects which weights stay, tensor by tensor: a `Selection`, a `CalibratedSelection`, or what was decided before."""
 
     sparser: int  # number of targeted tensors that hold more zeros than the spec asks for
     calibrate_s: float
@@ -105,9 +108,15 @@ def open_selection(
     counts: Mapping[str, int] | None,
     title: str,
     samples: Samples | None,
+    solved: StoredTicket | None,
 ) -> tuple[list[Place], Selector, AbstractContextManager[Advance]]:
     """Returns all tensors in the order in which they are written, what selects their weights, and a progress bar."""
     places = all_places(source, chosen)
+    total = sum(tensor_info(source, p).nbytes for p in places)
+    if solved:
+        from lottery.pruning.calibrated import in_block_order  # this needs transformers
+
+        return in_block_order(source, places), SolvedSelection(solved), progress_bar(title, total, "bytes")
     if spec.is_calibrated:
         from lottery.pruning.calibrated import CalibratedSelection, in_block_order  # these need transformers
         from lottery.pruning.repairing import InOrderSelection
@@ -118,12 +127,11 @@ def open_selection(
             calibrated = selection_class(spec, source, chosen, samples, counts)
         return in_block_order(source, places), calibrated, progress_bar(title, calibrated.steps)
     if METHODS[spec.method].trained:
-        total = sum(tensor_info(source, p).nbytes for p in places)
         return places, GivenSelection(source), progress_bar(title, total, "bytes")
     if spec.scope == "global":
         places = sorted(places, key=lambda p: p.name)  # ties are broken in this order
     selection = Selection(spec, source, chosen, counts)
-    return places, selection, progress_bar(title, sum(tensor_info(source, p).nbytes for p in places), "bytes")
+    return places, selection, progress_bar(title, total, "bytes")
 
 
 @dataclass(frozen=True)

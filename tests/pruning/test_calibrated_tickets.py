@@ -186,7 +186,7 @@ def test_the_bar_ends_at_its_end(tmp_path: Path) -> None:
             spec = Spec.parse(method=method, target=target)
             chosen = resolve_target(target, base.places, base.tied_head)
             samples = Samples(Calibration("x", "x", 3, 32, 0, METHODS[method].propagate), ids_NT, "cpu")
-            places, selection, _ = open_selection(base, spec, chosen, None, "", samples)
+            places, selection, _ = open_selection(base, spec, chosen, None, "", samples, None)
             counted: list[float] = []
             selection.show(lambda amount=1, note="", counted=counted: counted.append(amount))
             for place in places:
