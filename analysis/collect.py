@@ -4,11 +4,12 @@
     python analysis/collect.py --hypothesis NAME_OR_RUN --out analysis/results/hypothesis-NAME.json
 
 It reads the tracking store that MLFLOW_TRACKING_URI names; a hypothesis may also be given as the file hypothesis.json that
-its run logged. `lottery report --study FILE.json` writes the report of a file of studies, and `python analysis/figures.py`
+its run logged, and several, with commas between them, are joined if they differ in their seeds alone. `lottery report --study FILE.json` writes the report of a file of studies, and `python analysis/figures.py`
 draws the figures of the documents from the files in analysis/results, where those of hypotheses are named
 hypothesis-NAME.json. A file names models and texts by the last part of their paths, and no folder.
 """
 
+import functools
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,9 @@ LIBRARIES = ("mlflow", "numpy", "torch", "transformers")
 
 @click.command(help=(__doc__ or "").split("\n")[0])
 @click.option("--study", "studies", multiple=True, help="A study's name or id, or its run's id.")
-@click.option("--hypothesis", help="A hypothesis' name or id, its run's id, or the file hypothesis.json of its run.")
+@click.option(
+    "--hypothesis", help="A hypothesis' name or id, its run's id, or its hypothesis.json; several seeds with commas."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write: FILE.json.")
 def main(studies: tuple[str, ...], hypothesis: str | None, out: Path) -> None:
     from lottery.errors import InputError, known_failure
@@ -54,12 +57,14 @@ def collect(studies: tuple[str, ...], out: Path) -> str:
 
 
 def collect_hypothesis(name: str, out: Path) -> str:
-    """Writes the file and returns a line that says what it holds."""
+    """Writes the file and returns a line that says what it holds. Names with commas between them are joined."""
+    from lottery.hypothesis.joining import join_records
     from lottery.registry import store
     from lottery.report import hypothesis_saved as saved
 
-    is_file = name.endswith(".json")
-    record = saved.read_record(Path(name)) if is_file else saved.load_record(store.connect(read_only=True), name)
+    client = functools.cache(lambda: store.connect(read_only=True))
+    records = [saved.find_record(client, part.strip()) for part in name.split(",")]
+    record = records[0] if len(records) == 1 else join_records(records)
     size = write(out, saved.file_text(record, versions()))
     return (
         f"{out}: {len(record['trainings'])} trainings of {record['name']} on {record['text']['name']}, {size:,} bytes"

@@ -1,5 +1,6 @@
 """The command `lottery hypothesis`: train, prune, rewind, train again."""
 
+import functools
 import json
 import shlex
 import sys
@@ -28,9 +29,15 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", default="auto", show_default=True, help="Trainings at a time; auto: one per core, or one on a GPU."
 )
+@click.option("--seeds", default=None, help="How many seeds, from --seed on.  [default: as many as the preset says]")
 @click.option("--show", is_flag=True, help="Print the preset's YAML file, and do nothing else.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and do nothing else.")
 @click.option("--retrain", default=None, help="Train this registered ticket (models:/NAME/VERSION) again, and compare.")
+@click.option(
+    "--join",
+    default=None,
+    help="Report these runs, which differ in their seeds, as one: names, ids or files, with commas.",
+)
 @click.option("--part", default=None, help="Make only this part, as one task of a cluster does.")
 @click.option(
     "--out", type=click.Path(), default=None, help="The report's folder; none: no report.  [default: in LOTTERY_HOME]"
@@ -39,8 +46,8 @@ if TYPE_CHECKING:
 @spec_options(of=SlurmOptions)
 @json_option
 def hypothesis(
-    preset: str, text: str, seed: str, device: str, jobs: str, show: bool, dry_run: bool,
-    retrain: str | None, part: str | None, out: str | None, on_slurm: bool, as_json: bool,
+    preset: str, text: str, seed: str, device: str, jobs: str, seeds: str | None, show: bool, dry_run: bool,
+    retrain: str | None, join: str | None, part: str | None, out: str | None, on_slurm: bool, as_json: bool,
     **slurm: Any,
 ) -> None:  # fmt: skip
     """Test the lottery ticket hypothesis: train a small model, prune, rewind, train again, with controls.
@@ -54,18 +61,21 @@ def hypothesis(
     if retrain is not None:
         train_again(retrain, text if "--text" in given else None, as_json)
         return
-    options = SlurmOptions.parse(**slurm)
-    count = int_range(1, word="auto")["parse"]("jobs", jobs)
-    asked = read_hypothesis(preset)
-    if not preset.endswith(".json"):
-        asked = asked.with_options(text=text, seed=seed, device=device)
-    if show:
-        click.echo(asked.yaml(), nl=False)
-        return
     if out not in (None, "none"):
         from lottery.report.writing import check_folder
 
         check_folder(Path(str(out)).expanduser().resolve(), str(out))
+    if join is not None:
+        report_joined(join, out, as_json)
+        return
+    options = SlurmOptions.parse(**slurm)
+    count = int_range(1, word="auto")["parse"]("jobs", jobs)
+    asked = read_hypothesis(preset)
+    if not preset.endswith(".json"):
+        asked = asked.with_options(text=text, seed=seed, device=device, **({"seeds": seeds} if seeds else {}))
+    if show:
+        click.echo(asked.yaml(), nl=False)
+        return
     command = shlex.join(["lottery", "hypothesis", *given])
     if on_slurm:
         submit(asked, options, command, dry_run, as_json)
@@ -96,10 +106,14 @@ def train_again(uri: str, text: str | None, as_json: bool) -> None:
 def check_together(preset: str, given: list[str]) -> None:
     """Raises InputError for options that would have no effect."""
     words = {word for word in given if word.startswith("--")}
-    if preset.endswith(".json") and (others := words & {"--text", "--seed", "--device", "--slurm", "--show"}):
+    if preset.endswith(".json") and (
+        others := words & {"--text", "--seed", "--seeds", "--device", "--slurm", "--show"}
+    ):
         raise InputError(f"preset={preset}: a plan cannot be changed; leave {', '.join(sorted(others))} out")
     if "--retrain" in words and (others := words - {"--retrain", "--text", "--json"}):
         raise InputError(f"{', '.join(sorted(others))}: with --retrain it has no effect; leave one of them out")
+    if "--join" in words and (others := words - {"--join", "--out", "--json"}):
+        raise InputError(f"{', '.join(sorted(others))}: with --join it has no effect; leave one of them out")
     if "--part" in words and (others := words & {"--slurm", "--dry-run", "--show", "--jobs"}):
         raise InputError(f"{', '.join(sorted(others))}: with --part it has no effect; leave one of them out")
     if {"--slurm", "--jobs"} <= words:
@@ -157,7 +171,6 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
     """Prints the claims and the losses, and where the report is."""
     from lottery.hypothesis.run import log_report, report_folder
     from lottery.report.hypothesis_page import write_hypothesis_report
-    from lottery.report.hypothesis_tables import hypothesis_table
 
     found: dict[str, Any] = {}
     if out != "none":
@@ -167,9 +180,7 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
     if as_json:
         click.echo(json.dumps({"run_id": result.run_id, "report": found.get("index"), **of_json(result.record)}))
     else:
-        click.echo(hypothesis_table(result.record))
-        for t in result.record["tickets"]:
-            click.echo(f"registered: {t['model_uri']}: {t['arm']}, {t['density']:.3g} of the weights, seed {t['seed']}")
+        print_record(result.record)
         click.echo(f"report: {found['index']}" if found else f"run: {result.run_id}")
         if result.page:
             click.echo(f"browse: {result.page}")
@@ -177,6 +188,34 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
     if result.failed:
         count = f"{len(result.failed)} of {len(result.record['trainings'])} trainings failed or are missing"
         raise MachineError(f"{count}; the first: {result.failed[0]['reason']}; the same command tries them again")
+
+
+def report_joined(names: str, out: str | None, as_json: bool) -> None:
+    """Joins runs that differ in their seeds alone, prints what they say together, and writes their report."""
+    from lottery.hypothesis.joining import join_records
+    from lottery.hypothesis.run import joined_folder
+    from lottery.registry import store
+    from lottery.report.hypothesis_page import write_hypothesis_report
+    from lottery.report.hypothesis_saved import find_record
+
+    client = functools.cache(lambda: store.connect(read_only=True))
+    record = join_records([find_record(client, name.strip()) for name in names.split(",")])
+    found = write_hypothesis_report(record, Path(out) if out else joined_folder(record)) if out != "none" else {}
+    if as_json:
+        click.echo(json.dumps({"report": found.get("index"), **of_json(record)}))
+        return
+    print_record(record)
+    if found:
+        click.echo(f"report: {found['index']}")
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """Prints the claims, the losses and the tickets of a record."""
+    from lottery.report.hypothesis_tables import hypothesis_table
+
+    click.echo(hypothesis_table(record))
+    for t in record["tickets"]:
+        click.echo(f"registered: {t['model_uri']}: {t['arm']}, {t['density']:.3g} of the weights, seed {t['seed']}")
 
 
 def of_json(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Reports, tables and the documentation are drawn from this record alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from lottery.training.recipe import Training, living
 
 FORMAT = 1
 SHOWN = 5  # decimals of losses on a line
+EXACT = 6  # decimals of the loss of a window
 
 
 def shown_arm(training: Training) -> str:
@@ -36,23 +37,31 @@ def collect(
     `reasons` says, by the id of a training, why it failed or is missing; `run_ids` names the MLflow runs. `prunable` and
     `size` are the numbers of prunable weights and of all parameters.
     """
-    trainings = [of_training(plan, t, outputs, prunable, reasons, run_ids) for t in plan.trainings]
-    groups, diverged, planned = group(plan, outputs, prunable)
     h = plan.hypothesis
-    return {
+    record = {
         "format": FORMAT,
         "name": h.name,
         "question": h.question,
         "text": corpus.about(),
         "setup": setup_record(plan, corpus),
         "parameters": {"all": size, "prunable": prunable},
-        "trainings": trainings,
+        "trainings": [of_training(plan, t, outputs, prunable, reasons, run_ids) for t in plan.trainings],
         "barriers": [
             of_segment(plan, s, outputs, prunable) for s in plan.segments if outputs.line_path(s.a, s.b).exists()
         ],
-        "rows": all_rows(groups, diverged),
-        "claims": all_claims(groups, diverged, planned, corpus.ngram.get("unigram")),
         "tickets": [],
+    }
+    return with_claims(record)
+
+
+def with_claims(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record with the rows and claims that its trainings give."""
+    groups, diverged, planned = group(record["trainings"])
+    unigram = record["text"]["ngram"].get("unigram")
+    return {
+        **record,
+        "rows": all_rows(groups, diverged),
+        "claims": all_claims(groups, diverged, planned, unigram),
     }
 
 
@@ -97,46 +106,47 @@ def of_training(
             "first",
             "mask_step",
         )
+        if is_compared(found) and result["outcome"] == "done":
+            found["report_nll"] = outputs.read_nll(training, "report").round(EXACT).tolist()
         return found | {key: result.get(key) for key in keys}
     outcome, reason = reasons.get(id, ("missing", "it was not made"))
     return found | {"outcome": outcome, "reason": reason, "cost": round(mask_cost(training), 3)}
 
 
-def group(
-    plan: Plan, outputs: Outputs, prunable: int
-) -> tuple[dict[Group, list[Made]], dict[tuple[Group, float], int], dict[Group, int]]:
-    """Returns the trainings that tables compare, by what they have in common, how many diverged at which rate, and how
-    many seeds were planned.
+def is_compared(row: Mapping[str, Any]) -> bool:
+    """Returns whether a training stands in tables.
 
-    The rounds of a chain on the way to the densities that the grid names count too, and so do tickets from the other
+    The rounds of a chain on the way to the densities that the grid names do too, and so do tickets from the other
     rewind points of the barriers: whether a ticket matches from where the barrier vanishes is a claim. Copies with
     another order of the data, and dense ones from step k, serve the barriers alone.
     """
+    return bool(row["asked"] or (not row["order"] and row["arm"] in ("rewound", "original")))
+
+
+def group(
+    trainings: Iterable[Mapping[str, Any]],
+) -> tuple[dict[Group, list[Made]], dict[tuple[Group, float], int], dict[Group, int]]:
+    """Returns the trainings that tables compare, by what they have in common, how many diverged at which rate, and how
+    many seeds were planned."""
     groups: dict[Group, list[Made]] = {}
     diverged: dict[tuple[Group, float], int] = {}
     seeds: dict[Group, set[int]] = {}
-    for training in plan.trainings:
-        if training not in plan.asked and (training.order or training.arm != "rewound"):
-            continue
-        key = group_of(plan, training, prunable)
+    for row in filter(is_compared, trainings):
+        key = group_of(row)
         groups.setdefault(key, [])
-        seeds.setdefault(key, set()).add(training.seed)
-        if not outputs.has(training):
-            continue
-        result = outputs.result(training)
-        if result["outcome"] == "diverged":
-            diverged[key, training.lr] = diverged.get((key, training.lr), 0) + 1
-            continue
-        nll_N = outputs.read_nll(training, "report")
-        groups[key].append(Made(training.seed, training.lr, result["search_loss"], nll_N))
+        seeds.setdefault(key, set()).add(row["seed"])
+        if row["outcome"] == "diverged":
+            diverged[key, row["lr"]] = diverged.get((key, row["lr"]), 0) + 1
+        elif row["outcome"] == "done":
+            groups[key].append(Made(row["seed"], row["lr"], row["search_loss"], np.asarray(row["report_nll"])))
     return groups, diverged, {key: len(of) for key, of in seeds.items()}
 
 
-def group_of(plan: Plan, training: Training, prunable: int) -> Group:
-    share = round(training.rewind / training.steps, 6)
+def group_of(row: Mapping[str, Any]) -> Group:
+    share = round(row["rewind"] / row["steps"], 6)
     return Group(
-        shown_arm(training), density_of(training, prunable, plan.setup.rate), training.round, training.rewind, share,
-        training.steps, training.mask_steps, training.mask_rewind, training.scope,
+        row["arm"], row["density"], row["round"], row["rewind"], share, row["steps"], row["mask_steps"],
+        row["mask_rewind"], row["scope"],
     )  # fmt: skip
 
 

@@ -154,3 +154,9 @@ def default_jobs(device: str) -> int:
 def report_folder(lab: Lab) -> Path:
     """Returns the folder of a hypothesis' report. Each tracking store has its own."""
     return home() / "hypotheses" / f"{lab.id}-{store.store_digest()[:8]}" / "report"
+
+
+def joined_folder(record: Mapping[str, Any]) -> Path:
+    """Returns the folder of the report of several runs that were joined."""
+    id = json_sha256([record["name"], record["text"]["sha256"], record["setup"]])[:12]
+    return home() / "hypotheses" / f"joined-{id}" / "report"

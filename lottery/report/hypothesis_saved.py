@@ -5,7 +5,7 @@ Trainings of one place lie in one row, a list for each of their seeds. Every cur
 and so are the densities of all but a few tickets.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,12 @@ def load_record(client: Client, name: str) -> Record:
     known = ", ".join(dict.fromkeys(run.data.tags.get("study", run.info.run_id) for run in runs))
     has = f"known: {known}" if known else "this tracking store has none; make one: lottery hypothesis"
     raise InputError(f"hypothesis={name}: no such hypothesis; {has}; or give the file {RECORD}")
+
+
+def find_record(client: Callable[[], Client], name: str) -> Record:
+    """Returns the record that a name, an id or a file names, as `load_record` and `read_record` do. The store is opened only
+    for a name or an id."""
+    return read_record(Path(name)) if name.endswith(".json") else load_record(client(), name)
 
 
 def read_record(path: Path) -> Record:
