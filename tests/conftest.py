@@ -1,6 +1,6 @@
 """One tracking store and one home for the whole session; real small models; the CLI in process, or in forks of one.
 
-Tests marked `slow` run in CI, with LOTTERY_SLOW=1, and where they are named; else the last lines say how many were not run.
+Tests marked `slow` run with LOTTERY_SLOW=1, in CI on a machine that is not too slow, and where they are named; else the last lines say how many were not run.
 """
 
 import gc
