@@ -4,9 +4,10 @@
     python analysis/collect.py --hypothesis NAME_OR_RUN --out analysis/results/hypothesis-NAME.json
 
 It reads the tracking store that MLFLOW_TRACKING_URI names; a hypothesis may also be given as the file hypothesis.json that
-its run logged, and several, with commas between them, are joined if they differ in their seeds alone. `lottery report --study FILE.json` writes the report of a file of studies, and `python analysis/figures.py`
-draws the figures of the documents from the files in analysis/results, where those of hypotheses are named
-hypothesis-NAME.json. A file names models and texts by the last part of their paths, and no folder.
+its run logged. Several hypotheses, with commas between them, are joined if they differ in their seeds alone. `lottery report
+--study FILE.json` writes the report of a file of studies, and `python analysis/figures.py` draws the figures of the documents
+from the files in analysis/results, where those of hypotheses are named hypothesis-NAME.json. A file names models and texts by
+the last part of their paths, and no folder.
 """
 
 import functools
@@ -63,7 +64,7 @@ def collect_hypothesis(name: str, out: Path) -> str:
     from lottery.report import hypothesis_saved as saved
 
     client = functools.cache(lambda: store.connect(read_only=True))
-    records = [saved.find_record(client, part.strip()) for part in name.split(",")]
+    records = [saved.find_record(client, part.strip()) for part in name.split(",") if part.strip()]
     record = records[0] if len(records) == 1 else join_records(records)
     size = write(out, saved.file_text(record, versions()))
     return (

@@ -4,10 +4,11 @@
 
 MODEL is builtin, or a folder that analysis/real_models.py made; a real model needs the calibration text too. A study whose
 file is there already is not run, and one that was killed goes on: its tickets are in the tracking store that
-MLFLOW_TRACKING_URI names. Studies of several models can run side by side, each with OMP_NUM_THREADS=1. With --dry-run the
+MLFLOW_TRACKING_URI names, without it in mlflow.db beside this project's README. Studies of several models can run side by side, each with OMP_NUM_THREADS=1. With --dry-run the
 commands are printed, and nothing is run. A study by `repair` takes one to two hours of one core.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -36,16 +37,23 @@ ALWAYS = ["--measure", "perplexity", "--register", "none", "--out", "none"]
 @click.option("--only", help="The study of this name alone, such as cliff-repair-smollm2.")
 @click.option("--dry-run", is_flag=True, help="Print the commands, and run nothing.")
 def main(model: str, dataset: str, calibration: str | None, out: Path, only: str | None, dry_run: bool) -> None:
-    if Path(model).name not in SHORT:
+    if model != "builtin" and Path(model).name not in list(SHORT)[1:]:
         raise click.UsageError(f"model={model}: give builtin, or a folder named {', '.join(list(SHORT)[1:])}")
     if model != "builtin" and calibration is None:
         raise click.UsageError(f"calibration: model={model} needs a text; give --calibration FILE.txt")
+    if model == "builtin" and calibration is not None:
+        raise click.UsageError(f"calibration={calibration}: the embedded model writes its own text; leave it out")
+    out = Path(absolute(str(out)))
     planned = dict(studies(model, absolute(dataset), calibration and absolute(calibration)))
     if only is not None and only not in planned:
         raise click.UsageError(f"only={only}: known are {', '.join(planned)}")
+    os.chdir(ROOT)  # a store whose path is relative is then the same for the study and for what collects it
     for stem, words in planned.items():
         file = out / f"{stem}.json"
-        if only not in (None, stem) or (file.exists() and not dry_run):
+        if only not in (None, stem):
+            continue
+        if file.exists() and not dry_run:
+            click.echo(f"{stem}: {file} is there")
             continue
         click.echo(f"{stem}: {shlex.join(['lottery', 'study', *words])}")
         if not dry_run:
@@ -81,17 +89,17 @@ def studies(model: str, dataset: str, calibration: str | None) -> Iterator[tuple
 
 def run(words: list[str], out: Path) -> None:
     """Runs a study, and collects it. Ends the program where the study fails."""
-    from collect import collect
     from lottery.study.design import read_study
 
-    done = subprocess.run([sys.executable, "-m", "lottery", "study", *words], cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    if code := subprocess.run([sys.executable, "-m", "lottery", "study", *words], check=False).returncode:
+        sys.exit(code)
     pairs = dict(zip(words[1::2], words[2::2], strict=True))
     given = {key.removeprefix("--"): value for key, value in pairs.items() if key != "--out"}
     models, budget = given.pop("models"), given.pop("budget", None)
-    asked = read_study(str(ROOT / words[0]) if "/" in words[0] else words[0])
-    click.echo(collect((asked.with_options(models, budget, given).id,), out))
+    study = read_study(words[0]).with_options(models, budget, given).id
+    collect = [sys.executable, "analysis/collect.py", "--study", study, "--out", str(out)]
+    if code := subprocess.run(collect, check=False).returncode:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

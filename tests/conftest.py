@@ -1,6 +1,7 @@
 """One tracking store and one home for the whole session; real small models; the CLI in process, or in forks of one.
 
-Tests marked `slow` run with LOTTERY_SLOW=1, in CI on a machine that is not too slow, and where they are named; else the last lines say how many were not run.
+Tests marked `slow` run with LOTTERY_SLOW=1, in CI on a machine that is not too slow, and where they are named; else the last
+lines say how many were not run.
 """
 
 import gc
@@ -86,7 +87,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if count := config.stash.get(NOT_RUN, 0):
-        terminalreporter.write_line(f"{count} slow tests were not run: `make test SLOW=1` runs them too, as CI does")
+        terminalreporter.write_line(f"{count} slow tests were not run: `make test SLOW=1` runs them too")
 
 
 @pytest.fixture(scope="session", autouse=True)

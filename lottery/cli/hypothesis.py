@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--join",
     default=None,
-    help="Report these runs, which differ in their seeds, as one: names, ids or files, with commas.",
+    help="Report runs that differ in their seeds as one: ids or files, with commas; a name means its newest run.",
 )
 @click.option("--part", default=None, help="Make only this part, as one task of a cluster does.")
 @click.option(
@@ -72,7 +72,7 @@ def hypothesis(
     count = int_range(1, word="auto")["parse"]("jobs", jobs)
     asked = read_hypothesis(preset)
     if not preset.endswith(".json"):
-        asked = asked.with_options(text=text, seed=seed, device=device, **({"seeds": seeds} if seeds else {}))
+        asked = asked.with_options(text=text, seed=seed, device=device, **({} if seeds is None else {"seeds": seeds}))
     if show:
         click.echo(asked.yaml(), nl=False)
         return
@@ -181,7 +181,9 @@ def print_result(lab: "Lab", result: "Result", out: str | None, as_json: bool) -
         click.echo(json.dumps({"run_id": result.run_id, "report": found.get("index"), **of_json(result.record)}))
     else:
         print_record(result.record)
-        click.echo(f"report: {found['index']}" if found else f"run: {result.run_id}")
+        click.echo(f"run: {result.run_id}")
+        if found:
+            click.echo(f"report: {found['index']}")
         if result.page:
             click.echo(f"browse: {result.page}")
     sys.stdout.flush()
@@ -199,7 +201,8 @@ def report_joined(names: str, out: str | None, as_json: bool) -> None:
     from lottery.report.hypothesis_saved import find_record
 
     client = functools.cache(lambda: store.connect(read_only=True))
-    record = join_records([find_record(client, name.strip()) for name in names.split(",")])
+    parts = [name.strip() for name in names.split(",") if name.strip()]
+    record = join_records([find_record(client, name) for name in parts])
     found = write_hypothesis_report(record, Path(out) if out else joined_folder(record)) if out != "none" else {}
     if as_json:
         click.echo(json.dumps({"report": found.get("index"), **of_json(record)}))

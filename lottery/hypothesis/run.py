@@ -103,7 +103,7 @@ def open_run(client: store.Client, lab: Lab, more: Mapping[str, str] | None = No
     h = lab.hypothesis
     before = trainings.find_hypothesis_run(client, lab.id)
     tags = {"kind": "hypothesis", "study": h.name, "study_id": lab.id, **(more or {})}
-    params = {"preset": h.name, "text": h.text, "seed": str(h.seed), "device": h.device}
+    params = {"preset": h.name, "text": h.text, "seed": str(h.seed), "seeds": str(h.seeds), "device": h.device}
     resume = runs.pop_run_id() or (before.info.run_id if before else None)
     id = json_sha256([lab.id, store.store_digest()])[:16]
     with runs.open_run(
@@ -157,6 +157,6 @@ def report_folder(lab: Lab) -> Path:
 
 
 def joined_folder(record: Mapping[str, Any]) -> Path:
-    """Returns the folder of the report of several runs that were joined."""
-    id = json_sha256([record["name"], record["text"]["sha256"], record["setup"]])[:12]
+    """Returns the folder of the report of several runs that were joined. Other runs have another folder."""
+    id = json_sha256([record["name"], [t["run_id"] for t in record["trainings"]]])[:12]
     return home() / "hypotheses" / f"joined-{id}" / "report"

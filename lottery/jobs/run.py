@@ -134,7 +134,7 @@ def make_ticket(
     with atomic_folder(destination.folder, destination.parameter) as partial_folder:
         if partial_folder is not None:
             check_free_space(job, partial_folder, where)
-            timings = prune_into(job, partial_folder, where, samples, find_solved(client, job))
+            timings = prune_into(job, partial_folder, where, samples, find_solved(client, job, samples))
     stored = StoredTicket(destination.folder, job.base if job.spec.storage == "mask" else None)
     chosen = [p.name for p in job.chosen]
     if stored.id != ticket_id(job.spec, job.source.base_record["files"], chosen, job.source.ticket, job.identity):
@@ -172,13 +172,16 @@ def prune_into(
     job: Job, folder: Path, where: str, samples: Samples | None, solved: StoredTicket | None
 ) -> dict[str, float]:
     """Writes the ticket into the empty folder. Returns the seconds that samples took to go through the blocks
-    (`calibrate_s`, for a method that looks at data), and those of the rest (`prune_s`). `solved`: as `prune_source`."""
+    (`calibrate_s`, for a method that looks at data), and those of the rest (`prune_s`); neither for a ticket that takes
+    the weights of another one (`solved`)."""
     try:
         calibrate_s, seconds = timed(
             lambda: prune_source(job.source, job.spec, job.chosen, folder, job.allocation, None, samples, solved)
         )
     except OSError as e:
         raise path_error(e, f"{where}: {e.strerror}; make room, or give another folder") from e
+    if solved:
+        return {}
     return {"prune_s": seconds - calibrate_s} | ({"calibrate_s": calibrate_s} if samples else {})
 
 

@@ -3,6 +3,7 @@
 Legend: N samples, T tokens of a sample.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,3 +20,8 @@ class Samples:
     calibration: "Calibration"
     ids_NT: np.ndarray
     device: str
+
+    @property
+    def sha256(self) -> str:
+        """Returns the hash of the tokens, which a ticket records."""
+        return hashlib.sha256(self.ids_NT.tobytes()).hexdigest()

@@ -5,7 +5,6 @@ While one tensor is selected, earlier tensors are packed, hashed and written, an
 Legend: O rows, I columns, B = ceil(I/8).
 """
 
-import hashlib
 import json
 import shutil
 from collections import deque
@@ -340,7 +339,7 @@ def write_rest(
             "base": source.base_record,
             **({"source": source.ticket} if source.ticket else {}),
             **({"updated": True} if METHODS[spec.method].updates or source.has_new_values else {}),
-            **({"samples": hashlib.sha256(samples.ids_NT.tobytes()).hexdigest()} if samples else {}),
+            **({"samples": samples.sha256} if samples else {}),
             "layers": sorted({p.layer for p in chosen if p.layer is not None}),
             "tensors": entries,
             "dropped": source.dropped,

@@ -55,7 +55,7 @@ def load_record(client: Client, name: str) -> Record:
 def find_record(client: Callable[[], Client], name: str) -> Record:
     """Returns the record that a name, an id or a file names, as `load_record` and `read_record` do. The store is opened only
     for a name or an id."""
-    return read_record(Path(name)) if name.endswith(".json") else load_record(client(), name)
+    return read_record(Path(name).expanduser()) if name.endswith(".json") else load_record(client(), name)
 
 
 def read_record(path: Path) -> Record:

@@ -66,31 +66,61 @@ def test_names_in_the_store_are_joined_too(records: dict[str, Path], cli: Cli) -
     assert {run["seed"] for run in json.loads(said)["runs"]} == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("steps", 61, "the runs differ in steps: 60 and 61; join runs that differ in their seeds alone"),
-        ("seeds", [0, 1], "seed 0 stands in two of the runs; name one of them"),
-    ],
-)
-def test_other_runs_are_refused(
-    name: str, value: Any, words: str, records: dict[str, Path], tmp_path: Path, cli: Cli
-) -> None:
+def refusal(other: dict[str, Any], first: Path, tmp_path: Path, cli: Cli) -> str:
+    """The last line of a join of a run with an altered one."""
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(other))
+    return cli("hypothesis", "--join", f"{first},{path}", "--out", "none", code=2).stderr.strip().splitlines()[-1]
+
+
+def test_other_runs_are_refused(records: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+    alone = "join runs that differ in their seeds alone"
+    for part, name, value, words in (
+        ("setup", "steps", 61, f"the runs differ in steps: 60 and 61; {alone}"),
+        ("setup", "seeds", [0, 1], "seed 0 stands in two of the runs; name one of them"),
+        ("text", "sha256", "1" * 64, f" and stories (11111111); {alone}"),
+    ):
+        other = read(records["1"])
+        other[part][name] = value
+        assert (last := refusal(other, records["0"], tmp_path, cli)).startswith("Error: join: ") and words in last
     other = read(records["1"])
-    other["setup"][name] = value
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    result = cli("hypothesis", "--join", f"{records['0']},{tmp_path / 'other.json'}", "--out", "none", code=2)
-    assert result.stderr.strip().splitlines()[-1] == f"Error: join: {words}"
+    other["trainings"] = [t for t in other["trainings"] if (t["arm"], t["lr"]) != ("permuted", 0.01)]
+    words = f"the runs differ in trainings: permuted at 0.8, lr=0.01 and no permuted at 0.8, lr=0.01; {alone}"
+    assert refusal(other, records["0"], tmp_path, cli) == f"Error: join: {words}"
 
 
-def test_records_without_losses_of_windows_are_refused(records: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+def test_records_that_lack_something_are_refused(records: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
+    for name in ("command", "tickets", "parameters"):
+        other = read(records["1"])
+        del other[name]
+        assert f"holds no '{name}'; run its command again" in refusal(other, records["0"], tmp_path, cli)
     other = read(records["1"])
     for training in other["trainings"]:
         training.pop("report_nll", None)
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    result = cli("hypothesis", "--join", f"{records['0']},{tmp_path / 'other.json'}", "--out", "none", code=2)
-    assert "without the losses of each window; run its command again" in result.stderr
-    result = cli("hypothesis", "--join", records["0"], "--out", "none", code=2)
-    assert "join: it names one run; name two or more, with commas between them" in result.stderr
-    result = cli("hypothesis", "--join", records["0"], "--seed", 1, code=2)
-    assert "--seed: with --join it has no effect" in result.stderr
+    words = "the run of seed 1 was recorded by an earlier lottery, without the losses of each window"
+    assert words in refusal(other, records["0"], tmp_path, cli)
+
+
+def test_wrong_options(records: dict[str, Path], cli: Cli) -> None:
+    for given, words in (
+        (("--join", f"{records['0']},"), "join: it names one run; name two or more, with commas between them"),
+        (("--join", f"{records['0']},nobody"), "hypothesis=nobody: no such hypothesis"),
+        (("--join", records["0"], "--seed", 1), "--seed: with --join it has no effect"),
+        (("--seeds", "0", "--dry-run"), "seeds=0"),
+        (("--seeds", "", "--dry-run"), "seeds="),
+        (("--preset", "plan.json", "--seeds", 1), "preset=plan.json: a plan cannot be changed; leave --seeds out"),
+    ):
+        assert words in cli("hypothesis", *given, code=2).stderr
+
+
+def test_tickets_that_all_seeds_call_no_match_are_left_out(records: dict[str, Path]) -> None:
+    from lottery.hypothesis.joining import join_records
+
+    one, two = (read(records[name]) for name in ("0", "1"))
+    (claim,) = (c for c in join_records([one, two])["claims"] if c["claim"] == "matches" and c["arm"] == "rewound")
+    one["tickets"] = [{"arm": "rewound", "density": claim["density"], "seed": 0}]
+    assert len(join_records([one, two])["tickets"]) == int(bool(claim["holds"]))
+    for training in one["trainings"]:
+        if training["arm"] == "rewound" and "report_nll" in training:
+            training["report_nll"] = [x + 1 for x in training["report_nll"]]
+    assert join_records([one, two])["tickets"] == []

@@ -40,7 +40,7 @@ def test_the_hypothesis_run(ran: Ran) -> None:
     run = mlflow.get_run(ran.printed["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["kind"] == "hypothesis"
     assert run.data.tags["study"] == "small" and run.data.tags["command"].startswith("lottery hypothesis --preset")
-    assert run.data.params == {"preset": "small", "text": "stories", "seed": "0", "device": "auto"}
+    assert run.data.params == {"preset": "small", "text": "stories", "seed": "0", "seeds": "1", "device": "auto"}
     assert run.data.metrics == {"trainings": 14, "failed": 0}
     files = {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"hypothesis.json", "hypothesis.yaml"} <= files
