@@ -50,7 +50,8 @@ def test_a_base_is_measured_and_later_tickets_find_it(tmp_path: Path, cli: Cli, 
 
 
 def test_a_base_has_a_table_of_its_own(cli: Cli) -> None:
-    shown = cli("evaluate", "--ticket", "builtin", *HOW[2:-2], "--measure", "perplexity,memory,speed").stdout
+    how = (*HOW[2:-2], "--dtype", "bfloat16", "--measure", "perplexity,memory,speed")
+    shown = cli("evaluate", "--ticket", "builtin", *how).stdout
     rows = [line for line in shown.splitlines() if line.startswith("| dense")]
     assert len(rows) == 1 and "90.5" in rows[0]  # as measured beside a ticket
     assert "winner" not in shown and "zeros" not in shown
