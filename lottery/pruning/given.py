@@ -17,14 +17,11 @@ from lottery.ticket.stored import StoredTicket
 SAID = ("layer_error", "damping")  # what a record says of a tensor that a method solved
 
 
-class GivenSelection:
-    """Selects the weights that live under the masks of its source, also those whose value is 0."""
+class EachByItself:
+    """What selections have in common that decide on one tensor after the other."""
 
-    sparser = 0
+    sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
     calibrate_s = 0.0
-
-    def __init__(self, source: Source) -> None:
-        self.masks: dict[str, np.ndarray] = source.masks  # type: ignore[attr-defined]  # only trained sources have masks
 
     def show(self, advance: Advance) -> Advance:
         """Returns the function that counts the bytes of the tensors that were selected."""
@@ -32,6 +29,13 @@ class GivenSelection:
 
     def prepare(self, place: Place) -> None:
         """A tensor is selected by itself."""
+
+
+class GivenSelection(EachByItself):
+    """Selects the weights that live under the masks of its source, also those whose value is 0."""
+
+    def __init__(self, source: Source) -> None:
+        self.masks: dict[str, np.ndarray] = source.masks  # type: ignore[attr-defined]  # only trained sources have masks
 
     def mask(
         self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int
@@ -41,27 +45,17 @@ class GivenSelection:
         return np.packbits(mask_OI, axis=1, bitorder="little"), {"requested": int(mask_OI.sum())}
 
 
-class SolvedSelection:
+class SolvedSelection(EachByItself):
     """Selects the survivors of a ticket that a method made of the same source, and gives them the values that they have
     there, so that the same ticket can be stored in another way without its samples. Its hashes are checked as it is read."""
 
-    calibrate_s = 0.0
-
     def __init__(self, solved: StoredTicket) -> None:
         self.solved = solved
-        self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
 
     @staticmethod
     def can_take(solved: StoredTicket) -> bool:
         """Returns whether the ticket tells which weights survived: one that is not packed holds no masks."""
         return not solved.is_mask_only and all(e["packed"] for e in solved.entries.values() if "requested" in e)
-
-    def show(self, advance: Advance) -> Advance:
-        """Returns the function that counts the bytes of the tensors that were selected."""
-        return advance
-
-    def prepare(self, place: Place) -> None:
-        """A tensor is selected by itself."""
 
     def mask(
         self, place: Place, info: TensorInfo, bits_OI: np.ndarray, zeros: int

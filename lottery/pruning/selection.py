@@ -14,7 +14,8 @@ from lottery.kernels.rows import select_rows
 from lottery.models.checkpoint import Source
 from lottery.models.families import Place
 from lottery.models.headers import TensorInfo
-from lottery.progress import Advance, progress_bar
+from lottery.progress import progress_bar
+from lottery.pruning.given import EachByItself
 from lottery.pruning.reading import Budget, check_finite, stream_of
 from lottery.pruning.tensors import count_to_prune, parse_nm_pattern, tensor_info, uniform_counts
 from lottery.spec import Spec
@@ -28,7 +29,7 @@ def draw_seed(spec: Spec, name: str) -> int | None:
     return int.from_bytes(hashlib.sha256(f"{spec.seed}:{name}".encode()).digest()[:8])
 
 
-class Selection:
+class Selection(EachByItself):
     """Selects which weights of a tensor stay. With `scope=global`, the constructor reads all targeted tensors twice.
 
     `counts` states how many weights each targeted tensor loses; without it all lose the same share. With `scope=global`
@@ -41,18 +42,9 @@ class Selection:
         self.spec = spec
         self.counts = uniform_counts(spec, source, chosen) if counts is None else counts
         self.groups = parse_nm_pattern(spec)
-        self.sparser = 0  # number of targeted tensors that hold more zeros than the spec asks for
-        self.calibrate_s = 0.0
         self.search: select.ThresholdSearch | None = None
         if spec.scope == "global":
             self._search(source, sorted(chosen, key=lambda p: p.name))
-
-    def show(self, advance: Advance) -> Advance:
-        """Returns the function that counts the bytes of the tensors that were selected."""
-        return advance
-
-    def prepare(self, place: Place) -> None:
-        """A tensor is selected by itself."""
 
     def _search(self, source: Source, chosen: Sequence[Place]) -> None:
         asked = count_to_prune(self.spec, sum(tensor_info(source, p).numel for p in chosen))
