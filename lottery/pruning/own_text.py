@@ -15,6 +15,7 @@ from lottery.errors import InputError
 from lottery.models import devices
 from lottery.progress import Advance, progress_bar, say
 from lottery.runtime.load import TensorSource, load_model
+from lottery.runtime.widening import wide_products
 
 CACHE_BYTES = 2**28  # of the keys and values of the samples that are written together
 
@@ -68,7 +69,8 @@ def write_batch(model: Any, first: int, uniform_NT: torch.Tensor, advance: Advan
     ids_NT = torch.full(uniform_NT.shape, first, device=model.device)
     cache = None
     for t in range(1, ids_NT.shape[1]):
-        out = model(ids_NT[:, t - 1 : t], past_key_values=cache, use_cache=True)
+        with wide_products(model.dtype, model.device.type):
+            out = model(ids_NT[:, t - 1 : t], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         up_to_NW = out.logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         if not up_to_NW[:, -1].isfinite().all():

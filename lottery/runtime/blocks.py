@@ -19,6 +19,7 @@ from lottery.models.architecture import model_class, read_config, transformers_e
 from lottery.models.families import Place
 from lottery.runtime.block_parts import NAME, Matrix, Part, find_part
 from lottery.runtime.load import TensorSource, choose_experts
+from lottery.runtime.widening import wide_products
 
 NOT_UNDERSTOOD = "is not understood, so that its blocks cannot be run one by one; give method=magnitude"
 
@@ -185,7 +186,8 @@ class BlockModel:
         return logits
 
     def _logits(self, ids_1T: torch.Tensor, positions: int = 16) -> torch.Tensor:
-        return self.model(ids_1T.to(self.device), use_cache=False, logits_to_keep=positions).logits
+        with wide_products(self.dtype, self.device):
+            return self.model(ids_1T.to(self.device), use_cache=False, logits_to_keep=positions).logits
 
     @torch.inference_mode()
     def embed(self, ids_1T: torch.Tensor) -> torch.Tensor:
@@ -210,7 +212,8 @@ class BlockModel:
     def run(self, block: int, hidden_1TH: torch.Tensor) -> torch.Tensor:
         """Returns the hidden states after a block that is loaded."""
         given, named = self.calls[block]
-        out = self.blocks[block](hidden_1TH.to(self.device), *given, **named)
+        with wide_products(self.dtype, self.device):
+            out = self.blocks[block](hidden_1TH.to(self.device), *given, **named)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.inference_mode()

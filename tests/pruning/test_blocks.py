@@ -17,6 +17,7 @@ from lottery.pruning.samples import Samples
 from lottery.pruning.statistics import Statistics
 from lottery.pruning.streaming import check_streaming, open_blocks
 from lottery.runtime.load import load_model
+from lottery.runtime.widening import wide_products
 from lottery.spec import METHODS, Spec
 from tests.support.families import LABELS, RENAMED, make
 
@@ -56,7 +57,9 @@ def test_streamed_logits_are_the_whole_models(base: Base) -> None:
             hidden = blocks.run(block, hidden)
             blocks.unload(block)
         streamed = blocks.finish(ids_T[None], hidden)
-        assert torch.equal(streamed, model(ids_T[None], use_cache=False).logits[:, -16:])
+        with wide_products(torch.bfloat16, "cpu"):  # as the blocks compute where the processor has no bfloat16
+            whole = model(ids_T[None], use_cache=False).logits[:, -16:]
+        assert torch.equal(streamed, whole)
     assert all(p.device.type == "meta" for p in blocks.blocks.parameters())  # no block's weights stay in memory
 
 
@@ -91,7 +94,8 @@ def inputs_seen_by_hooks(model: Any, ids_NT: torch.Tensor) -> dict[str, torch.Te
 @torch.inference_mode()
 def test_statistics_are_those_of_hooks_on_the_whole_model(base: Base) -> None:
     ids_NT = tokens()
-    seen = inputs_seen_by_hooks(whole_model(base), ids_NT)
+    with wide_products(torch.bfloat16, "cpu"):
+        seen = inputs_seen_by_hooks(whole_model(base), ids_NT)
     blocks = open_blocks(base, ids_NT[:2], "cpu")
     hidden = [blocks.embed(ids_T[None]) for ids_T in ids_NT]
     checked = 0
