@@ -4,8 +4,8 @@
 
 MODEL is builtin, or a folder that analysis/real_models.py made; a real model needs the calibration text too. A study whose
 file is there already is not run, and one that was killed goes on: its tickets are in the tracking store that
-MLFLOW_TRACKING_URI names, without it in mlflow.db beside this project's README. Studies of several models can run side by side, each with OMP_NUM_THREADS=1. With --dry-run the
-commands are printed, and nothing is run. A study by `repair` takes one to two hours of one core.
+MLFLOW_TRACKING_URI names, without it in mlflow.db beside this project's README. Studies of several models can run side by
+side, each with OMP_NUM_THREADS=1. With --dry-run the commands are printed, and nothing is run.
 """
 
 import os

@@ -31,7 +31,8 @@ class WideProducts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        x = args[0] if func in PRODUCTS else args[1] if func in SUMS else None
+        place = 0 if func in PRODUCTS else 1 if func in SUMS else len(args)
+        x = args[place] if place < len(args) else None  # None: another function, or one whose tensors are named
         if x is None or "out" in named or x.dtype != torch.bfloat16 or x.numel() < FEW * x.shape[-1]:
             return func(*args, **named)
         if func is functional.linear:

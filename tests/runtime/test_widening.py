@@ -50,6 +50,8 @@ def test_every_kind_of_product_in_a_module() -> None:
         torch.testing.assert_close(linear(x), rounded_once(x, linear.weight, linear.bias), rtol=2**-7, atol=1e-5)
         assert torch.equal(x.float() @ weight_IO.float(), torch.matmul(x.float(), weight_IO.float()))
         assert functional.linear(x, linear.weight).dtype == torch.bfloat16
+        named = functional.linear(input=x, weight=linear.weight)  # left to torch
+    assert torch.equal(named, functional.linear(x, linear.weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
