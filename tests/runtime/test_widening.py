@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -25,6 +25,7 @@ def rounded_once(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor 
     return (out if bias_O is None else out + bias_O.double()).bfloat16()
 
 
+@settings(deadline=None)  # the first product takes a second on a busy core
 @given(SIZES, SIZES, SIZES, st.booleans())
 def test_a_linear_layer(rows: int, columns: int, outputs: int, has_bias: bool) -> None:
     x, weight_OI, bias_O = drawn(rows, columns), drawn(outputs, columns), drawn(outputs) if has_bias else None
